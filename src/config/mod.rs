@@ -1,0 +1,1 @@
+//! The run's configuration: one typed structure, from file and flags.

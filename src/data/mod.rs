@@ -1,0 +1,1 @@
+//! Records, readers, prompts, tokenizer and item tokens, packing into task segments.

@@ -1,0 +1,1 @@
+//! Candidate tries, ranking, metrics, significance, general knowledge.

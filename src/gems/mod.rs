@@ -1,0 +1,1 @@
+//! The method: subspaces, null space, gates, refresh, optimizer, merge. No device code.

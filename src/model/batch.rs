@@ -1,0 +1,67 @@
+//! A packed batch: sequences without padding, ordered by task.
+
+use std::ops::Range;
+
+/// Sequences laid end to end, ordered by task: task t's rows are `segments[t]`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Packed {
+    /// Token ids, one a row.
+    pub tokens: Vec<u32>,
+    /// Position of each row within its sequence (from 0).
+    pub positions: Vec<u32>,
+    /// Where sequences begin: n + 1 row numbers, first 0, last the number of rows.
+    pub offsets: Vec<u32>,
+    /// Rows of each task, in task order, together all rows; a task without sequences has an empty range.
+    pub segments: Vec<Range<usize>>,
+}
+
+impl Packed {
+    /// Number of rows (tokens).
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+    /// Packs sequences given task by task: `tasks[t]` holds task t's sequences.
+    pub fn new<S: AsRef<[u32]>>(tasks: &[Vec<S>]) -> Self {
+        let mut packed = Packed { offsets: vec![0], ..Packed::default() };
+        for sequences in tasks {
+            let start = packed.tokens.len();
+            for sequence in sequences {
+                let sequence = sequence.as_ref();
+                packed.tokens.extend_from_slice(sequence);
+                packed.positions.extend(0..sequence.len() as u32);
+                packed.offsets.push(packed.tokens.len() as u32);
+            }
+            packed.segments.push(start..packed.tokens.len());
+        }
+        packed
+    }
+}
+
+/// The rows whose next token is to be predicted, and how much each counts.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Labels {
+    /// Rows (of the decoder's packing) that predict, ascending.
+    pub rows: Vec<u32>,
+    /// The token each of them must predict.
+    pub targets: Vec<u32>,
+    /// Factor of each negative log-likelihood in the loss that is differentiated
+    /// (1 / labels of the whole step, so that accumulation is exact).
+    pub weights: Vec<f32>,
+    /// Labels of each task, in task order.
+    pub segments: Vec<Range<usize>>,
+}
+
+/// What one forward and backward pass works on.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// The encoder's input of an encoder-decoder model.
+    pub encoder: Option<Packed>,
+    /// The decoder's (or decoder-only model's) input.
+    pub decoder: Packed,
+    /// What is to be predicted.
+    pub labels: Labels,
+}

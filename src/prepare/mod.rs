@@ -1,0 +1,1 @@
+//! Raw public data sets into the engine's data directory.

@@ -1,0 +1,1 @@
+//! Metrics log, TensorBoard, HTML report.

@@ -1,0 +1,1 @@
+//! The loop: schedule, accumulation, checkpoints, early stopping.

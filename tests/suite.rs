@@ -1,0 +1,25 @@
+//! All tests, one module a room. `cargo test golden` runs those against reference values.
+
+#[path = "suite/support.rs"]
+mod support;
+
+#[path = "suite/backend.rs"]
+mod backend;
+#[path = "suite/cli.rs"]
+mod cli;
+#[path = "suite/data.rs"]
+mod data;
+#[path = "suite/eval.rs"]
+mod eval;
+#[path = "suite/gems.rs"]
+mod gems;
+#[path = "suite/model.rs"]
+mod model;
+#[path = "suite/prepare.rs"]
+mod prepare;
+#[path = "suite/report.rs"]
+mod report;
+#[path = "suite/simt.rs"]
+mod simt;
+#[path = "suite/train.rs"]
+mod train;

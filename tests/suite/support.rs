@@ -1,0 +1,139 @@
+//! Golden files, verbose closeness, and deterministic inputs. Used by every room.
+#![allow(dead_code)]
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The reference data: `$GEMS_GOLDEN_DIR`, or `tests/golden` of the repository. Cases, shapes and
+/// tolerances are found in its manifest, so other data of the same format works too.
+pub struct Golden {
+    /// Where it is.
+    pub dir: PathBuf,
+    manifest: Value,
+}
+
+/// A tensor of a golden file, as f32 (integers are converted), with its shape.
+#[derive(Debug, Clone)]
+pub struct Reference {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl Reference {
+    pub fn rows(&self) -> usize {
+        if self.shape.len() < 2 { 1 } else { self.shape[..self.shape.len() - 1].iter().product() }
+    }
+    pub fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+}
+
+impl Golden {
+    pub fn open() -> Self {
+        let dir = std::env::var_os("GEMS_GOLDEN_DIR")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
+        let text = std::fs::read_to_string(dir.join("manifest.json"))
+            .unwrap_or_else(|e| panic!("{}/manifest.json: {e}", dir.display()));
+        Self { dir, manifest: serde_json::from_str(&text).unwrap() }
+    }
+    /// Paths in the manifest that start with `prefix` and end with `suffix`.
+    pub fn files(&self, prefix: &str, suffix: &str) -> Vec<String> {
+        let files = self.manifest["files"].as_object().unwrap();
+        files.keys().filter(|k| k.starts_with(prefix) && k.ends_with(suffix)).cloned().collect()
+    }
+    /// Names of the folders directly below `prefix/`, from the manifest.
+    pub fn folders(&self, prefix: &str) -> Vec<String> {
+        let head = format!("{prefix}/");
+        let mut names: Vec<String> = self
+            .files(&head, "")
+            .iter()
+            .filter_map(|p| p[head.len()..].split_once('/').map(|(name, _)| name.to_string()))
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+    /// The manifest's entry of a file.
+    pub fn entry(&self, path: &str) -> &Value {
+        &self.manifest["files"][path]
+    }
+    /// A number below `tolerance` of a file's entry (dots separate levels), or `default` if it names none.
+    pub fn tolerance(&self, path: &str, key: &str, default: f64) -> f64 {
+        let mut value = &self.entry(path)["tolerance"];
+        for part in key.split('.') {
+            value = &value[part];
+        }
+        value.as_f64().unwrap_or(default)
+    }
+    pub fn has(&self, path: &str) -> bool {
+        self.manifest["files"].get(path).is_some()
+    }
+    pub fn json(&self, path: &str) -> Value {
+        let text = std::fs::read_to_string(self.dir.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+    pub fn tensors(&self, path: &str) -> BTreeMap<String, Reference> {
+        let bytes = std::fs::read(self.dir.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{path}: {e}"));
+        file.tensors()
+            .into_iter()
+            .map(|(name, view)| {
+                let data = view.data();
+                let values = match view.dtype() {
+                    safetensors::Dtype::F32 => {
+                        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+                    }
+                    safetensors::Dtype::F64 => data
+                        .chunks_exact(8)
+                        .map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32)
+                        .collect(),
+                    safetensors::Dtype::I64 => data
+                        .chunks_exact(8)
+                        .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32)
+                        .collect(),
+                    other => panic!("{path}: {name}: dtype {other:?}"),
+                };
+                (name, Reference { shape: view.shape().to_vec(), values })
+            })
+            .collect()
+    }
+}
+
+/// Asserts `|got - want| <= atol + rtol * |want|` everywhere; a failure names how many elements, the
+/// worst one, and NaN or infinities apart.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f32], want: &[f32], rtol: f64, atol: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: {} values instead of {}", got.len(), want.len());
+    let (mut bad, mut worst, mut at, mut strange) = (0usize, 0f64, 0usize, 0usize);
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        if g == w {
+            continue;
+        }
+        if !g.is_finite() || !w.is_finite() {
+            strange += 1;
+            at = i;
+            continue;
+        }
+        let used = (g as f64 - w as f64).abs() / (atol + rtol * (w as f64).abs());
+        if used > 1.0 {
+            bad += 1;
+        }
+        if used > worst {
+            (worst, at) = (used, i);
+        }
+    }
+    assert!(
+        bad == 0 && strange == 0,
+        "{what}: {bad} of {} values differ, {strange} not finite; worst at {at}: got {}, want {} ({worst:.2} x the tolerance {atol:e} + {rtol:e}|w|)",
+        want.len(),
+        got[at],
+        want[at]
+    );
+}
+
+/// Deterministic, distinct, roughly standard normal numbers.
+pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    gems_engine::random::normal(seed, gems_engine::random::Purpose::Data, 77, 0, n)
+}
