@@ -65,3 +65,26 @@ pub struct Batch {
     /// What is to be predicted.
     pub labels: Labels,
 }
+
+/// A forward pass without gradients: hidden states of chosen rows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Inference {
+    /// The encoder's input of an encoder-decoder model; its i-th sequence goes with the decoder's i-th.
+    pub encoder: Option<Packed>,
+    /// The decoder's (or decoder-only model's) input. `segments` may be empty.
+    pub decoder: Packed,
+    /// For tries: decoder row i sees exactly the decoder rows `keys[offsets[i]..offsets[i + 1]]`
+    /// (itself included); without it, causal within each sequence. Positions are the caller's.
+    pub visible: Option<Visible>,
+    /// Decoder rows whose final hidden state is wanted.
+    pub rows: Vec<u32>,
+}
+
+/// Which rows each row sees; see [`Inference::visible`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Visible {
+    /// `rows + 1` offsets into `keys`.
+    pub offsets: Vec<u32>,
+    /// Row numbers.
+    pub keys: Vec<u32>,
+}
