@@ -1,0 +1,38 @@
+# Commands for people who work on gems-engine; `just` lists them.
+
+default:
+    @just --list
+
+# Everything CI runs.
+ci:
+    .ci/run
+
+# Format, lint, test.
+check:
+    cargo fmt --all
+    cargo clippy --all-targets -- -D warnings
+    cargo test --release
+
+# The tests against reference values only; GEMS_GOLDEN_DIR points to other data of the same format.
+golden:
+    cargo test --release golden
+
+# Criterion benchmarks of operations, step and refresh.
+bench *ARGS:
+    cargo bench {{ARGS}}
+
+# The engine and its PyTorch peers, interleaved in one run (needs Python; installs into a virtual environment).
+peers *ARGS:
+    benches/peers/compare.sh {{ARGS}}
+
+# The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).
+cuda-toolchain:
+    scripts/cuda-toolchain.sh
+
+# Make the demo's world, tokenizer and pretrained model again.
+demo-assets:
+    assets/make/make.sh
+
+# Dependencies: licences, advisories, duplicates (needs cargo-deny).
+deny:
+    cargo deny check

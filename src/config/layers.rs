@@ -1,0 +1,157 @@
+//! Layers of settings: defaults < file < `--set` < flags, merged as TOML tables.
+//!
+//! Every layer is checked against the schema by itself, so that a misspelt key is reported with the
+//! place it came from and the nearest key that exists.
+
+use crate::error::{Error, Result};
+use serde_json::Value as Json;
+use std::path::Path;
+use toml::{Table, Value};
+
+/// One source of settings and its name for messages (`run.toml`, `--set gems.rank`).
+pub struct Layer {
+    /// Where it came from.
+    pub source: String,
+    /// The settings.
+    pub table: Table,
+}
+
+impl Layer {
+    /// Reads a TOML file.
+    pub fn file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read the configuration", path, e))?;
+        let table = text.parse::<Table>().map_err(|e| {
+            Error::usage(format!("not valid TOML: {}", e.message()))
+                .at(place_of(&text, e.span()))
+                .at(path.display())
+        })?;
+        Ok(Self { source: path.display().to_string(), table })
+    }
+    /// Parses `a.b.c=value`; the value is TOML, or a bare string.
+    pub fn assignment(text: &str) -> Result<Self> {
+        let (key, value) = text.split_once('=').ok_or_else(|| {
+            Error::usage(format!("`{text}` is not an assignment"))
+                .at("--set")
+                .remedy("write --set section.key=value")
+        })?;
+        let value = value.trim();
+        let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        Ok(Self::value(
+            &format!("--set {}", key.trim()),
+            key.trim(),
+            parsed.unwrap_or_else(|| Value::from(value)),
+        ))
+    }
+    /// A single value under a dotted key.
+    pub fn value(source: &str, key: &str, value: Value) -> Self {
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let last = parts.pop().unwrap_or_default();
+        let mut table = Table::from_iter([(last.to_string(), value)]);
+        for part in parts.into_iter().rev() {
+            table = Table::from_iter([(part.to_string(), Value::Table(table))]);
+        }
+        Self { source: source.to_string(), table }
+    }
+}
+
+fn place_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
+    let start = span.map_or(0, |s| s.start).min(text.len());
+    format!("line {}", text[..start].matches('\n').count() + 1)
+}
+
+/// Merges layers, later ones over earlier ones, after checking every key of each against `schema`.
+pub fn merge(layers: Vec<Layer>, schema: &Json) -> Result<Table> {
+    let mut merged = Table::new();
+    for layer in layers {
+        check_keys(&layer.table, schema, schema, "").map_err(|e| e.at(&layer.source))?;
+        overlay(&mut merged, layer.table);
+    }
+    Ok(merged)
+}
+
+fn overlay(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Follows `$ref`, and looks through the wrappers schemars puts around optional and defaulted types.
+fn resolve<'a>(mut node: &'a Json, root: &'a Json) -> &'a Json {
+    for _ in 0..16 {
+        if let Some(pointer) = node["$ref"].as_str().and_then(|r| r.strip_prefix('#')) {
+            match root.pointer(pointer) {
+                Some(target) => node = target,
+                None => return node,
+            }
+        } else if let Some(inner) =
+            ["anyOf", "allOf"].iter().find_map(|k| node[*k].as_array()).and_then(|options| {
+                options
+                    .iter()
+                    .find(|o| o["type"] != "null" && (o["$ref"].is_string() || o["properties"].is_object()))
+            })
+        {
+            node = inner;
+        } else {
+            return node;
+        }
+    }
+    node
+}
+
+fn check_keys(table: &Table, node: &Json, root: &Json, prefix: &str) -> Result<()> {
+    let node = resolve(node, root);
+    let Some(properties) = node["properties"].as_object() else { return Ok(()) };
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match properties.get(key) {
+            Some(child) => {
+                if let Value::Table(inner) = value {
+                    check_keys(inner, child, root, &path)?;
+                }
+            }
+            None if node["additionalProperties"].is_object() => {}
+            None => {
+                let known = known_keys(root);
+                let nearest = nearest(&path, &known);
+                return Err(Error::usage(format!("unknown setting `{path}`")).remedy(match nearest {
+                    Some(nearest) => {
+                        format!("did you mean `{nearest}`? `gems-engine config-schema` prints all settings")
+                    }
+                    None => "`gems-engine config-schema` prints all settings".into(),
+                }));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every dotted key of the schema.
+pub fn known_keys(root: &Json) -> Vec<String> {
+    fn walk(node: &Json, root: &Json, prefix: &str, keys: &mut Vec<String>) {
+        if let Some(properties) = resolve(node, root)["properties"].as_object() {
+            for (name, child) in properties {
+                let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                walk(child, root, &path, keys);
+                keys.push(path);
+            }
+        }
+    }
+    let mut keys = Vec::new();
+    walk(root, root, "", &mut keys);
+    keys
+}
+
+fn nearest(key: &str, known: &[String]) -> Option<String> {
+    let leaf = |k: &str| k.rsplit('.').next().unwrap_or(k).to_string();
+    known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(key, k).max(0.97 * strsim::jaro_winkler(&leaf(key), &leaf(k))), k))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(score, _)| *score > 0.75)
+        .map(|(_, k)| k.clone())
+}

@@ -1,0 +1,207 @@
+//! Checkpoints: named tensors and one JSON value, written so that a crash or a full disk never
+//! leaves a broken one, and verified by checksum before anything of them is used.
+//!
+//! ```text
+//! checkpoints/step-00000500/  weights.safetensors  optimizer.safetensors  state.json
+//! ```
+//! `state.json` is written last and names the blake3 sum of each file; the directory is written
+//! aside, flushed to disk and renamed.
+
+use super::run::write_atomically;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// A named matrix in f32, the only type a checkpoint holds (bf16 weights are exact in f32).
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedTensor {
+    /// Unique name.
+    pub name: String,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Row by row.
+    pub values: Vec<f32>,
+}
+
+/// The content of `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    step: u64,
+    files: BTreeMap<String, String>,
+    state: Value,
+}
+
+const FORMAT: u32 = 1;
+
+/// A checkpoint read back.
+pub struct Checkpoint {
+    /// The last finished step.
+    pub step: u64,
+    /// File stem -> tensors.
+    pub tensors: BTreeMap<String, Vec<NamedTensor>>,
+    /// Everything that is not a tensor.
+    pub state: Value,
+}
+
+/// The directory of step `step`'s checkpoint.
+pub fn directory(root: &Path, step: u64) -> PathBuf {
+    root.join(format!("step-{step:08}"))
+}
+
+/// Writes a checkpoint and returns its directory. Nothing that was there before is touched until the
+/// new one is whole on the disk.
+pub fn save(
+    root: &Path,
+    step: u64,
+    tensors: &BTreeMap<String, Vec<NamedTensor>>,
+    state: Value,
+) -> Result<PathBuf> {
+    fs::create_dir_all(root).map_err(|e| Error::io("create the checkpoint directory", root, e))?;
+    let aside = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempdir_in(root)
+        .map_err(|e| Error::io("write a checkpoint", root, e))?;
+    let mut files = BTreeMap::new();
+    for (stem, tensors) in tensors {
+        let name = format!("{stem}.safetensors");
+        let path = aside.path().join(&name);
+        write_tensors(&path, tensors)?;
+        files.insert(name, checksum(&path)?);
+    }
+    let manifest = Manifest { format: FORMAT, step, files, state };
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::data(format!("state: {e}")))?;
+    write_atomically(&aside.path().join("state.json"), &text)?;
+    let target = directory(root, step);
+    if target.exists() {
+        fs::remove_dir_all(&target).map_err(|e| Error::io("replace the checkpoint", &target, e))?;
+    }
+    let aside = aside.keep();
+    fs::rename(&aside, &target).map_err(|e| Error::io("write the checkpoint", &target, e))?;
+    if let Ok(directory) = File::open(root) {
+        let _ = directory.sync_all();
+    }
+    Ok(target)
+}
+
+fn write_tensors(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
+    let views = tensors
+        .iter()
+        .map(|t| {
+            safetensors::tensor::TensorView::new(
+                safetensors::Dtype::F32,
+                vec![t.rows, t.cols],
+                bytemuck::cast_slice(&t.values),
+            )
+            .map(|view| (t.name.as_str(), view))
+            .map_err(|e| Error::data(format!("tensor {}: {e}", t.name)))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize_to_file(views, None, path).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(e) => Error::io("write", path, e),
+        e => Error::data(e.to_string()).at(path.display()),
+    })?;
+    let file = File::open(path).map_err(|e| Error::io("read back", path, e))?;
+    file.sync_all().map_err(|e| Error::io("write", path, e))
+}
+
+fn checksum(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_mmap_rayon(path).map_err(|e| Error::io("read back", path, e))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The newest whole checkpoint below `root`; broken ones are reported through `warn` and passed over.
+pub fn load_latest(root: &Path, mut warn: impl FnMut(&Error)) -> Result<Checkpoint> {
+    for (_, path) in list(root)?.into_iter().rev() {
+        match load(&path) {
+            Ok(checkpoint) => return Ok(checkpoint),
+            Err(error) => warn(&error),
+        }
+    }
+    Err(Error::usage("no whole checkpoint found")
+        .at(root.display())
+        .remedy("start the run again without --resume, in another directory"))
+}
+
+/// The checkpoints below `root`, oldest first.
+pub fn list(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("read the checkpoint directory", root, e)),
+    };
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+            Some((step, path))
+        })
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Reads and verifies one checkpoint.
+pub fn load(path: &Path) -> Result<Checkpoint> {
+    let broken = |what: String| {
+        Error::data(what)
+            .at(path.display())
+            .remedy("this checkpoint is damaged; use an older one, or start again")
+    };
+    let state_path = path.join("state.json");
+    let text = fs::read(&state_path).map_err(|e| Error::io("read the checkpoint", &state_path, e))?;
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| broken(format!("state.json: {e}")))?;
+    if manifest.format != FORMAT {
+        return Err(broken(format!("format {} is not the {FORMAT} this version reads", manifest.format)));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, expected) in &manifest.files {
+        let file = path.join(name);
+        if name.contains(['/', '\\']) || checksum(&file)? != *expected {
+            return Err(broken(format!("{name} does not match its checksum")));
+        }
+        let stem = name.trim_end_matches(".safetensors").to_string();
+        tensors.insert(stem, read_tensors(&file)?);
+    }
+    Ok(Checkpoint { step: manifest.step, tensors, state: manifest.state })
+}
+
+fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>> {
+    let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let bad = |e: String| Error::data(e).at(path.display());
+    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
+    file.tensors()
+        .into_iter()
+        .map(|(name, view)| match (view.dtype(), view.shape()) {
+            (safetensors::Dtype::F32, &[rows, cols]) => {
+                let values = view
+                    .data()
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect();
+                Ok(NamedTensor { name, rows, cols, values })
+            }
+            (dtype, shape) => {
+                Err(bad(format!("tensor {name}: {dtype:?} {shape:?} instead of an f32 matrix")))
+            }
+        })
+        .collect()
+}
+
+/// Deletes all but the newest `keep` checkpoints and those in `spare`.
+pub fn prune(root: &Path, keep: usize, spare: &[u64]) -> Result<()> {
+    let found = list(root)?;
+    let old = found.len().saturating_sub(keep.max(1));
+    for (step, path) in &found[..old] {
+        if !spare.contains(step) {
+            fs::remove_dir_all(path).map_err(|e| Error::io("delete an old checkpoint", path, e))?;
+        }
+    }
+    Ok(())
+}

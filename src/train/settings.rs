@@ -1,0 +1,104 @@
+//! Settings of the loop: sections `[train]` and `[checkpoint]`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How long, how large, how fast (section `[train]`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSettings {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Training examples of each task in every step, by task name. Empty: `batch` examples a step,
+    /// shared among the tasks in proportion to their rows.
+    pub batch_per_task: BTreeMap<String, usize>,
+    /// Training examples in every step when `batch_per_task` is empty.
+    pub batch: usize,
+    /// Most tokens in one forward and backward pass; a step with more is accumulated over several
+    /// passes. 0: everything in one pass.
+    pub micro_batch_tokens: usize,
+    /// Learning rate of the adapted layers at the top of the schedule.
+    pub lr: f64,
+    /// Shape of the schedule after the warm-up.
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises from 0 to `lr`.
+    pub warmup_steps: u64,
+    /// The schedule ends at `lr` times this.
+    pub final_lr_ratio: f64,
+    /// Keep only layer inputs of the forward pass and compute the rest again in the backward pass.
+    pub activation_checkpointing: bool,
+    /// Validate every so many steps (0: never).
+    pub validate_every: u64,
+    /// Validation records of each task that are ranked (0: all).
+    pub validate_records: usize,
+    /// The validation metric that chooses the best checkpoint: `loss`, or a ranking metric such as
+    /// `ndcg@10` (the mean over tasks), or `TASK.ndcg@10`.
+    pub best_metric: String,
+    /// Stop after so many validations without a better `best_metric` (0: never).
+    pub patience: u64,
+    /// Stop after so many steps in a row with a NaN or infinite loss or gradient; the offending
+    /// batch is written to the run directory. Single ones are skipped and counted.
+    pub max_bad_steps: u64,
+    /// Gradient-only passes over training batches before step 1, to find the first bases.
+    pub probe_batches: u64,
+    /// Rank the test records and measure general knowledge before training, for the table at the end.
+    pub evaluate_before: bool,
+    /// The same after training.
+    pub evaluate_after: bool,
+    /// Write the tuned model as a Hugging Face directory (`model/` in the run directory) at the end.
+    pub export: bool,
+}
+
+/// The course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Half a cosine down to `final_lr_ratio`.
+    Cosine,
+    /// A straight line down to `final_lr_ratio`.
+    Linear,
+    /// No change.
+    Constant,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch_per_task: BTreeMap::new(),
+            batch: 64,
+            micro_batch_tokens: 16384,
+            lr: 1e-3,
+            schedule: Schedule::Cosine,
+            warmup_steps: 20,
+            final_lr_ratio: 0.05,
+            activation_checkpointing: false,
+            validate_every: 200,
+            validate_records: 512,
+            best_metric: "ndcg@10".into(),
+            patience: 0,
+            max_bad_steps: 5,
+            probe_batches: 8,
+            evaluate_before: true,
+            evaluate_after: true,
+            export: true,
+        }
+    }
+}
+
+/// What is saved, and how often (section `[checkpoint]`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSettings {
+    /// Save every so many steps (0: only at the end and when interrupted).
+    pub every: u64,
+    /// Keep the newest so many checkpoints (the best one is always kept).
+    pub keep: usize,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        Self { every: 500, keep: 2 }
+    }
+}
