@@ -15,6 +15,7 @@
 #![doc(html_no_source)]
 
 pub mod error;
+pub mod files;
 pub mod random;
 
 pub mod backend;
@@ -23,6 +24,7 @@ pub mod model;
 
 pub mod data;
 pub mod eval;
+pub mod export;
 pub mod prepare;
 pub mod report;
 pub mod train;

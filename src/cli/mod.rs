@@ -1,8 +1,79 @@
 //! The commands: the only place that wires everything together.
 
+mod options;
+mod schema;
+
+use crate::error::{Error, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Fine-tune one language model for search and recommendation together, with GEMS.
+///
+/// Run `gems-engine train` without anything else to see it work on an embedded demo.
+#[derive(Parser)]
+#[command(name = "gems-engine", version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the JSON schema of all settings, for editors and for reading.
+    ConfigSchema,
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Parses the command line, runs the command, prints an error once, returns its exit code.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::ConfigSchema => schema::print(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Prints an error the way every command does: what, where, what to do.
+fn report(error: &Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    ExitCode::from(error.exit_code())
+}
+
+/// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once.
+fn catch_interrupts() -> Result<&'static AtomicBool> {
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        let _ = writeln!(
+            std::io::stderr(),
+            "\nstopping after this step; press Ctrl-C again to stop without saving"
+        );
+    })
+    .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot catch interrupts: {e}")))?;
+    Ok(&INTERRUPTED)
 }

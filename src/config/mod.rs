@@ -1,5 +1,113 @@
-//! The run's configuration: one typed structure, from file and flags.
+//! The run's configuration: one typed structure, from presets, file and flags.
 
 mod layers;
 
 pub use layers::{Layer, known_keys, merge};
+
+use crate::error::{Error, Result};
+use crate::train::{CheckpointSettings, TrainSettings};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Every setting of a run. `gems-engine config-schema` prints this as a JSON schema.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Seed of everything random: data order, initial values, sketches.
+    pub seed: u64,
+    /// What to compute on: auto, cpu, cuda, cuda:N or simt.
+    pub device: Device,
+    /// The base model.
+    pub model: ModelSettings,
+    /// Length, batch, learning rate, validation.
+    pub train: TrainSettings,
+    /// Saving.
+    pub checkpoint: CheckpointSettings,
+}
+
+/// What to compute on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum Device {
+    /// A GPU when there is one that works, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The native CPU backend.
+    Cpu,
+    /// GPU number n.
+    Cuda(usize),
+    /// The CUDA kernels on the host SIMT machine.
+    Simt,
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "simt" => Ok(Self::Simt),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("unknown device `{other}`; one of auto, cpu, cuda, cuda:N, simt")),
+        }
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => "auto".into(),
+            Device::Cpu => "cpu".into(),
+            Device::Simt => "simt".into(),
+            Device::Cuda(n) => format!("cuda:{n}"),
+        }
+    }
+}
+
+/// The base model (section `[model]`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// A Hugging Face directory: config.json, safetensors, tokenizer.json.
+    pub path: String,
+    /// Start from the stored weights, or from random ones of the same configuration.
+    pub init: Init,
+}
+
+/// Where the weights come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// The checkpoint's weights.
+    #[default]
+    Pretrained,
+    /// Random weights (normal, `initializer_range`): for pretraining from scratch.
+    Random,
+}
+
+impl Config {
+    /// The JSON schema of all settings.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Config).to_value()
+    }
+    /// Merges layers over the defaults and checks them.
+    pub fn from_layers(layers: Vec<Layer>) -> Result<Self> {
+        let sources: Vec<String> = layers.iter().map(|l| l.source.clone()).collect();
+        let table = merge(layers, &Self::schema())?;
+        let config: Self = table.try_into().map_err(|e: toml::de::Error| {
+            Error::usage(e.to_string().trim().replace('\n', " "))
+                .at(format!("settings ({})", sources.join(", ")))
+                .remedy("`gems-engine config-schema` prints every setting with its type")
+        })?;
+        Ok(config)
+    }
+    /// The resolved configuration as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_default()
+    }
+}

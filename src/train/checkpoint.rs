@@ -7,8 +7,8 @@
 //! `state.json` is written last and names the blake3 sum of each file; the directory is written
 //! aside, flushed to disk and renamed.
 
-use super::run::write_atomically;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;

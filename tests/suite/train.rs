@@ -106,7 +106,10 @@ fn merged(layers: Vec<Layer>) -> gems_engine::error::Result<toml::Table> {
 #[test]
 fn later_layers_win_and_types_are_kept() {
     let table = merged(vec![
-        Layer { source: "file".into(), table: "seed = 3\n[gems]\nrank = 4\nweights = { a = 1.0 }".parse().unwrap() },
+        Layer {
+            source: "file".into(),
+            table: "seed = 3\n[gems]\nrank = 4\nweights = { a = 1.0 }".parse().unwrap(),
+        },
         Layer::assignment("gems.rank=8").unwrap(),
         Layer::assignment("gems.weights.b = 2.5").unwrap(),
         Layer::value("--seed", "seed", 9.into()),
@@ -119,9 +122,11 @@ fn later_layers_win_and_types_are_kept() {
 
 #[test]
 fn an_unknown_key_names_its_source_and_the_nearest_key() {
-    for (assignment, nearest) in
-        [("gems.rnak=8", "`gems.rank`"), ("gems.refreshevery=8", "`gems.refresh_every`"), ("rank=1", "`gems.rank`")]
-    {
+    for (assignment, nearest) in [
+        ("gems.rnak=8", "`gems.rank`"),
+        ("gems.refreshevery=8", "`gems.refresh_every`"),
+        ("rank=1", "`gems.rank`"),
+    ] {
         let error = merged(vec![Layer::assignment(assignment).unwrap()]).err().unwrap();
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
