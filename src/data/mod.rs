@@ -1,1 +1,38 @@
 //! Records, readers, prompts, tokenizer and item tokens, packing into task segments.
+//!
+//! A *data directory* holds
+//!
+//! | file | a row |
+//! |---|---|
+//! | `items.{jsonl,parquet}` | `{item, text?}` |
+//! | `{train,valid,test}.{jsonl,parquet}` | `{task, user?, history[], query?, target[], negatives[]?, timestamp?}`, or `{task, text}` |
+//! | `test-NAME.{jsonl,parquet}` | the same: one more named evaluation set |
+//! | `general.txt`, `general.jsonl` | general text: a document a line, or `{text}` |
+//!
+//! [`Dataset::load`] reads and checks it, [`Encoder`] turns a record into token ids, [`Sampler`]
+//! decides the order (a pure function of seed and position), and [`pack`] lays the examples of a
+//! step end to end, ordered by task.
+
+pub(crate) mod columnar;
+mod dataset;
+mod encode;
+mod general;
+mod pack;
+mod prompt;
+mod record;
+pub(crate) mod rows;
+mod sampler;
+mod semantic;
+mod settings;
+mod vocabulary;
+
+pub use dataset::Dataset;
+pub use encode::{Encoder, Example, Tally};
+pub use general::GeneralText;
+pub use pack::{micro_batches, pack};
+pub use prompt::Prompts;
+pub use record::{Catalogue, Record, Split};
+pub use sampler::{Pick, Sampler, StepSize};
+pub use semantic::{SemanticIds, residual_kmeans};
+pub use settings::{DataSettings, EndOfSequence, ItemIdentity, PromptPreset, SemanticSettings};
+pub use vocabulary::{Architecture, Vocabulary};

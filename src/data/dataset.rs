@@ -1,0 +1,346 @@
+//! Reading and checking a data directory.
+
+use super::prompt::Prompts;
+use super::record::{Catalogue, Record, Split};
+use super::rows::{self, Fault, Row, describe};
+use super::settings::DataSettings;
+use crate::error::{Error, Kind, Result};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A whole data directory, checked.
+#[derive(Debug, Clone, Default)]
+pub struct Dataset {
+    /// The items.
+    pub items: Catalogue,
+    /// Task names; a record holds its task's position here.
+    pub tasks: Vec<String>,
+    /// Records to learn from.
+    pub train: Split,
+    /// Records to choose the best checkpoint with.
+    pub valid: Split,
+    /// Records to judge the result with.
+    pub test: Split,
+    /// Further evaluation sets: `test-NAME` files, sorted by name.
+    pub extra: Vec<Split>,
+    /// Files of general text: to learn the null space from, and (`general-heldout`) to measure with.
+    pub general: Vec<PathBuf>,
+    /// Rows left out, by reason.
+    pub skipped: BTreeMap<String, usize>,
+}
+
+impl Dataset {
+    /// Reads `dir`. Rows that are not as they must be are errors, or are left out and counted while
+    /// there are no more than `settings.skip_bad_rows` of them.
+    ///
+    /// # Errors
+    /// Names file, line (row), field, value and remedy.
+    pub fn load(dir: &Path, settings: &DataSettings) -> Result<Self> {
+        settings.validate()?;
+        let prompts = Prompts::new(settings, None)?;
+        let mut loader = Loader::new(settings, prompts);
+        loader.read_items(dir)?;
+        let train = loader.read_split(dir, "train", "train")?;
+        let valid = loader.read_split(dir, "valid", "valid")?;
+        let test = loader.read_split(dir, "test", "test")?;
+        if [&train, &valid, &test].iter().all(|s| s.records.is_empty()) {
+            return Err(Error::data("no records: neither train, valid nor test has any")
+                .at(dir.display())
+                .remedy("`gems-engine prepare` makes a data directory from logs"));
+        }
+        let mut extra = Vec::new();
+        for name in extra_names(dir)? {
+            extra.push(loader.read_split(dir, &format!("test-{name}"), &name)?);
+        }
+        let general = ["general.txt", "general.jsonl", "general-heldout.txt", "general-heldout.jsonl"];
+        let general = general.iter().map(|name| dir.join(name)).filter(|p| p.is_file()).collect();
+        let Loader { items, tasks, skipped, .. } = loader;
+        Ok(Self { items, tasks, train, valid, test, extra, general, skipped })
+    }
+    /// All evaluation sets: `test` first, then the extra ones.
+    pub fn tests(&self) -> impl Iterator<Item = &Split> {
+        std::iter::once(&self.test).chain(&self.extra)
+    }
+    /// The number of task `name`.
+    pub fn task(&self, name: &str) -> Option<u32> {
+        self.tasks.iter().position(|t| t == name).map(|i| i as u32)
+    }
+}
+
+fn extra_names(dir: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io("read the directory", dir, e))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read the directory", dir, e))?.path();
+        let extension = path.extension().and_then(|e| e.to_str());
+        let stem = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.strip_prefix("test-"));
+        if let (Some("jsonl" | "parquet"), Some(name)) = (extension, stem) {
+            names.push(name.to_string());
+        }
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+struct Loader<'a> {
+    settings: &'a DataSettings,
+    prompts: Prompts,
+    items: Catalogue,
+    tasks: Vec<String>,
+    skipped: BTreeMap<String, usize>,
+}
+
+type Checked<T> = std::result::Result<T, Fault>;
+
+/// A value of the wrong kind in `field`.
+fn wrong(field: &str, value: &Value, wanted: &str) -> Fault {
+    let error = Error::data(format!("{} instead of {wanted}", describe(value))).at(field);
+    Fault::new("wrong type", error.remedy(format!("write {wanted}")))
+}
+
+impl<'a> Loader<'a> {
+    fn new(settings: &'a DataSettings, prompts: Prompts) -> Self {
+        let (items, tasks) = (Catalogue::default(), settings.tasks.clone());
+        Self { settings, prompts, items, tasks, skipped: BTreeMap::new() }
+    }
+
+    /// Counts a bad row, or gives its error back when there are too many.
+    fn skip(&mut self, fault: Fault) -> Result<()> {
+        let so_far: usize = self.skipped.values().sum();
+        if !fault.is_skippable() || so_far >= self.settings.skip_bad_rows {
+            return Err(match (so_far, fault.is_skippable()) {
+                (0, _) | (_, false) => fault.error,
+                (n, true) => {
+                    Error::data(format!("{n} bad rows were left out, and here is one more: {}", fault.error))
+                        .at("data.skip_bad_rows")
+                }
+            });
+        }
+        *self.skipped.entry(fault.reason.into()).or_default() += 1;
+        Ok(())
+    }
+
+    fn read_items(&mut self, dir: &Path) -> Result<()> {
+        if !dir.is_dir() {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::io("open the data directory", dir, missing));
+        }
+        let path = rows::find(dir, "items")?.ok_or_else(|| {
+            Error::data("no items.jsonl or items.parquet")
+                .at(dir.display())
+                .remedy("list every item as {\"item\": id, \"text\": title}; `gems-engine prepare` writes it")
+        })?;
+        for row in rows::open(&path)? {
+            let added = row.and_then(|row| {
+                add_item(&mut self.items, &row.fields)
+                    .map_err(|f| Fault::new(f.reason, f.error.at(row_place(&path, row.number))))
+            });
+            if let Err(fault) = added {
+                self.skip(fault)?;
+            }
+        }
+        if self.items.is_empty() {
+            return Err(Error::data("no items").at(path.display()).remedy("list every item"));
+        }
+        Ok(())
+    }
+
+    fn read_split(&mut self, dir: &Path, stem: &str, name: &str) -> Result<Split> {
+        let mut split = Split { name: name.into(), records: Vec::new() };
+        let Some(path) = rows::find(dir, stem)? else { return Ok(split) };
+        for row in rows::open(&path)? {
+            let record = row.and_then(|row| {
+                let Row { number, fields } = row;
+                self.record(fields).map_err(|f| Fault::new(f.reason, f.error.at(row_place(&path, number))))
+            });
+            match record {
+                Ok(record) => split.records.push(record),
+                Err(fault) => self.skip(fault)?,
+            }
+        }
+        Ok(split)
+    }
+
+    fn record(&mut self, mut fields: Map<String, Value>) -> Checked<Record> {
+        check_names(&fields, RECORD_FIELDS)?;
+        let name = match fields.get("task") {
+            Some(Value::String(name)) if !name.trim().is_empty() => name.clone(),
+            Some(other) if !other.is_null() => return Err(wrong("task", other, "the name of a task")),
+            _ => return Err(absent("task", "write \"task\": \"rec\" or \"search\"")),
+        };
+        let text = string(&mut fields, "text")?;
+        let mut record = match text {
+            Some(text) => self.text_record(&fields, text)?,
+            None => self.request(&name, &mut fields)?,
+        };
+        record.task = self.task_number(&name, record.text.is_some())?;
+        Ok(record)
+    }
+
+    /// The number of the task; a new one is appended unless the settings list them all.
+    fn task_number(&mut self, name: &str, is_text: bool) -> Checked<u32> {
+        let known = self.tasks.iter().position(|t| t == name);
+        let allowed = self.settings.tasks.is_empty() && (is_text || self.prompts.knows(name));
+        match known {
+            Some(number) if is_text || self.prompts.knows(name) => Ok(number as u32),
+            None if allowed => {
+                self.tasks.push(name.into());
+                Ok(self.tasks.len() as u32 - 1)
+            }
+            _ => {
+                let mut names: Vec<&str> = self.prompts.tasks().collect();
+                names.extend(
+                    self.settings.tasks.iter().map(String::as_str).filter(|t| !self.prompts.knows(t)),
+                );
+                let error = Error::data(format!("unknown task `{name}`; known: {}", names.join(", ")));
+                let remedy = match self.settings.tasks.is_empty() || known.is_some() {
+                    true => format!("give it a prompt: --set data.templates.{name}=\"..\""),
+                    false => "add it to data.tasks, or correct the row".into(),
+                };
+                Err(Fault::new("unknown task", error.at("task").remedy(remedy)))
+            }
+        }
+    }
+
+    fn text_record(&self, fields: &Map<String, Value>, text: Box<str>) -> Checked<Record> {
+        let other = ["history", "query", "target", "negatives"];
+        if let Some(field) = other.iter().find(|f| fields.get(**f).is_some_and(|v| !v.is_null())) {
+            let error = Error::data("a row with `text` is a plain text and has no request").at(field);
+            return Err(Fault::new("text and request", error.remedy("split it into two rows")));
+        }
+        Ok(Record { text: Some(text), ..Record::default() })
+    }
+
+    fn request(&self, task: &str, fields: &mut Map<String, Value>) -> Checked<Record> {
+        let history = self.items(fields, "history")?;
+        let target = self.items(fields, "target")?;
+        let negatives = self.items(fields, "negatives")?;
+        let query = string(fields, "query")?;
+        let user = fields.get("user").map(|v| scalar("user", v)).transpose()?.flatten();
+        if target.is_empty() {
+            return Err(absent("target", "list the items that answer the request"));
+        }
+        if let Some(twice) = target.iter().enumerate().find(|(i, t)| target[..*i].contains(t)) {
+            let error = Error::data(format!("item `{}` is listed twice", self.items.id(*twice.1)));
+            return Err(Fault::new("repeated target", error.at("target").remedy("list it once")));
+        }
+        if let Some(item) = negatives.iter().find(|n| target.contains(n)) {
+            let error = Error::data(format!("item `{}` is also a target", self.items.id(*item)));
+            return Err(Fault::new("negative is target", error.at("negatives").remedy("remove it")));
+        }
+        if self.prompts.knows(task)
+            && let Some(field) = self.prompts.missing(task, !history.is_empty(), query.is_some())
+        {
+            let error = Error::data(format!("empty, but the prompt of task `{task}` needs it")).at(field);
+            let remedy = format!("remove the row, or give data.templates.{task} an {{% if {field} %}}");
+            return Err(Fault::new("empty history or query", error.remedy(remedy)));
+        }
+        let timestamp = fields.get("timestamp").map(timestamp).transpose()?.flatten();
+        Ok(Record { task: 0, user, history, query, target, negatives, timestamp, text: None })
+    }
+
+    /// A list of items as numbers; absent or null is empty.
+    fn items(&self, fields: &Map<String, Value>, field: &'static str) -> Checked<Box<[u32]>> {
+        let list = match fields.get(field) {
+            None | Some(Value::Null) => return Ok(Box::default()),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(wrong(field, other, "a list of items")),
+        };
+        let number = |(i, value): (usize, &Value)| {
+            let place = format!("{field}[{i}]");
+            let id = scalar(&place, value)?.ok_or_else(|| wrong(&place, value, "an item"))?;
+            self.items.number(&id).ok_or_else(|| {
+                let error = Error::data(format!("item `{id}` is not among the {} items", self.items.len()));
+                Fault::new(
+                    "unknown item",
+                    error.at(place).remedy("add it to the items file, or remove the row"),
+                )
+            })
+        };
+        list.iter().enumerate().map(number).collect()
+    }
+}
+
+const RECORD_FIELDS: &[&str] =
+    &["task", "user", "history", "query", "target", "negatives", "timestamp", "text"];
+
+/// A field that is nearly one of `known` is a misspelling; other fields are the user's own.
+fn check_names(fields: &Map<String, Value>, known: &[&str]) -> Checked<()> {
+    for name in fields.keys().filter(|name| !known.contains(&name.as_str())) {
+        let nearest = known
+            .iter()
+            .filter(|k| !fields.contains_key(**k))
+            .find(|k| strsim::damerau_levenshtein(k, &name.to_lowercase()) <= 1 + usize::from(k.len() > 6));
+        if let Some(nearest) = nearest {
+            let error = Error::data("unknown field").at(name);
+            return Err(Fault::new("misspelt field", error.remedy(format!("did you mean `{nearest}`?"))));
+        }
+    }
+    Ok(())
+}
+
+fn row_place(path: &Path, number: usize) -> String {
+    let unit = if path.extension().is_some_and(|e| e == "parquet") { "row" } else { "line" };
+    format!("{} {unit} {number}", path.display())
+}
+
+fn absent(field: &str, remedy: &str) -> Fault {
+    Fault::new("missing field", Error::data("missing or empty").at(field).remedy(remedy))
+}
+
+fn add_item(items: &mut Catalogue, fields: &Map<String, Value>) -> Checked<()> {
+    check_names(fields, &["item", "text"])?;
+    let value = fields.get("item").unwrap_or(&Value::Null);
+    let id = scalar("item", value)?.ok_or_else(|| absent("item", "write {\"item\": id}"))?;
+    let text = match fields.get("text") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.as_str()),
+        Some(other) => return Err(wrong("text", other, "a string")),
+    };
+    items.add(&id, text).map(|_| ()).map_err(|e| Fault::new("bad item", e))
+}
+
+/// An id: a string, or an integer (also one stored as a float, as data frames do), as text.
+fn scalar(field: &str, value: &Value) -> Checked<Option<Box<str>>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.as_str().into())),
+        Value::Number(n) => match n.as_f64() {
+            _ if n.is_i64() || n.is_u64() => Ok(Some(n.to_string().into())),
+            Some(x) if x.fract() == 0.0 && x.abs() < 9e15 => Ok(Some((x as i64).to_string().into())),
+            _ => Err(wrong(field, value, "a string or an integer")),
+        },
+        other => Err(wrong(field, other, "a string or an integer")),
+    }
+}
+
+/// A string that says something; null and blanks count as absent.
+fn string(fields: &mut Map<String, Value>, field: &str) -> Checked<Option<Box<str>>> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str().into())),
+        Some(other) => Err(wrong(field, other, "a string")),
+    }
+}
+
+fn timestamp(value: &Value) -> Checked<Option<i64>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(seconds), _) => Ok(Some(seconds)),
+            (None, Some(x)) if x.abs() < 9e18 => Ok(Some(x.floor() as i64)),
+            _ => Err(wrong("timestamp", value, "a number of seconds")),
+        },
+        other => Err(wrong("timestamp", other, "a number of seconds")),
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        debug_assert!(matches!(fault.error.kind, Kind::Data | Kind::Io));
+        fault.error
+    }
+}

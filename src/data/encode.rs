@@ -1,0 +1,253 @@
+//! From a record to token ids.
+
+use super::prompt::Prompts;
+use super::record::Record;
+use super::settings::{DataSettings, ItemIdentity};
+use super::vocabulary::{Architecture, Vocabulary};
+use crate::error::{Error, Result};
+
+/// One sequence to learn from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Example {
+    /// The task's number.
+    pub task: u32,
+    /// The encoder's input of an encoder-decoder model.
+    pub encoder: Option<Vec<u32>>,
+    /// Prompt and target of a decoder-only model; start token and target otherwise.
+    pub tokens: Vec<u32>,
+    /// Tokens from here on are to be predicted, each from those before it (at least 1).
+    pub labels_from: usize,
+    /// History items that did not fit, or were over the limit.
+    pub dropped_items: u32,
+    /// Whether the end of the query did not fit.
+    pub cut_query: bool,
+}
+
+impl Example {
+    /// Tokens to be predicted.
+    pub fn labels(&self) -> usize {
+        self.tokens.len() - self.labels_from
+    }
+    /// Rows in a packed batch, encoder and decoder together; the last token is only predicted.
+    pub fn rows(&self) -> usize {
+        self.encoder.as_ref().map_or(0, Vec::len) + self.tokens.len() - 1
+    }
+}
+
+/// What was encoded, and what did not fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Examples.
+    pub examples: u64,
+    /// Rows (tokens that enter the model).
+    pub rows: u64,
+    /// Tokens to be predicted.
+    pub labels: u64,
+    /// Examples whose history lost items.
+    pub shortened: u64,
+    /// Items lost.
+    pub dropped_items: u64,
+    /// Examples whose query lost its end.
+    pub cut_queries: u64,
+    /// Rows of the longest example.
+    pub longest: u64,
+}
+
+impl Tally {
+    /// Counts one more example.
+    pub fn add(&mut self, example: &Example) {
+        self.examples += 1;
+        self.rows += example.rows() as u64;
+        self.labels += example.labels() as u64;
+        self.shortened += u64::from(example.dropped_items > 0);
+        self.dropped_items += u64::from(example.dropped_items);
+        self.cut_queries += u64::from(example.cut_query);
+        self.longest = self.longest.max(example.rows() as u64);
+    }
+}
+
+/// A prompt as it fits, and what it lost.
+#[derive(Debug, Clone, PartialEq)]
+struct Fitted {
+    tokens: Vec<u32>,
+    dropped_items: u32,
+    cut_query: bool,
+}
+
+/// Turns records into token ids.
+pub struct Encoder<'a> {
+    vocabulary: &'a Vocabulary,
+    prompts: &'a Prompts,
+    tasks: &'a [String],
+    architecture: Architecture,
+    max_length: usize,
+    history_limit: usize,
+    separator: String,
+}
+
+impl<'a> Encoder<'a> {
+    /// An encoder for records whose tasks are numbered as in `tasks`.
+    pub fn new(
+        vocabulary: &'a Vocabulary,
+        prompts: &'a Prompts,
+        tasks: &'a [String],
+        architecture: Architecture,
+        settings: &DataSettings,
+    ) -> Self {
+        let usual = if settings.item_identity == ItemIdentity::Text { ", " } else { " " };
+        Self {
+            vocabulary,
+            prompts,
+            tasks,
+            architecture,
+            max_length: settings.max_length,
+            history_limit: if settings.history_limit == 0 { usize::MAX } else { settings.history_limit },
+            separator: settings.item_separator.clone().unwrap_or_else(|| usual.into()),
+        }
+    }
+
+    /// The vocabulary in use.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        self.vocabulary
+    }
+    /// The architecture encoded for.
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+    /// Examples a record makes: one a target; a plain text is one.
+    pub fn examples(record: &Record) -> usize {
+        record.target.len().max(usize::from(record.text.is_some()))
+    }
+
+    /// Example number `nth` of `record`. A request with several targets is one example a target, all
+    /// with the same prompt (as published); of a plain text every token but the first is to be
+    /// predicted (an encoder reads its first half, the decoder predicts the second).
+    ///
+    /// # Errors
+    /// A prompt that does not fit even without history and query.
+    pub fn encode(&self, record: &Record, nth: usize) -> Result<Example> {
+        if let Some(text) = &record.text {
+            return self.encode_text(record.task, text);
+        }
+        let fitted = self.fit(record)?;
+        let (dropped_items, cut_query) = (fitted.dropped_items, fitted.cut_query);
+        let (encoder, mut tokens) = match self.architecture {
+            Architecture::DecoderOnly => (None, fitted.tokens),
+            Architecture::EncoderDecoder { decoder_start } => (Some(fitted.tokens), vec![decoder_start]),
+        };
+        let labels_from = tokens.len();
+        tokens.extend(self.vocabulary.target(record.target[nth]));
+        Ok(Example { task: record.task, encoder, tokens, labels_from, dropped_items, cut_query })
+    }
+
+    /// The prompt of a request alone: the decoder's rows of a decoder-only model, the encoder's
+    /// otherwise. The very tokens that [`encode`](Self::encode) puts before the target.
+    ///
+    /// # Errors
+    /// A prompt that does not fit even without history and query.
+    pub fn prompt(&self, record: &Record) -> Result<Vec<u32>> {
+        Ok(self.fit(record)?.tokens)
+    }
+
+    /// Room for the prompt: an encoder has all of `max_length`; otherwise the longest target must
+    /// fit behind it, so that prompts are the same whatever the target is.
+    fn room(&self) -> usize {
+        match self.architecture {
+            Architecture::DecoderOnly => self.max_length.saturating_sub(self.vocabulary.longest_target()),
+            Architecture::EncoderDecoder { .. } => self.max_length,
+        }
+    }
+
+    fn fit(&self, record: &Record) -> Result<Fitted> {
+        let room = self.room();
+        let all = record.history.len();
+        let limit = all.min(self.history_limit);
+        let names: Vec<String> =
+            record.history[all - limit..].iter().map(|i| self.vocabulary.name(*i).to_string()).collect();
+        let query = record.query.as_deref();
+        let tokens = |kept: usize, query: Option<&str>| {
+            let tokens = self.tokens(record.task, &names[limit - kept..], query)?;
+            Ok::<_, Error>((tokens.len() <= room).then_some(tokens))
+        };
+        // What the prompt cannot do without stays: one item of a history when there is no query.
+        let least = usize::from(!names.is_empty() && self.missing_without_history(record, query));
+        let found = match tokens(limit, query)? {
+            Some(whole) => Some((limit, whole)),
+            None => largest(least, limit, |kept| tokens(kept, query))?,
+        };
+        if let Some((kept, tokens)) = found {
+            return Ok(Fitted { tokens, dropped_items: (all - kept) as u32, cut_query: false });
+        }
+        let query = query.unwrap_or_default();
+        let ends: Vec<usize> = query.char_indices().map(|(at, c)| at + c.len_utf8()).collect();
+        let shortened = largest(1, ends.len(), |n| tokens(least, Some(&query[..ends[n - 1]])))?;
+        let (_, tokens) = shortened.ok_or_else(|| {
+            Error::usage(format!(
+                "the prompt of task `{}` does not fit {room} tokens",
+                self.task(record.task)
+            ))
+            .at("data.max_length")
+            .remedy("raise data.max_length or shorten the prompt's template")
+        })?;
+        Ok(Fitted { tokens, dropped_items: (all - least) as u32, cut_query: true })
+    }
+
+    fn missing_without_history(&self, record: &Record, query: Option<&str>) -> bool {
+        self.prompts.missing(self.task(record.task), false, query.is_some()).is_some()
+    }
+
+    fn task(&self, number: u32) -> &str {
+        &self.tasks[number as usize]
+    }
+
+    fn tokens(&self, task: u32, history: &[String], query: Option<&str>) -> Result<Vec<u32>> {
+        let text = self.prompts.render(self.task(task), history, &self.separator, query)?;
+        if self.prompts.is_chat() {
+            return self.vocabulary.plain(&text);
+        }
+        let mut tokens = self.vocabulary.encode(&text)?;
+        if self.architecture == Architecture::DecoderOnly && tokens.last() == self.vocabulary.eos().as_ref() {
+            tokens.pop();
+        }
+        Ok(tokens)
+    }
+
+    fn encode_text(&self, task: u32, text: &str) -> Result<Example> {
+        let mut tokens = self.vocabulary.encode(text)?;
+        tokens.truncate(self.max_length);
+        if tokens.len() < 2 {
+            return Err(Error::data("a plain text of fewer than two tokens teaches nothing")
+                .at("text")
+                .remedy("remove the row"));
+        }
+        let (encoder, tokens) = match self.architecture {
+            Architecture::DecoderOnly => (None, tokens),
+            Architecture::EncoderDecoder { decoder_start } => {
+                let rest = tokens.split_off(tokens.len() / 2);
+                (Some(tokens), std::iter::once(decoder_start).chain(rest).collect())
+            }
+        };
+        Ok(Example { task, encoder, tokens, labels_from: 1, dropped_items: 0, cut_query: false })
+    }
+}
+
+/// The largest n in `least..=most` for which `attempt` succeeds, with its result; it fails for every
+/// larger n. None: it fails for `least` too.
+fn largest<T>(
+    least: usize,
+    most: usize,
+    mut attempt: impl FnMut(usize) -> Result<Option<T>>,
+) -> Result<Option<(usize, T)>> {
+    let (mut low, mut high, mut best) = (least, most + 1, None);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match attempt(middle)? {
+            Some(value) => {
+                best = Some((middle, value));
+                low = middle + 1;
+            }
+            None => high = middle,
+        }
+    }
+    Ok(best)
+}

@@ -1,0 +1,119 @@
+//! General text: to learn the null space from, and to measure what was forgotten.
+
+use super::rows;
+use super::settings::DataSettings;
+use super::vocabulary::Vocabulary;
+use crate::error::{Error, Kind, Result};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// Two disjoint sets of documents.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GeneralText {
+    /// Documents to learn the null space from.
+    pub calibration: Vec<String>,
+    /// Documents to measure perplexity and divergence on; none of them is also in `calibration`.
+    pub held_out: Vec<String>,
+}
+
+impl GeneralText {
+    /// Reads the files of [`Dataset::general`](super::Dataset::general): a document a line (`.txt`)
+    /// or a row `{text}` (`.jsonl`). Without a `general-heldout` file a share of the documents is
+    /// held out, chosen by their contents: the same text is on the same side wherever it stands.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not UTF-8, or whose rows have no text.
+    pub fn load(files: &[PathBuf], settings: &DataSettings) -> Result<Self> {
+        let (mut calibration, mut held_out) = (Vec::new(), Vec::new());
+        let apart = |path: &&PathBuf| path.file_stem().is_some_and(|s| s == "general-heldout");
+        for path in files.iter().filter(apart) {
+            held_out.extend(documents(path)?);
+        }
+        let given = !held_out.is_empty();
+        for path in files.iter().filter(|p| !apart(p)) {
+            for document in documents(path)? {
+                if !given && is_held_out(&document, settings.general_held_out) {
+                    held_out.push(document);
+                } else {
+                    calibration.push(document);
+                }
+            }
+        }
+        // Text to measure with that was also learned from would hide what was forgotten.
+        let learned: HashSet<&str> = calibration.iter().map(String::as_str).collect();
+        held_out.retain(|d| !learned.contains(d.as_str()));
+        Ok(Self { calibration, held_out })
+    }
+
+    /// Documents as token sequences of at most `length` tokens, until `max_tokens` are reached (0:
+    /// all). A document longer than `length` becomes several pieces; pieces of one token are dropped.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn chunks(
+        documents: &[String],
+        vocabulary: &Vocabulary,
+        length: usize,
+        max_tokens: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let (mut chunks, mut total) = (Vec::new(), 0);
+        let limit = if max_tokens == 0 { usize::MAX } else { max_tokens };
+        for document in documents {
+            if total >= limit {
+                break;
+            }
+            for piece in vocabulary.encode(document)?.chunks(length.max(2)).filter(|p| p.len() > 1) {
+                total += piece.len();
+                chunks.push(piece.to_vec());
+            }
+        }
+        Ok(chunks)
+    }
+}
+
+/// A pure function of the document, so that a duplicate never straddles the split.
+fn is_held_out(document: &str, share: f64) -> bool {
+    let hash = blake3::hash(document.as_bytes());
+    let head = u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]));
+    (head as f64) < share * u64::MAX as f64
+}
+
+fn documents(path: &Path) -> Result<Vec<String>> {
+    if path.extension().is_some_and(|e| e == "jsonl") { json_documents(path) } else { lines(path) }
+}
+
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let mut reader = rows::open_text(path)?;
+    let (mut line, mut documents, mut number) = (Vec::new(), Vec::new(), 0);
+    loop {
+        number += 1;
+        let place = || format!("{} line {number}", path.display());
+        let more = rows::next_line(&mut *reader, &mut line, path)
+            .map_err(|e| if e.kind == Kind::Data { e.at(place()) } else { e })?;
+        if !more {
+            return Ok(documents);
+        }
+        let text = std::str::from_utf8(&line)
+            .map_err(|_| Error::data("not UTF-8").at(place()).remedy("save the file as UTF-8"))?;
+        if !text.trim().is_empty() {
+            documents.push(text.trim().to_string());
+        }
+    }
+}
+
+fn json_documents(path: &Path) -> Result<Vec<String>> {
+    let mut documents = Vec::new();
+    for row in rows::open(path)? {
+        let row = row?;
+        let text = row.fields.get("text").and_then(|t| t.as_str()).ok_or_else(|| {
+            Error::data("missing, or not a string")
+                .at("text")
+                .at(format!("{} line {}", path.display(), row.number))
+                .remedy("write {\"text\": \"..\"} a line")
+        })?;
+        if !text.trim().is_empty() {
+            documents.push(text.trim().to_string());
+        }
+    }
+    Ok(documents)
+}

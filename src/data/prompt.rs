@@ -1,0 +1,204 @@
+//! Prompt templates: a record's history and query as text.
+
+use super::settings::{DataSettings, PromptPreset};
+use crate::error::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, UndefinedBehavior, Value, context};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const PUBLISHED_REC: &str =
+    "A user interacted with these items, oldest first: {{ history }}. Which item will the user click next?";
+const PUBLISHED_SEARCH: &str = "{% if history %}A user interacted with these items, oldest first: {{ history }}. \
+     {% endif %}The user now searches for: {{ query }}. Which item will the user click next?";
+const CUE_REC: &str = "{{ history }} next{% if query %} {{ query }}{% endif %} :";
+const CUE_SEARCH: &str = "{% if history %}{{ history }} {% endif %}find {{ query }} :";
+
+const CHAT: &str = "chat";
+
+/// The prompt of every task.
+pub struct Prompts {
+    environment: Environment<'static>,
+    needs: BTreeMap<String, Needs>,
+    chat: Option<Chat>,
+}
+
+/// What a task's prompt cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Needs {
+    /// Renders with a history alone.
+    history_alone: bool,
+    /// Renders with a query alone.
+    query_alone: bool,
+}
+
+/// A checkpoint's chat template, and the special tokens it may print.
+struct Chat {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl Prompts {
+    /// The templates of `settings`: the preset's, then the user's own. With `chat_template`, the
+    /// checkpoint's template is read from `model_dir`.
+    ///
+    /// # Errors
+    /// A template that does not parse, or that cannot be filled from a history and a query; a
+    /// checkpoint without a chat template.
+    pub fn new(settings: &DataSettings, model_dir: Option<&Path>) -> Result<Self> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+        let mut sources = BTreeMap::from(
+            match settings.prompts {
+                PromptPreset::Published => [("rec", PUBLISHED_REC), ("search", PUBLISHED_SEARCH)],
+                PromptPreset::Cue => [("rec", CUE_REC), ("search", CUE_SEARCH)],
+            }
+            .map(|(task, text)| (task.to_string(), text.to_string())),
+        );
+        sources.extend(settings.templates.clone());
+        for (task, source) in sources {
+            let key = format!("data.templates.{task}");
+            environment.add_template_owned(task, source).map_err(|e| fault(e).at(key))?;
+        }
+        let mut prompts = Self { environment, needs: BTreeMap::new(), chat: None };
+        let tasks: Vec<String> = prompts.environment.templates().map(|(name, _)| name.into()).collect();
+        for task in tasks {
+            let needs = prompts.probe(&task)?;
+            prompts.needs.insert(task, needs);
+        }
+        if let (true, Some(dir)) = (settings.chat_template, model_dir) {
+            prompts.chat = Some(Chat::read(dir)?);
+        }
+        Ok(prompts)
+    }
+
+    fn probe(&self, task: &str) -> Result<Needs> {
+        let (history, query) = (["\u{1}item".to_string()], Some("\u{1}query"));
+        let works = |h: &[String], q| self.fill(task, h, " ", q).is_ok_and(|text| !text.trim().is_empty());
+        let both = self
+            .fill(task, &history, " ", query)
+            .map_err(|e| e.remedy("use the variables `history`, `items` and `query`"))?;
+        let needs = Needs { history_alone: works(&history, None), query_alone: works(&[], query) };
+        if !both.contains('\u{1}') {
+            return Err(Error::usage("the prompt shows neither history nor query")
+                .at(format!("data.templates.{task}"))
+                .remedy("write {{ history }} or {{ query }} where they belong"));
+        }
+        Ok(needs)
+    }
+
+    /// The tasks that have a prompt.
+    pub fn tasks(&self) -> impl Iterator<Item = &str> {
+        self.needs.keys().map(String::as_str)
+    }
+    /// Whether `task` has a prompt.
+    pub fn knows(&self, task: &str) -> bool {
+        self.needs.contains_key(task)
+    }
+    /// The field (`history` or `query`) without which a record of `task` cannot be asked.
+    pub fn missing(&self, task: &str, has_history: bool, has_query: bool) -> Option<&'static str> {
+        let needs = self.needs.get(task)?;
+        match (has_history, has_query) {
+            (true, true) => None,
+            (true, false) => (!needs.history_alone).then_some("query"),
+            (false, true) => (!needs.query_alone).then_some("history"),
+            (false, false) => Some(if needs.history_alone { "history" } else { "query" }),
+        }
+    }
+    /// Whether the text is already in the chat template, special tokens included.
+    pub fn is_chat(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// The prompt of a request.
+    ///
+    /// # Errors
+    /// The template fails on this input.
+    pub fn render(
+        &self,
+        task: &str,
+        history: &[String],
+        separator: &str,
+        query: Option<&str>,
+    ) -> Result<String> {
+        let text = self.fill(task, history, separator, query)?;
+        let Some(Chat { environment, bos, eos }) = &self.chat else { return Ok(text) };
+        let values = context! {
+            messages => vec![context! { role => "user", content => text }],
+            add_generation_prompt => true,
+            enable_thinking => false,
+            bos_token => bos,
+            eos_token => eos,
+        };
+        let template = environment.get_template(CHAT);
+        template.and_then(|t| t.render(values)).map_err(|e| fault(e).at("the chat template"))
+    }
+
+    fn fill(&self, task: &str, history: &[String], separator: &str, query: Option<&str>) -> Result<String> {
+        let undefined = || Value::UNDEFINED;
+        let has = !history.is_empty();
+        let values = context! {
+            history => if has { Value::from(history.join(separator)) } else { undefined() },
+            items => if has { Value::from_iter(history.iter().map(String::as_str)) } else { undefined() },
+            query => query.map_or_else(undefined, Value::from),
+        };
+        let template = self.environment.get_template(task);
+        template.and_then(|t| t.render(values)).map_err(|e| fault(e).at(format!("data.templates.{task}")))
+    }
+}
+
+impl Chat {
+    fn read(dir: &Path) -> Result<Self> {
+        let file = dir.join("tokenizer_config.json");
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, e))?;
+        let config: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| Error::model(format!("not valid JSON: {e}")).at(file.display()))?;
+        let source = std::fs::read_to_string(dir.join("chat_template.jinja"))
+            .ok()
+            .or_else(|| named_template(&config["chat_template"]));
+        let source = source.ok_or_else(|| {
+            Error::model("the checkpoint has no chat template")
+                .at(dir.display())
+                .remedy("set data.chat_template = false, or use an instruction-tuned checkpoint")
+        })?;
+        let mut environment = Environment::new();
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        // As transformers sets its own environment.
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(fault)?);
+        environment.add_function("raise_exception", |what: String| -> std::result::Result<String, _> {
+            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what))
+        });
+        // A date in the prompt would make today's prompts differ from tomorrow's.
+        environment.add_function("strftime_now", |_: String| "1 January 2026".to_string());
+        environment
+            .add_template_owned(CHAT, source)
+            .map_err(|e| fault(e).at(format!("the chat template of {}", dir.display())))?;
+        let token = |key: &str| match &config[key] {
+            serde_json::Value::String(text) => text.clone(),
+            other => other["content"].as_str().unwrap_or_default().to_string(),
+        };
+        Ok(Self { environment, bos: token("bos_token"), eos: token("eos_token") })
+    }
+}
+
+/// `chat_template` is one template, or a list of named ones.
+fn named_template(value: &serde_json::Value) -> Option<String> {
+    match value {
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Array(list) => list
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .or(list.first())
+            .and_then(|entry| entry["template"].as_str())
+            .map(Into::into),
+        _ => None,
+    }
+}
+
+fn fault(error: minijinja::Error) -> Error {
+    let line = error.line().map(|n| format!(" (line {n})")).unwrap_or_default();
+    let detail = error.detail().map(|d| format!(": {d}")).unwrap_or_default();
+    Error::usage(format!("the template fails: {}{detail}{line}", error.kind()))
+}
