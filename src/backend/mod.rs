@@ -377,23 +377,20 @@ impl OuterPart {
 }
 
 impl RowGroups {
-    /// Groups `targets` (one per source row `first..`) for a scatter on `backend`.
-    pub fn new(backend: &dyn Backend, targets: &[u32], first: u32) -> Result<Self> {
-        let mut order: Vec<u32> = (0..targets.len() as u32).collect();
-        order.sort_by_key(|&i| (targets[i as usize], i));
+    /// Groups (target row, source row) pairs for a scatter on `backend`; sources keep their order.
+    pub fn new(backend: &dyn Backend, pairs: impl IntoIterator<Item = (u32, u32)>) -> Result<Self> {
+        let mut pairs: Vec<(u32, u32)> = pairs.into_iter().collect();
+        pairs.sort_unstable();
         let (mut rows, mut offsets, mut sources) = (Vec::new(), vec![0u32], Vec::new());
-        for &i in &order {
-            let target = targets[i as usize];
+        for (target, source) in pairs {
             if rows.last() != Some(&target) {
-                if !rows.is_empty() {
-                    offsets.push(sources.len() as u32);
-                }
                 rows.push(target);
+                offsets.push(sources.len() as u32);
             }
-            sources.push(first + i);
-        }
-        if !rows.is_empty() {
-            offsets.push(sources.len() as u32);
+            sources.push(source);
+            if let Some(end) = offsets.last_mut() {
+                *end = sources.len() as u32;
+            }
         }
         Ok(Self {
             rows: backend.indices(&rows)?,

@@ -1,7 +1,207 @@
 //! The transformer: architecture, weights, explicit forward and backward, over [`crate::backend`].
+//!
+//! Read in this order: `architecture` (what config.json says), `layout` (blocks and numbered layers),
+//! `forward`, `backward` (the same upwards), `infer`.
 
+mod architecture;
+mod backward;
 mod batch;
+mod forward;
+mod infer;
+mod layout;
+mod load;
+mod plan;
+mod save;
 mod tap;
+mod weights;
 
+pub use architecture::{Architecture, Family, Relative};
 pub use batch::{Batch, Inference, Labels, Packed, Visible};
+pub use forward::{Keep, Observer};
+pub use layout::{DenseKind, DenseSpec, Layout, Projection, Site};
+pub use load::LoadOptions;
+pub use plan::{BatchShape, MemoryPlan};
+pub use save::{StoredType, write_safetensors};
 pub use tap::{LinearGradient, Tap, Want};
+pub use weights::Weights;
+
+use crate::backend::{AdaptedLinear, Backend, DType, HeadGradient, Indices, Mat, MatMut, Tensor};
+use crate::error::Result;
+use backward::{Backward, DenseSums};
+use forward::{Rows, SavedStack, Surroundings};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A model on a device.
+pub struct Model {
+    /// Where it computes.
+    pub backend: Arc<dyn Backend>,
+    /// Its shape and constants; `vocabulary` includes rows appended on loading.
+    pub architecture: Architecture,
+    /// Its layers and parameters by number.
+    pub layout: Layout,
+    /// The linear layers, numbered as `layout.sites`.
+    pub linears: Vec<AdaptedLinear>,
+    /// Dense parameters, numbered as `layout.dense`; `None` for biases, which their layer holds.
+    dense: Vec<Option<Tensor>>,
+    /// The dense parameter that is a site's bias.
+    bias_of: Vec<Option<usize>>,
+    inv_freq: Option<Tensor>,
+    /// Identifies the stored weights and configuration; binds a knowledge basis to its model.
+    pub fingerprint: String,
+}
+
+/// A forward pass that a backward pass can follow.
+pub struct Forward {
+    nll: Tensor,
+    saved: Option<Saved>,
+}
+
+struct Saved {
+    encoder: Option<(Rows, SavedStack, Tensor)>,
+    decoder: Rows,
+    decoder_saved: SavedStack,
+    label_rows: Indices,
+    label_segments: Vec<Range<usize>>,
+    /// Gradient of the final norm's output on labelled rows.
+    dx: Tensor,
+    /// The head's gradient, computed with the loss.
+    sums: DenseSums,
+}
+
+impl Forward {
+    /// Negative log-likelihood of every label, in the batch's order. Waits for the device.
+    pub fn nll(&self, backend: &dyn Backend) -> Result<Vec<f32>> {
+        backend.download(self.nll.mat())
+    }
+}
+
+impl Model {
+    /// A dense parameter (a bias is read from its layer).
+    pub fn parameter(&self, index: usize) -> Mat<'_> {
+        match (&self.dense[index], self.layout.dense[index].kind) {
+            (Some(tensor), _) => tensor.mat(),
+            (None, DenseKind::Bias(site)) => match &self.linears[site].bias {
+                Some(bias) => bias.mat(),
+                None => unreachable!("a bias in the layout is in its layer"),
+            },
+            (None, _) => unreachable!("only biases live in their layer"),
+        }
+    }
+    /// A dense parameter, to write.
+    pub fn parameter_mut(&mut self, index: usize) -> MatMut<'_> {
+        match (&mut self.dense[index], self.layout.dense[index].kind) {
+            (Some(tensor), _) => tensor.mat_mut(),
+            (None, DenseKind::Bias(site)) => match &mut self.linears[site].bias {
+                Some(bias) => bias.mat_mut(),
+                None => unreachable!("a bias in the layout is in its layer"),
+            },
+            (None, _) => unreachable!("only biases live in their layer"),
+        }
+    }
+    /// The number of the dense parameter that projects onto the vocabulary: the head, or the tied table.
+    pub fn head(&self) -> usize {
+        self.layout.head.unwrap_or(Layout::EMBEDDING)
+    }
+
+    fn embed(&self, rows: &Rows) -> Result<Tensor> {
+        let be = &self.backend;
+        let mut x = be.alloc(rows.count(), self.architecture.hidden, be.compute_dtype())?;
+        be.embed(self.parameter(Layout::EMBEDDING), &rows.tokens, 1.0, x.mat_mut())?;
+        Ok(x)
+    }
+
+    /// Runs a batch: the negative log-likelihood of every label and, with a `tap` (whose wishes decide
+    /// what is computed), everything a backward pass needs. `checkpointing` keeps block inputs only.
+    pub fn forward(&self, batch: &Batch, checkpointing: bool, tap: Option<&dyn Tap>) -> Result<Forward> {
+        let be = &self.backend;
+        let keep = match (tap, checkpointing) {
+            (None, _) => Keep::Nothing,
+            (_, true) => Keep::Inputs,
+            (_, false) => Keep::Everything,
+        };
+        let encoder = match (&self.layout.encoder, &batch.encoder) {
+            (Some(stack), Some(packed)) => {
+                let rows = Rows::new(self, packed)?;
+                let around = Surroundings { rows: &rows, memory: None, visible: None };
+                let (memory, saved) =
+                    self.run_stack(stack, &around, self.embed(&rows)?, None, keep, &mut None)?;
+                Some((rows, saved, memory))
+            }
+            _ => None,
+        };
+        let rows = Rows::new(self, &batch.decoder)?;
+        let labels = &batch.labels;
+        let label_rows = be.indices(&labels.rows)?;
+        let memory = encoder.as_ref().map(|(rows, _, memory)| (memory, rows));
+        let around = Surroundings { rows: &rows, memory, visible: None };
+        let wanted = Some((&label_rows, labels.segments.as_slice()));
+        let (x, saved) =
+            self.run_stack(self.layout.decoder(), &around, self.embed(&rows)?, wanted, keep, &mut None)?;
+
+        let count = labels.rows.len();
+        let targets = be.indices(&labels.targets)?;
+        let weights = be.tensor(&labels.weights, count, 1, DType::F32)?;
+        let mut nll = be.alloc(count, 1, DType::F32)?;
+        let head = self.parameter(self.head());
+        let scale = self.architecture.logit_scale;
+        let (Some(tap), Some(decoder_saved)) = (tap, saved) else {
+            be.cross_entropy(x.mat(), head, scale, &targets, weights.mat(), nll.mat_mut(), None, None)?;
+            return Ok(Forward { nll, saved: None });
+        };
+        let mut dx = be.alloc(count, self.architecture.hidden, x.dtype())?;
+        let mut sums = DenseSums::default();
+        let whole = [0..count];
+        let gradient =
+            sums.wanted(self, tap, self.head(), labels.segments.len())?.map(|(sum, first_row, per_task)| {
+                let segments: &[Range<usize>] = if per_task { &labels.segments } else { &whole };
+                HeadGradient { first_row, segments, out: sum.mat_mut() }
+            });
+        let to = Some(dx.mat_mut());
+        be.cross_entropy(x.mat(), head, scale, &targets, weights.mat(), nll.mat_mut(), to, gradient)?;
+        let encoder = encoder.and_then(|(rows, saved, memory)| saved.map(|saved| (rows, saved, memory)));
+        let label_segments = labels.segments.clone();
+        let saved = Saved { encoder, decoder: rows, decoder_saved, label_rows, label_segments, dx, sums };
+        Ok(Forward { nll, saved: Some(saved) })
+    }
+
+    /// The backward pass of `forward` (which must have been run with a tap that wanted the same).
+    pub fn backward(&self, forward: Forward, tap: &mut dyn Tap) -> Result<()> {
+        let Some(saved) = forward.saved else { return Ok(()) };
+        let Saved { encoder, decoder, decoder_saved, label_rows, label_segments, dx, sums } = saved;
+        let mut pass = Backward { model: self, tap, sums };
+        let mut memory_gradient = match &encoder {
+            Some((_, _, memory)) => Some(self.backend.zeros(memory.rows(), memory.cols(), memory.dtype())?),
+            None => None,
+        };
+        let memory = encoder.as_ref().map(|(rows, _, memory)| (memory, rows));
+        let around = Surroundings { rows: &decoder, memory, visible: None };
+        let wanted = Some((&label_rows, label_segments.as_slice()));
+        let stack = self.layout.decoder();
+        let need = self.input_wanted(&*pass.tap, stack);
+        let g = pass.stack(stack, &around, decoder_saved, wanted, dx, need, memory_gradient.as_mut())?;
+        if let Some(g) = g {
+            pass.embedding(&decoder, &g)?;
+        }
+        if let (Some((rows, saved, _)), Some(stack), Some(g)) =
+            (encoder, &self.layout.encoder, memory_gradient)
+        {
+            let around = Surroundings { rows: &rows, memory: None, visible: None };
+            let need = self.input_wanted(&*pass.tap, stack);
+            if let Some(g) = pass.stack(stack, &around, saved, None, g, need, None)? {
+                pass.embedding(&rows, &g)?;
+            }
+        }
+        let Backward { tap, sums, .. } = pass;
+        for (index, sum) in sums.0 {
+            tap.dense(index, sum.mat())?;
+        }
+        Ok(())
+    }
+
+    /// Whether anybody wants the gradient of a stack's embedded input, or of its first norm.
+    fn input_wanted(&self, tap: &dyn Tap, stack: &layout::Stack) -> bool {
+        let first = stack.blocks.first().map(layout::Block::norm);
+        tap.wants(Layout::EMBEDDING) != Want::Nothing || first.is_some_and(|n| tap.wants(n) != Want::Nothing)
+    }
+}

@@ -16,7 +16,8 @@ fn view(m: Mat<'_>) -> MatRef<'_, f32> {
 
 fn view_mut<'a>(m: &'a mut MatMut<'_>) -> FaerMut<'a, f32> {
     let (rows, cols, ld) = (m.rows, m.cols, m.ld);
-    FaerMut::from_row_major_slice_with_stride_mut(host_mut(m), rows, cols, ld.max(cols))
+    // Not `from_row_major_slice_with_stride_mut`: in faer 0.24.4 it swaps the strides.
+    FaerMut::from_column_major_slice_with_stride_mut(host_mut(m), cols, rows, ld.max(cols)).transpose_mut()
 }
 
 fn oriented(m: MatRef<'_, f32>, op: Op) -> MatRef<'_, f32> {
