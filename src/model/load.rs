@@ -1,7 +1,7 @@
 //! From a Hugging Face directory to a model on a device.
 
 use super::layout::{DenseKind, Layout};
-use super::{Architecture, Model, Weights};
+use super::{Architecture, Family, Model, Weights};
 use crate::backend::{AdaptedLinear, Backend, DType, Tensor};
 use crate::error::{Error, Result};
 use crate::random::{self, Purpose};
@@ -37,6 +37,10 @@ impl Model {
         options: &LoadOptions,
     ) -> Result<Self> {
         let stored_vocabulary = architecture.vocabulary;
+        if let (Family::T5, Some(weights)) = (architecture.family, weights) {
+            // transformers 5 writes `tie_word_embeddings: true` for every T5: the stored head decides.
+            architecture.tied = !weights.has("lm_head.weight");
+        }
         let layout = Layout::new(&architecture);
         if let Some(weights) = weights {
             check(&layout, weights)?;

@@ -337,24 +337,21 @@ fn tiny(family: &str) -> serde_json::Value {
         family => {
             serde_json::json!({"model_type": family, "vocab_size": 19, "hidden_size": 12, "head_dim": 6,
             "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 7, "num_hidden_layers": 2,
-            "tie_word_embeddings": true, "initializer_range": 0.3})
+            "tie_word_embeddings": true})
         }
     }
 }
 
 /// A tiny random model with random branches of rank 3 everywhere.
 fn tiny_model(family: &str) -> Model {
-    let architecture = Architecture::from_json(tiny(family), "tiny").unwrap();
+    let mut architecture = Architecture::from_json(tiny(family), "tiny").unwrap();
+    architecture.initializer_range = 0.3; // flat models have nothing to differentiate
     let options = LoadOptions { random: Some(5), vocabulary: 0 };
     let mut model = Model::build(architecture, None, backend(), &options).unwrap();
     let be = Arc::clone(&model.backend);
     for (i, layer) in model.linears.iter_mut().enumerate() {
         let (m, n) = layer.weight.shape();
         let small = |seed: u64, n: usize| numbers(seed, n).iter().map(|v| v * 0.2).collect::<Vec<_>>();
-        if family == "t5" {
-            // T5's own initial range is too flat for finite differences.
-            be.upload(&small(300 + i as u64, m * n), layer.weight.mat_mut()).unwrap();
-        }
         layer.branch = Some(Branch {
             a: be.tensor(&small(100 + i as u64, 3 * n), 3, n, DType::F32).unwrap(),
             b: be.tensor(&small(200 + i as u64, m * 3), m, 3, DType::F32).unwrap(),
@@ -412,7 +409,7 @@ fn finite_differences_of_every_parameter_and_branch() {
                 let analytic: f64 =
                     gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * (d / length) as f64).sum();
                 assert!(
-                    (numeric - analytic).abs() < 2e-4 + 5e-3 * analytic.abs(),
+                    (numeric - analytic).abs() < 5e-4 + 5e-3 * analytic.abs(),
                     "{family} {what}: {numeric} {analytic}"
                 );
             };
