@@ -1,1 +1,3 @@
+//! Compiles the kernels when a CUDA compiler is at hand.
+
 fn main() {}
