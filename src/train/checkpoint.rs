@@ -16,17 +16,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// A named matrix in f32, the only type a checkpoint holds (bf16 weights are exact in f32).
-#[derive(Debug, Clone, PartialEq)]
-pub struct NamedTensor {
-    /// Unique name.
-    pub name: String,
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub cols: usize,
-    /// Row by row.
-    pub values: Vec<f32>,
-}
+pub use crate::gems::StateTensor as NamedTensor;
 
 /// The content of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]

@@ -64,12 +64,12 @@ impl Tap for Collect {
 }
 
 /// A golden batch: per row, its input ids (encoder's for T5), labels with -100, and its task.
-struct Rows {
-    rows: Vec<(Vec<u32>, Vec<i64>, usize)>,
+pub struct Rows {
+    pub rows: Vec<(Vec<u32>, Vec<i64>, usize)>,
 }
 
 impl Rows {
-    fn read(t: &BTreeMap<String, Reference>, prefix: &str) -> Self {
+    pub fn read(t: &BTreeMap<String, Reference>, prefix: &str) -> Self {
         let get = |name: &str| &t[&format!("{prefix}{name}")];
         let (ids, mask, labels, tasks) =
             (get("input_ids"), get("attention_mask"), get("labels"), get("task_ids"));
@@ -94,7 +94,17 @@ impl Rows {
         keep: impl Fn(usize) -> bool,
         mean: bool,
     ) -> (Batch, Vec<(usize, usize)>) {
-        let tasks = 1 + self.rows.iter().map(|r| r.2).max().unwrap();
+        self.batch_of(a, 1 + self.rows.iter().map(|r| r.2).max().unwrap(), keep, mean)
+    }
+
+    /// The same for a given number of tasks.
+    pub fn batch_of(
+        &self,
+        a: &Architecture,
+        tasks: usize,
+        keep: impl Fn(usize) -> bool,
+        mean: bool,
+    ) -> (Batch, Vec<(usize, usize)>) {
         let (mut encoder, mut decoder) = (vec![Vec::new(); tasks], vec![Vec::new(); tasks]);
         let (mut labels, mut places, mut at) = (Labels::default(), Vec::new(), 0u32);
         for task in 0..tasks {
@@ -134,7 +144,7 @@ fn architecture(golden: &Golden, model: &str, config: &str) -> Architecture {
     Architecture::from_json(golden.json(&format!("models/{model}/{config}")), config).unwrap()
 }
 
-fn load(golden: &Golden, model: &str, config: &str) -> Model {
+pub fn load(golden: &Golden, model: &str, config: &str) -> Model {
     let weights = Weights::open(&golden.dir.join("models").join(model)).unwrap();
     let architecture = architecture(golden, model, config);
     Model::build(architecture, Some(&weights), backend(), &LoadOptions::default()).unwrap()

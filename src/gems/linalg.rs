@@ -1,0 +1,64 @@
+//! The two decompositions the method needs, in f64 on the host, through faer.
+
+use crate::error::{Error, Result};
+use faer::{Mat, Side};
+
+/// Leading right singular vectors of a row-major `rows x cols` matrix.
+pub struct RowSpace {
+    /// `[<= count x cols]`, orthonormal rows, each with its entry of largest magnitude positive.
+    pub vectors: Vec<f32>,
+    /// All singular values, descending.
+    pub values: Vec<f64>,
+}
+
+/// The leading `count` right singular vectors; fewer when the matrix has a smaller rank.
+///
+/// # Errors
+/// When the matrix holds NaN or infinity, or the decomposition does not converge.
+pub fn row_space(matrix: &[f32], rows: usize, cols: usize, count: usize) -> Result<RowSpace> {
+    if let Some(v) = matrix.iter().find(|v| !v.is_finite()) {
+        return Err(Error::numeric(format!("a gradient holds {v}")));
+    }
+    // Through the smaller Gram matrix in f64: the entries are f32, so squaring loses nothing that was known.
+    let g = Mat::<f64>::from_fn(rows, cols, |i, j| matrix[i * cols + j] as f64);
+    let wide = cols > rows;
+    let gram = if wide { &g * g.transpose() } else { g.transpose() * &g };
+    let size = rows.min(cols);
+    let failed = |e| Error::numeric(format!("the decomposition of a gradient did not converge: {e:?}"));
+    let eigen = gram.self_adjoint_eigen(Side::Lower).map_err(failed)?;
+    let values: Vec<f64> = (0..size).rev().map(|i| eigen.S()[i].max(0.0).sqrt()).collect();
+    let known = values.iter().take(count).take_while(|v| **v > values[0] * 1e-7 && **v > 0.0).count();
+    let mut vectors = Vec::with_capacity(known * cols);
+    for i in 0..known {
+        let u = eigen.U().col(size - 1 - i);
+        let v = if wide { g.transpose() * u } else { u.to_owned() };
+        let scale = if wide { 1.0 / values[i] } else { 1.0 };
+        let mut row: Vec<f32> = (0..cols).map(|j| (v[j] * scale) as f32).collect();
+        let largest = row.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
+        if largest < 0.0 {
+            row.iter_mut().for_each(|x| *x = -*x);
+        }
+        vectors.extend(row);
+    }
+    Ok(RowSpace { vectors, values })
+}
+
+/// Eigenvalues (descending) of a symmetric `n x n` matrix and the eigenvectors as rows in the same order.
+pub fn symmetric_eigen(matrix: &[f32], n: usize) -> Result<(Vec<f64>, Vec<f32>)> {
+    if let Some(v) = matrix.iter().find(|v| !v.is_finite()) {
+        return Err(Error::numeric(format!("a second moment holds {v}")));
+    }
+    let c = Mat::<f64>::from_fn(n, n, |i, j| 0.5 * (matrix[i * n + j] as f64 + matrix[j * n + i] as f64));
+    let eigen = c.self_adjoint_eigen(Side::Lower).map_err(|e| {
+        Error::numeric(format!("the eigendecomposition of a second moment did not converge: {e:?}"))
+    })?;
+    let values: Vec<f64> = (0..n).rev().map(|i| eigen.S()[i]).collect();
+    let u = eigen.U();
+    let vectors = (0..n).rev().flat_map(|i| (0..n).map(move |j| u[(j, i)] as f32)).collect();
+    Ok((values, vectors))
+}
+
+/// The transpose of a row-major `rows x cols` matrix.
+pub fn transpose(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..rows * cols).map(|i| matrix[(i % rows) * cols + i / rows]).collect()
+}

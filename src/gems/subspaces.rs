@@ -1,0 +1,460 @@
+//! GEMS and GaLore on the input side: frozen bases A, trained coordinates B.
+//!
+//! Between refreshes the layer computes `x Wᵀ + (x Aᵀ) Bᵀ`; the gradient of B's columns are the
+//! coordinates `dY_sᵀ (X A_sᵀ)` of each subspace (GEMS, arXiv 2601.09496, with all subspaces from one pass).
+
+use super::adam::direction;
+use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of_columns};
+use super::settings::{Bases, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
+use super::window::{Found, Pass, Streams, Window};
+use crate::backend::{AdaptedLinear, Backend, Branch, DType, Op, OuterPart, Rounding, Tensor};
+use crate::error::Result;
+use crate::random::{self, Purpose};
+use std::sync::Arc;
+
+/// How a layer's gradient is seen by its engine.
+pub(super) struct SubspaceOptions {
+    pub bases: Bases,
+    pub moments: Moments,
+    pub oversample: usize,
+    pub power_iterations: u64,
+    pub exact: bool,
+    /// Gradient and update are projected on the output side.
+    pub project: Option<Project>,
+    pub learns: bool,
+    pub seed: u64,
+    pub site: u64,
+}
+
+impl SubspaceOptions {
+    pub fn new(s: &GemsSettings, null: &NullSpaceSettings, exact: bool, seed: u64, site: usize) -> Self {
+        Self {
+            bases: s.bases,
+            moments: s.moments,
+            oversample: s.oversample,
+            power_iterations: s.power_iterations,
+            exact,
+            project: (null.side == NullSide::Output).then_some(null.project),
+            learns: s.gates.kind == super::settings::GateKind::Learned,
+            seed,
+            site: site as u64,
+        }
+    }
+}
+
+pub(super) struct Subspaces {
+    backend: Arc<dyn Backend>,
+    options: SubspaceOptions,
+    pub streams: Streams,
+    m: usize,
+    n: usize,
+    /// Protected directions: `[k x N]` rows on the input side.
+    protected_rows: Option<Tensor>,
+    /// Protected directions: `[M x k]` columns on the output side.
+    protected_columns: Option<Tensor>,
+    /// Accumulated coordinates, `[M x R]` f32.
+    b: Tensor,
+    moments: [Tensor; 2],
+    /// Gradient coordinates: shared columns task by task, then every task's own, `[M x (T r + Σ r_t)]`.
+    coordinates: Tensor,
+    /// `A Aᵀ` when the bases overlap.
+    overlap: Option<Tensor>,
+    /// For learned gates: the whole gradient along the tasks' columns, and the last update there per unit of gate.
+    learning: Option<[Tensor; 2]>,
+    pub window: Option<Window>,
+    refreshes: u64,
+}
+
+impl Subspaces {
+    pub fn new(
+        backend: &Arc<dyn Backend>,
+        options: SubspaceOptions,
+        streams: Streams,
+        (m, n): (usize, usize),
+        protected_rows: Option<Tensor>,
+        protected_columns: Option<Tensor>,
+    ) -> Result<Self> {
+        let total = streams.total();
+        let own = total - streams.ranks[0];
+        let zeros = |cols| backend.zeros(m, cols, DType::F32);
+        Ok(Self {
+            b: zeros(total)?,
+            moments: [zeros(total)?, zeros(total)?],
+            coordinates: zeros(streams.tasks * streams.ranks[0] + own)?,
+            overlap: None,
+            learning: if options.learns { Some([zeros(own)?, zeros(own)?]) } else { None },
+            window: None,
+            refreshes: 0,
+            backend: Arc::clone(backend),
+            options,
+            streams,
+            m,
+            n,
+            protected_rows,
+            protected_columns,
+        })
+    }
+
+    /// Gives the layer an empty branch.
+    pub fn attach(&self, layer: &mut AdaptedLinear) -> Result<()> {
+        let dtype = self.backend.compute_dtype();
+        let total = self.streams.total();
+        let (a, b) = (self.backend.zeros(total, self.n, dtype)?, self.backend.zeros(self.m, total, dtype)?);
+        layer.branch = Some(Branch { a, b });
+        Ok(())
+    }
+
+    fn complementary(&self) -> bool {
+        self.options.bases == Bases::Complementary
+    }
+
+    // ---- refresh ----------------------------------------------------------------------------
+
+    /// Passes over the probe batches before the first step.
+    pub fn probe_rounds(&self) -> u64 {
+        if self.options.exact { 1 } else { 1 + 2 * self.options.power_iterations }
+    }
+
+    /// Opens the window of probe round `round` (from 0).
+    pub fn open_probe(&mut self, round: u64) -> Result<()> {
+        let be = &self.backend;
+        let window = match (&self.window, self.options.exact) {
+            (_, true) => Window::exact(be, &self.streams, self.m, self.n)?,
+            (Some(w), _) if w.pass == Pass::Rows => {
+                let bases = w.ranges(self.protected_rows.as_ref().map(|k| k.mat()))?;
+                Window::columns(be, &self.streams, &bases, self.m)?
+            }
+            (Some(w), _) if w.pass == Pass::Columns => {
+                // Gaussian probes stay among them, so that energies can be told.
+                let omegas = w
+                    .sums
+                    .iter()
+                    .enumerate()
+                    .map(|(s, z)| self.omega(s, Some(z), round))
+                    .collect::<Result<Vec<_>>>()?;
+                Window::rows(be, &self.streams, &omegas, self.n)?
+            }
+            _ => {
+                let omegas = (0..self.streams.ranks.len())
+                    .map(|s| self.omega(s, None, round))
+                    .collect::<Result<Vec<_>>>()?;
+                Window::rows(be, &self.streams, &omegas, self.n)?
+            }
+        };
+        self.window = Some(window);
+        Ok(())
+    }
+
+    /// Opens the window before a refresh.
+    pub fn open_window(&mut self) -> Result<()> {
+        let be = &self.backend;
+        let window = if self.options.exact {
+            Window::exact(be, &self.streams, self.m, self.n)?
+        } else {
+            // The first moments are the gradient's coordinates, averaged: a power iteration for free.
+            let omegas = (0..self.streams.ranks.len())
+                .map(|s| {
+                    let m =
+                        be.duplicate(self.moments[0].mat().col_range(self.streams.columns(s)), DType::F32)?;
+                    self.omega(s, Some(&m), 1000 + self.refreshes)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Window::rows(be, &self.streams, &omegas, self.n)?
+        };
+        self.window = Some(window);
+        Ok(())
+    }
+
+    /// Probes `[M x q]` of stream s: `start` scaled to unit columns on average, then Gaussian columns.
+    fn omega(&self, s: usize, start: Option<&Tensor>, round: u64) -> Result<Tensor> {
+        let be = &self.backend;
+        let warm = start.map_or(0, Tensor::cols);
+        let gaussian = self.options.oversample + if warm == 0 { self.streams.ranks[s] } else { 0 };
+        let mut omega = be.alloc(self.m, warm + gaussian, DType::F32)?;
+        if let Some(start) = start {
+            be.copy(start.mat(), omega.mat_mut().col_range(0..warm))?;
+            let mut size = be.alloc(1, 1, DType::F32)?;
+            be.dots(&[(start.mat(), start.mat())], size.mat_mut())?;
+            let size = be.download(size.mat())?[0].sqrt();
+            if size > 0.0 {
+                let factor = ((self.m * warm) as f32).sqrt() / size;
+                be.scale(omega.mat_mut().col_range(0..warm), factor)?;
+            }
+        }
+        let stream = self.options.site << 8 | s as u64;
+        let values = random::normal(self.options.seed, Purpose::Sketch, stream, round, self.m * gaussian);
+        be.upload(&values, omega.mat_mut().col_range(warm..warm + gaussian))?;
+        Ok(omega)
+    }
+
+    /// Ends the window: folds `B A` into W and renews the bases. The caller checks that a gradient was seen.
+    pub fn refresh(&mut self, layer: &mut AdaptedLinear) -> Result<Option<Found>> {
+        let Some(window) = self.window.take() else { return Ok(None) };
+        let Some(branch) = &mut layer.branch else { return Ok(None) };
+        let be = &Arc::clone(&self.backend);
+        if !window.has(0) {
+            return Ok(None);
+        }
+        if self.refreshes > 0 {
+            let rounding = match layer.weight.dtype() {
+                DType::F32 => Rounding::Nearest,
+                _ => Rounding::Stochastic(self.options.seed ^ (self.options.site << 32) ^ self.refreshes),
+            };
+            be.fold(layer.weight.mat_mut(), 1.0, 1.0, self.b.mat(), branch.a.mat(), rounding)?;
+            be.fill(self.b.mat_mut(), 0.0)?;
+            be.fill(branch.b.mat_mut(), 0.0)?;
+        }
+        let old = (self.refreshes > 0).then(|| branch.a.mat());
+        let protected = self.protected_rows.as_ref().map(|k| k.mat());
+        let found =
+            window.find(&self.streams, old, protected, self.complementary(), self.options.oversample)?;
+        if let Some(old) = old {
+            self.carry_moments(old, &found.a)?;
+        }
+        be.copy(found.a.mat(), branch.a.mat_mut())?;
+        if !self.complementary() {
+            let total = self.streams.total();
+            let mut overlap = be.alloc(total, total, DType::F32)?;
+            be.matmul(overlap.mat_mut(), 0.0, 1.0, branch.a.mat(), Op::N, branch.a.mat(), Op::T)?;
+            self.overlap = Some(overlap);
+        }
+        if let Some([_, last]) = &mut self.learning {
+            be.fill(last.mat_mut(), 0.0)?;
+        }
+        self.refreshes += 1;
+        Ok(Some(found))
+    }
+
+    fn carry_moments(&mut self, old: crate::backend::Mat, new: &Tensor) -> Result<()> {
+        let be = Arc::clone(&self.backend);
+        match self.options.moments {
+            Moments::Keep => {}
+            Moments::Reset => {
+                for m in &mut self.moments {
+                    be.fill(m.mat_mut(), 0.0)?;
+                }
+            }
+            Moments::Rotate => {
+                for s in 0..self.streams.ranks.len() {
+                    let columns = self.streams.columns(s);
+                    let r = columns.len();
+                    let mut turn = be.alloc(r, r, DType::F32)?;
+                    let (from, to) = (old.row_range(columns.clone()), new.mat().row_range(columns.clone()));
+                    be.matmul(turn.mat_mut(), 0.0, 1.0, from, Op::N, to, Op::T)?;
+                    let before =
+                        be.duplicate(self.moments[0].mat().col_range(columns.clone()), DType::F32)?;
+                    let after = self.moments[0].mat_mut().col_range(columns);
+                    be.matmul(after, 0.0, 1.0, before.mat(), Op::N, turn.mat(), Op::N)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of refreshes so far; 0 before the first bases are found.
+    pub fn refreshes(&self) -> u64 {
+        self.refreshes
+    }
+
+    /// Columns of task t's own coordinates within [`Subspaces::coordinates`].
+    fn own_columns(&self, t: usize) -> std::ops::Range<usize> {
+        let r = self.streams.ranks[0];
+        let columns = self.streams.columns(t + 1);
+        let shift = self.streams.tasks * r - r;
+        columns.start + shift..columns.end + shift
+    }
+    fn specific(&self) -> bool {
+        self.streams.ranks.len() > 1
+    }
+}
+
+impl Engine for Subspaces {
+    fn begin(&mut self) -> Result<()> {
+        if let Some([whole, _]) = &mut self.learning {
+            self.backend.fill(whole.mat_mut(), 0.0)?;
+        }
+        self.backend.fill(self.coordinates.mat_mut(), 0.0)
+    }
+
+    fn observe(&mut self, g: &Tapped, scales: &Scales) -> Result<()> {
+        if let Some(window) = &mut self.window {
+            window.observe(&self.streams, g, scales)?;
+        }
+        let Some(h) = g.h else { return Ok(()) };
+        if self.refreshes == 0 {
+            return Ok(());
+        }
+        let r = self.streams.ranks[0];
+        let mut parts = Vec::new();
+        for (t, rows) in g.segments.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+            parts.push(OuterPart { rows: rows.clone(), columns: 0..r, to: t * r, scale: 1.0 });
+            if self.specific() {
+                let to = self.own_columns(t).start;
+                let (rows, columns) = (rows.clone(), self.streams.columns(t + 1));
+                parts.push(OuterPart { rows, columns, to, scale: scales.tasks[t] });
+            }
+        }
+        self.backend.outer(g.dy, h, &parts, self.coordinates.mat_mut())?;
+        if let Some([whole, _]) = &mut self.learning {
+            let part = OuterPart { rows: 0..h.rows, columns: r..self.streams.total(), to: 0, scale: 1.0 };
+            self.backend.outer(g.dy, h, &[part], whole.mat_mut())?;
+        }
+        Ok(())
+    }
+
+    fn products(&self) -> Products<'_> {
+        let r = self.streams.ranks[0];
+        let tasks = self.streams.tasks;
+        let own = |t: usize| {
+            let columns = if self.specific() { self.own_columns(t) } else { t * r..(t + 1) * r };
+            let m = self.coordinates.mat().col_range(columns);
+            (m, m)
+        };
+        let effect = match &self.learning {
+            Some([whole, last]) => (0..tasks)
+                .map(|t| {
+                    let columns = self.streams.columns(t + 1);
+                    let columns = columns.start - r..columns.end - r;
+                    (whole.mat().col_range(columns.clone()), last.mat().col_range(columns))
+                })
+                .collect(),
+            None => Vec::new(),
+        };
+        Products {
+            gram: gram_of_columns(&self.coordinates, tasks, r),
+            own: (0..tasks).map(own).collect(),
+            whole: None,
+            effect,
+        }
+    }
+
+    fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
+        let be = &self.backend;
+        let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
+        let mut g = be.zeros(self.m, total, DType::F32)?;
+        for t in 0..tasks {
+            let from = self.coordinates.mat().col_range(t * r..(t + 1) * r);
+            be.axpy(step.weights[t] as f32, from, g.mat_mut().col_range(0..r))?;
+            if self.specific() {
+                let from = self.coordinates.mat().col_range(self.own_columns(t));
+                be.copy(from, g.mat_mut().col_range(self.streams.columns(t + 1)))?;
+            }
+        }
+        let columns = self.protected_columns.as_ref();
+        if let (Some(k), Some(Project::Gradient | Project::Both)) = (columns, self.options.project) {
+            be.project_columns(g.mat_mut(), k.mat())?;
+        }
+        let o = step.optimizer;
+        let mut blocks = vec![direction(o, 0..r, step.t, step.rate, step.clip)];
+        for t in (0..tasks).filter(|t| self.specific() && step.active[*t]) {
+            let gate = if self.learning.is_some() { 1.0 } else { step.gates[t] };
+            let columns = self.streams.columns(t + 1);
+            blocks.push(direction(o, columns, step.t_tasks[t], step.rate * gate, step.clip));
+        }
+        let mut d = be.zeros(self.m, total, DType::F32)?;
+        let [m, v] = &mut self.moments;
+        be.adam(d.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &blocks, None, None)?;
+        if let (Some(k), Some(Project::Update | Project::Both)) = (columns, self.options.project) {
+            be.project_columns(d.mat_mut(), k.mat())?;
+        }
+        if let Some([_, last]) = &mut self.learning {
+            be.copy(d.mat().col_range(r..total), last.mat_mut())?;
+            for t in 0..tasks {
+                be.scale(d.mat_mut().col_range(self.streams.columns(t + 1)), step.gates[t] as f32)?;
+            }
+        }
+        let mut update = vec![d];
+        if let Some(overlap) = &self.overlap {
+            let mut through = be.alloc(self.m, total, DType::F32)?;
+            be.matmul(through.mat_mut(), 0.0, 1.0, update[0].mat(), Op::N, overlap.mat(), Op::N)?;
+            update.push(through);
+        }
+        Ok(update)
+    }
+
+    fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(crate::backend::Mat<'a>, crate::backend::Mat<'a>)> {
+        let d = update[0].mat();
+        vec![(d, update.get(1).map_or(d, |through| through.mat()))]
+    }
+
+    fn apply(
+        &mut self,
+        layer: &mut AdaptedLinear,
+        update: Vec<Tensor>,
+        factor: f64,
+        step: &Step,
+    ) -> Result<()> {
+        let decay = 1.0 - step.lr * step.optimizer.weight_decay;
+        if decay != 1.0 {
+            self.backend.scale(self.b.mat_mut(), decay as f32)?;
+        }
+        self.backend.axpy(factor as f32, update[0].mat(), self.b.mat_mut())?;
+        match &mut layer.branch {
+            Some(branch) => self.backend.copy(self.b.mat(), branch.b.mat_mut()),
+            None => Ok(()),
+        }
+    }
+
+    fn state(&self, layer: &AdaptedLinear, out: &mut StateWriter) -> Result<()> {
+        if let Some(branch) = &layer.branch {
+            out.put("a", branch.a.mat())?;
+        }
+        out.put("b", self.b.mat())?;
+        out.put("m", self.moments[0].mat())?;
+        out.put("v", self.moments[1].mat())?;
+        if let Some([_, last]) = &self.learning {
+            out.put("last", last.mat())?;
+        }
+        if let Some(window) = &self.window {
+            if let Some(probe) = window.probe() {
+                out.put("window.probe", probe)?;
+            }
+            for (i, sum) in window.sums.iter().enumerate() {
+                out.put(&format!("window.{i}"), sum.mat())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, layer: &mut AdaptedLinear, from: &mut StateReader) -> Result<()> {
+        self.attach(layer)?;
+        self.refreshes = self.refreshes.max(1);
+        from.get("b", self.b.mat_mut())?;
+        from.get("m", self.moments[0].mat_mut())?;
+        from.get("v", self.moments[1].mat_mut())?;
+        if let Some(branch) = &mut layer.branch {
+            from.get("a", branch.a.mat_mut())?;
+            self.backend.copy(self.b.mat(), branch.b.mat_mut())?;
+            if !matches!(self.options.bases, Bases::Complementary) {
+                let total = self.streams.total();
+                let mut overlap = self.backend.alloc(total, total, DType::F32)?;
+                self.backend.matmul(
+                    overlap.mat_mut(),
+                    0.0,
+                    1.0,
+                    branch.a.mat(),
+                    Op::N,
+                    branch.a.mat(),
+                    Op::T,
+                )?;
+                self.overlap = Some(overlap);
+            }
+        }
+        if let Some([_, last]) = &mut self.learning {
+            from.get("last", last.mat_mut())?;
+        }
+        Ok(())
+    }
+}
+
+impl Subspaces {
+    /// Sets what the counters were, and refills an open window: after [`Engine::restore`].
+    pub fn resume(&mut self, refreshes: u64, seen: Option<Vec<bool>>, from: &StateReader) -> Result<()> {
+        self.refreshes = refreshes;
+        self.window = match seen {
+            Some(seen) => Some(Window::restore(&self.backend, &self.streams, (self.m, self.n), seen, from)?),
+            None => None,
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,793 @@
+//! The method over a whole model: gradients in, updates out.
+
+use super::adam::clip_factor;
+use super::dense::{DenseParameter, DenseRole};
+use super::engine::{Engine, Parameters, Scales, StateReader, StateTensor, StateWriter, Step, Tapped};
+use super::full::Full;
+use super::gates::{Gates, TaskSignals};
+use super::knowledge::{KnowledgeBasis, Space};
+use super::linalg::transpose;
+use super::lora::Lora;
+use super::published::Published;
+use super::settings::{
+    Decay, GateKind, GemsSettings, Method, NullSide, NullSpaceSettings, OptimizerSettings, Refresh, Side,
+    Surgery,
+};
+use super::subspaces::{SubspaceOptions, Subspaces};
+use super::surgery::pcgrad_weights;
+use super::window::Streams;
+use crate::backend::{Backend, DType, Mat, Tensor};
+use crate::error::{Error, Result};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Sections `[gems]`, `[null_space]` and `[optimizer]`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TunerSettings {
+    /// What is tuned, and how.
+    pub gems: GemsSettings,
+    /// What is left alone.
+    pub null_space: NullSpaceSettings,
+    /// Adam.
+    pub optimizer: OptimizerSettings,
+}
+
+/// A linear layer as the method sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteShape {
+    /// Module name.
+    pub name: String,
+    /// Projection: q, k, v, o, gate, up or down.
+    pub projection: &'static str,
+    /// M.
+    pub outputs: usize,
+    /// N.
+    pub inputs: usize,
+}
+
+/// What a finished step's batch was.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepInput {
+    /// Mean loss of every task, summed over micro-batches.
+    pub losses: Vec<f64>,
+    /// Samples of every task.
+    pub counts: Vec<f64>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Learning rate of table rows.
+    pub lr_rows: f64,
+    /// Scale the update of the adapted layers to this norm.
+    pub target_norm: Option<f64>,
+    /// No step follows: do not refresh.
+    pub last: bool,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepReport {
+    /// Whether loss and gradient were finite; when not, nothing was changed.
+    pub finite: bool,
+    /// Norm of all gradients (of the adapted layers in their subspaces), before clipping.
+    pub gradient_norm: f64,
+    /// Factor from clipping.
+    pub clip: f64,
+    /// Norm of the change of the adapted layers.
+    pub update_norm: f64,
+    /// Gates.
+    pub gates: Vec<f64>,
+    /// Norms of the tasks' gradients, as the gates see them.
+    pub task_norms: Vec<f64>,
+    /// Cosine between the gradients of tasks i < j over all adapted layers (in the shared subspace).
+    pub cosines: Vec<(usize, usize, f64)>,
+    /// Set when the bases were renewed after this step.
+    pub refresh: Option<RefreshReport>,
+}
+
+/// What a refresh found, as means over layers weighted alike.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RefreshReport {
+    /// Share of each subspace's gradient energy in its basis; shared first, then tasks.
+    pub energy: Vec<f64>,
+    /// Share of the gradient energy the null space leaves.
+    pub room: f64,
+    /// The same per adapted layer: (site, room).
+    pub rooms: Vec<(usize, f64)>,
+}
+
+enum Layer {
+    Subspaces(Subspaces),
+    Other(Box<dyn Engine>),
+}
+
+impl Layer {
+    fn engine(&mut self) -> &mut dyn Engine {
+        match self {
+            Layer::Subspaces(s) => s,
+            Layer::Other(e) => &mut **e,
+        }
+    }
+    fn shared(&self) -> &dyn Engine {
+        match self {
+            Layer::Subspaces(s) => s,
+            Layer::Other(e) => &**e,
+        }
+    }
+}
+
+/// The optimizer of a run.
+pub struct Tuner {
+    settings: TunerSettings,
+    backend: Arc<dyn Backend>,
+    tasks: usize,
+    layers: Vec<Option<Layer>>,
+    dense: Vec<Option<DenseParameter>>,
+    protected_rows: Option<Tensor>,
+    gates: Gates,
+    step: u64,
+    task_steps: Vec<u64>,
+    observing: bool,
+}
+
+impl TunerSettings {
+    /// Rejects settings that cannot be meant together.
+    pub fn validate(&self) -> Result<()> {
+        let usage = |what: &str, remedy: &str| Err(Error::usage(what.to_string()).remedy(remedy.to_string()));
+        let (g, o, n) = (&self.gems, &self.optimizer, &self.null_space);
+        if g.rank == 0 {
+            return usage("gems.rank is 0", "give at least 1");
+        }
+        if g.refresh_every == 0 || g.refresh_window == 0 {
+            return usage("gems.refresh_every and gems.refresh_window count steps", "give at least 1");
+        }
+        if !(0.0..1.0).contains(&o.beta1) || !(0.0..1.0).contains(&o.beta2) || o.eps.is_nan() || o.eps <= 0.0
+        {
+            return usage("optimizer.beta1 and beta2 lie in [0, 1), eps above 0", "correct them");
+        }
+        let low_rank = matches!(g.method, Method::Gems | Method::Galore) && g.side == Side::Right;
+        if o.decay == Decay::Weights && o.weight_decay > 0.0 && low_rank {
+            return usage(
+                "optimizer.decay = \"weights\" needs weights that change every step",
+                "use optimizer.decay = \"delta\", or gems.method = \"full\", or gems.side = \"published\"",
+            );
+        }
+        if g.side == Side::Published && g.surgery != Surgery::None {
+            return usage(
+                "gems.surgery has no place in the published optimizer",
+                "use gems.side = \"right\"",
+            );
+        }
+        if g.gates.kind == GateKind::Learned && (g.method != Method::Gems || g.side == Side::Published) {
+            return usage(
+                "learned gates weigh task subspaces on the input side",
+                "use gems.method = \"gems\" with gems.side = \"right\"",
+            );
+        }
+        if n.side != NullSide::None && (n.value.is_nan() || n.value < 0.0) {
+            return usage("null_space.value is negative", "an energy lies between 0 and 1");
+        }
+        if !(0.0..=1.0).contains(&n.item_rows) {
+            return usage("null_space.item_rows is a share of energy", "give a number between 0 and 1");
+        }
+        Ok(())
+    }
+
+    /// The adapted layers among `sites`.
+    pub fn adapted(&self, sites: &[SiteShape]) -> Result<Vec<bool>> {
+        let matches = |site: &SiteShape, t: &String| {
+            site.projection == t || (t.len() > 4 && site.name.contains(t.as_str()))
+        };
+        // A projection that only other families have (T5 v1.0 has no up) is no mistake.
+        let known = |t: &String| ["q", "k", "v", "o", "gate", "up", "down"].contains(&t.as_str());
+        let strange = self.gems.targets.iter().find(|t| !known(t) && !sites.iter().any(|s| matches(s, t)));
+        let nothing = !sites.iter().any(|s| self.gems.targets.iter().any(|t| matches(s, t)));
+        if strange.is_some() || nothing {
+            let named = strange.map_or(format!("{:?}", self.gems.targets), |t| format!("{t:?}"));
+            return Err(Error::usage(format!("gems.targets: no layer is a {named}"))
+                .remedy("name projections (q, k, v, o, gate, up, down) or parts of module names"));
+        }
+        let on = self.gems.method != Method::Rows;
+        Ok(sites.iter().map(|s| on && self.gems.targets.iter().any(|t| matches(s, t))).collect())
+    }
+
+    /// Ranks of a layer's subspaces: shared, then one a task for GEMS.
+    pub fn ranks(&self, site: &SiteShape, tasks: usize) -> Vec<usize> {
+        let most = site.outputs.min(site.inputs);
+        let mut ranks = vec![self.gems.rank.min(most)];
+        if self.gems.method == Method::Gems {
+            let own = self.gems.task_rank.unwrap_or((self.gems.rank / 2).max(1)).min(most);
+            ranks.extend(vec![own; tasks]);
+        }
+        ranks
+    }
+}
+
+impl Tuner {
+    /// A tuner for a model's layers (`sites`) and dense parameters (`None`: not trained), whose parameters it may
+    /// read and attach branches to. `knowledge` must be of the model.
+    #[allow(clippy::too_many_arguments, reason = "everything a tuner is made of, once")]
+    pub fn new(
+        settings: TunerSettings,
+        sites: &[SiteShape],
+        dense: &[Option<DenseRole>],
+        tasks: usize,
+        knowledge: Option<&KnowledgeBasis>,
+        parameters: &mut dyn Parameters,
+        backend: &Arc<dyn Backend>,
+        seed: u64,
+    ) -> Result<Self> {
+        settings.validate()?;
+        let adapted = settings.adapted(sites)?;
+        let mut layers = Vec::new();
+        for (i, site) in sites.iter().enumerate() {
+            let made = match adapted[i] {
+                true => Some(Self::layer(&settings, site, i, tasks, knowledge, parameters, backend, seed)?),
+                false => None,
+            };
+            layers.push(made);
+        }
+        let apart = settings.gems.surgery != Surgery::None || settings.gems.gates.full_norms;
+        let dense = dense
+            .iter()
+            .enumerate()
+            .map(|(i, role)| {
+                let Some(role) = role else { return Ok(None) };
+                let values = parameters.dense(i);
+                let scaled = settings.gems.gates.full_norms;
+                let made =
+                    DenseParameter::new(backend, *role, values.as_mat(), apart.then_some(tasks), scaled)?;
+                Ok(Some(made))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let protected_rows = match knowledge.and_then(|k| k.final_hidden.as_ref()) {
+            Some(space) if settings.null_space.item_rows > 0.0 && space.kept() > 0 => {
+                Some(columns_of(backend, space)?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            gates: Gates::new(&settings.gems.gates, tasks, seed),
+            backend: Arc::clone(backend),
+            settings,
+            tasks,
+            layers,
+            dense,
+            protected_rows,
+            step: 0,
+            task_steps: vec![0; tasks],
+            observing: false,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "everything a layer is made of, once")]
+    fn layer(
+        settings: &TunerSettings,
+        site: &SiteShape,
+        index: usize,
+        tasks: usize,
+        knowledge: Option<&KnowledgeBasis>,
+        parameters: &mut dyn Parameters,
+        be: &Arc<dyn Backend>,
+        seed: u64,
+    ) -> Result<Layer> {
+        let (g, null) = (&settings.gems, &settings.null_space);
+        let shape = (site.outputs, site.inputs);
+        let space = match null.side {
+            NullSide::None => None,
+            _ => knowledge.and_then(|k| k.space(index)).filter(|s| s.kept() > 0),
+        };
+        if let Some(space) = space {
+            let dim = if null.side == NullSide::Input { site.inputs } else { site.outputs };
+            if space.dim != dim {
+                return Err(Error::usage(format!(
+                    "the knowledge basis has {} dimensions, not {dim}",
+                    space.dim
+                ))
+                .at(&site.name)
+                .remedy("make a basis for this model and side with `gems-engine basis`"));
+            }
+        }
+        let ranks = settings.ranks(site, tasks);
+        let layer = parameters.linear(index);
+        if g.method == Method::Gems && g.side == Side::Published {
+            let protected = space.map(|s| columns_of(be, s)).transpose()?;
+            let made = Published::new(be, layer, &ranks, g.refresh_every, null, protected)?;
+            return Ok(Layer::Other(Box::new(made)));
+        }
+        if g.method == Method::Full {
+            let protected = space.map(|s| columns_of(be, s)).transpose()?;
+            let pulls = settings.optimizer.decay == Decay::Delta && settings.optimizer.weight_decay > 0.0;
+            return Ok(Layer::Other(Box::new(Full::new(be, layer, tasks, null, protected, pulls)?)));
+        }
+        let total: usize = if g.method == Method::Lora { g.rank } else { ranks.iter().sum() };
+        let taken = if null.side == NullSide::Input { space.map_or(0, Space::kept) } else { 0 };
+        if total > site.inputs - taken.min(site.inputs) {
+            let left = site.inputs - taken.min(site.inputs);
+            return Err(Error::usage(format!(
+                "subspaces of {total} directions do not fit: {} inputs less {taken} protected leave {left}",
+                site.inputs
+            ))
+            .at(&site.name)
+            .remedy("lower gems.rank or gems.task_rank, or protect fewer directions (null_space.value)"));
+        }
+        if g.method == Method::Lora {
+            let alpha = g.lora_alpha.unwrap_or(g.rank as f64);
+            let protected = space.map(|s| columns_of(be, s)).transpose()?;
+            let lora = Lora::new(be, shape, g.rank, alpha, tasks, null, protected, (seed, index))?;
+            lora.attach(layer)?;
+            return Ok(Layer::Other(Box::new(lora)));
+        }
+        let exact = match g.refresh {
+            Refresh::Exact => true,
+            Refresh::Sketch => false,
+            Refresh::Auto => site.outputs * site.inputs <= 1 << 19,
+        };
+        let (rows, columns) = match (null.side, space) {
+            (NullSide::Input, Some(s)) => {
+                (Some(be.tensor(&s.directions, s.kept(), s.dim, DType::F32)?), None)
+            }
+            (NullSide::Output, Some(s)) => (None, Some(columns_of(be, s)?)),
+            _ => (None, None),
+        };
+        let options = SubspaceOptions::new(g, null, exact, seed, index);
+        let made = Subspaces::new(be, options, Streams { tasks, ranks }, shape, rows, columns)?;
+        made.attach(layer)?;
+        Ok(Layer::Subspaces(made))
+    }
+
+    fn subspaces(&mut self) -> impl Iterator<Item = (usize, &mut Subspaces)> {
+        self.layers.iter_mut().enumerate().filter_map(|(i, l)| match l {
+            Some(Layer::Subspaces(s)) => Some((i, s)),
+            _ => None,
+        })
+    }
+
+    // ---- a step -----------------------------------------------------------------------------
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Passes over the probe batches that must come before the first step: for each round
+    /// [`Tuner::begin_probe`], gradients of all probe batches, and at the end [`Tuner::finish_probe`].
+    pub fn probe_rounds(&mut self) -> u64 {
+        if self.step > 0 {
+            return 0;
+        }
+        self.subspaces().filter(|(_, s)| s.refreshes() == 0).map(|(_, s)| s.probe_rounds()).max().unwrap_or(0)
+    }
+
+    /// Starts probe round `round` (from 0).
+    pub fn begin_probe(&mut self, round: u64) -> Result<()> {
+        self.observing = true;
+        for (_, s) in self.subspaces() {
+            if round < s.probe_rounds() {
+                s.open_probe(round)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the first bases.
+    pub fn finish_probe(&mut self, parameters: &mut dyn Parameters) -> Result<RefreshReport> {
+        self.observing = false;
+        self.refresh(parameters)
+    }
+
+    /// Starts a step: gradients are zero; a window opens when a refresh is near.
+    pub fn begin_step(&mut self) -> Result<()> {
+        self.observing = true;
+        let every = self.settings.gems.refresh_every;
+        let window = self.settings.gems.refresh_window.min(every);
+        if self.step % every == every - window {
+            for (_, s) in self.subspaces() {
+                s.open_window()?;
+            }
+        }
+        for layer in self.layers.iter_mut().flatten() {
+            layer.engine().begin()?;
+        }
+        self.dense.iter_mut().flatten().try_for_each(DenseParameter::begin)
+    }
+
+    /// The gradient of linear layer `site` in one micro-batch.
+    pub fn observe_linear(&mut self, site: usize, g: &Tapped, scales: &Scales) -> Result<()> {
+        match self.layers.get_mut(site) {
+            Some(Some(layer)) if self.observing => layer.engine().observe(g, scales),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether layer `site` is adapted.
+    pub fn adapts(&self, site: usize) -> bool {
+        self.layers.get(site).is_some_and(Option::is_some)
+    }
+
+    /// What is trained of dense parameter `index`: (first row, gradients of tasks apart).
+    pub fn trains(&self, index: usize) -> Option<(usize, bool)> {
+        let p = self.dense.get(index)?.as_ref()?;
+        Some((p.role.first_row(), p.gradients().len() > 1))
+    }
+
+    /// The gradient of dense parameter `index` in one micro-batch.
+    pub fn observe_dense(&mut self, index: usize, blocks: Mat, scales: &Scales) -> Result<()> {
+        match self.dense.get_mut(index) {
+            Some(Some(p)) => p.observe(blocks, scales),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a step: applies its update. Nothing is changed when a loss or gradient is not finite.
+    pub fn finish_step(&mut self, parameters: &mut dyn Parameters, input: &StepInput) -> Result<StepReport> {
+        self.observing = false;
+        let products = self.products()?;
+        let finite = input.losses.iter().all(|l| l.is_finite()) && products.finite();
+        if !finite {
+            for (_, s) in self.subspaces() {
+                if let Some(window) = &mut s.window {
+                    window.clear()?;
+                }
+            }
+            return Ok(StepReport { gradient_norm: f64::NAN, ..StepReport::default() });
+        }
+        let weights = match self.settings.gems.surgery {
+            Surgery::None => vec![1.0; self.tasks],
+            Surgery::Pcgrad => pcgrad_weights(&products.gram),
+        };
+        let gradient_norm = products.norm(&weights);
+        let most = self.settings.optimizer.clip_norm;
+        let clip = if most > 0.0 { clip_factor(gradient_norm, most) } else { 1.0 };
+        let signals = TaskSignals {
+            losses: input.losses.clone(),
+            norms: products.own.iter().map(|v| v.max(0.0).sqrt()).collect(),
+            counts: input.counts.clone(),
+        };
+        let effect = self.gates.learns().then_some(products.effect.as_slice());
+        let gates = self.gates.step(&signals, effect);
+        self.step += 1;
+        let active: Vec<bool> = input.counts.iter().map(|c| *c > 0.0).collect();
+        for (count, on) in self.task_steps.iter_mut().zip(&active) {
+            *count += u64::from(*on);
+        }
+        let update_norm = self.update(parameters, input, (&weights, &gates, clip, &active))?;
+        let every = self.settings.gems.refresh_every;
+        let refresh = match self.step.is_multiple_of(every) && !input.last {
+            true if self.subspaces().next().is_some() => Some(self.refresh(parameters)?),
+            _ => None,
+        };
+        Ok(StepReport {
+            finite,
+            gradient_norm,
+            clip,
+            update_norm,
+            gates,
+            task_norms: signals.norms,
+            cosines: products.cosines(),
+            refresh,
+        })
+    }
+
+    fn update(
+        &mut self,
+        parameters: &mut dyn Parameters,
+        input: &StepInput,
+        (weights, gates, clip, active): (&[f64], &[f64], f64, &[bool]),
+    ) -> Result<f64> {
+        let be = Arc::clone(&self.backend);
+        let g = &self.settings.gems;
+        let scale = if matches!(g.method, Method::Gems | Method::Galore) { g.scale } else { 1.0 };
+        let task_steps = self.task_steps.clone();
+        let step = Step {
+            optimizer: &self.settings.optimizer,
+            rate: input.lr * scale,
+            lr: input.lr,
+            clip,
+            gates,
+            weights,
+            active,
+            t: self.step,
+            t_tasks: &task_steps,
+        };
+        let count = self.layers.iter().flatten().count();
+        let mut norms = be.zeros(1, (2 * count).max(1), DType::F32)?;
+        let mut measure = |engine: &dyn Engine, i: usize, update: &[Tensor]| -> Result<()> {
+            let pairs = engine.change(update);
+            let slots = norms.mat_mut().col_range(2 * i..2 * i + pairs.len());
+            be.dots(&pairs, slots)
+        };
+        let mut held = Vec::new();
+        for (i, (site, layer)) in
+            self.layers.iter_mut().enumerate().filter_map(|(s, l)| l.as_mut().map(|l| (s, l))).enumerate()
+        {
+            let update = layer.engine().direction(&step)?;
+            measure(layer.shared(), i, &update)?;
+            match input.target_norm {
+                Some(_) => held.push((site, update)),
+                None => layer.engine().apply(parameters.linear(site), update, 1.0, &step)?,
+            }
+        }
+        let squares = be.download(norms.mat())?;
+        let mut norm = squares.iter().map(|v| *v as f64).sum::<f64>().max(0.0).sqrt();
+        if let Some(target) = input.target_norm {
+            let factor = if norm > 0.0 { target / norm } else { 1.0 };
+            norm *= factor;
+            for (site, update) in held {
+                if let Some(layer) = &mut self.layers[site] {
+                    layer.engine().apply(parameters.linear(site), update, factor, &step)?;
+                }
+            }
+        }
+        for (i, p) in self.dense.iter_mut().enumerate() {
+            let Some(p) = p else { continue };
+            let lr = if matches!(p.role, DenseRole::Rows { .. }) { input.lr_rows } else { input.lr };
+            p.step(parameters.dense(i), lr, &step, self.protected_rows.as_ref())?;
+        }
+        Ok(norm)
+    }
+
+    fn refresh(&mut self, parameters: &mut dyn Parameters) -> Result<RefreshReport> {
+        let mut report = RefreshReport::default();
+        let (mut energies, mut rooms) = (Vec::<Vec<f64>>::new(), Vec::new());
+        for (site, s) in self.subspaces() {
+            if let Some(found) = s.refresh(parameters.linear(site))? {
+                energies.push(found.energy);
+                rooms.push((site, found.room));
+            }
+        }
+        let streams = energies.first().map_or(0, Vec::len);
+        report.energy = (0..streams)
+            .map(|s| {
+                let known: Vec<f64> = energies.iter().map(|e| e[s]).filter(|v| v.is_finite()).collect();
+                known.iter().sum::<f64>() / known.len().max(1) as f64
+            })
+            .collect();
+        report.room = rooms.iter().map(|r| r.1).sum::<f64>() / rooms.len().max(1) as f64;
+        report.rooms = rooms;
+        Ok(report)
+    }
+
+    fn products(&self) -> Result<StepProducts> {
+        let tasks = self.tasks;
+        let mut pairs: Vec<(Mat, Mat)> = Vec::new();
+        let mut slots: Vec<Slot> = Vec::new();
+        let triangle = || (0..tasks).flat_map(|i| (i..tasks).map(move |j| (i, j)));
+        for layer in self.layers.iter().flatten() {
+            let p = layer.shared().products();
+            for (pair, (i, j)) in p.gram.into_iter().zip(triangle().cycle()) {
+                pairs.push(pair);
+                slots.push(Slot::Gram(i, j, p.whole.is_none()));
+            }
+            let apart = !p.own.is_empty();
+            for (t, pair) in p.own.into_iter().enumerate() {
+                pairs.push(pair);
+                slots.push(Slot::Own(t));
+            }
+            if !apart {
+                let last = slots.len();
+                let diagonal: Vec<(usize, usize)> = (0..last)
+                    .rev()
+                    .take_while(|s| matches!(slots[*s], Slot::Gram(..)))
+                    .filter_map(|s| match slots[s] {
+                        Slot::Gram(i, j, _) if i == j => Some((s, i)),
+                        _ => None,
+                    })
+                    .collect();
+                for (s, t) in diagonal {
+                    pairs.push(pairs[s]);
+                    slots.push(Slot::Own(t));
+                }
+            }
+            if let Some(pair) = p.whole {
+                pairs.push(pair);
+                slots.push(Slot::Whole);
+            }
+            for (t, pair) in p.effect.into_iter().enumerate() {
+                pairs.push(pair);
+                slots.push(Slot::Effect(t));
+            }
+        }
+        for p in self.dense.iter().flatten() {
+            let sums = p.gradients();
+            if sums.len() == 1 {
+                pairs.push((sums[0].mat(), sums[0].mat()));
+                slots.push(Slot::Whole);
+            } else {
+                for (i, j) in triangle() {
+                    pairs.push((sums[i].mat(), sums[j].mat()));
+                    slots.push(Slot::Dense(i, j));
+                }
+            }
+            for (t, own) in p.own().iter().enumerate() {
+                pairs.push((own.mat(), own.mat()));
+                slots.push(Slot::Own(t));
+            }
+        }
+        let mut out = self.backend.alloc(1, pairs.len().max(1), DType::F32)?;
+        self.backend.dots(&pairs, out.mat_mut())?;
+        let values = self.backend.download(out.mat())?;
+        Ok(StepProducts::gather(tasks, &slots, &values))
+    }
+
+    // ---- state ------------------------------------------------------------------------------
+
+    /// Everything a resumed run needs: tensors, and counters with the gates' numbers.
+    pub fn state(&self, parameters: &mut dyn Parameters) -> Result<(Vec<StateTensor>, Value)> {
+        let mut tensors = Vec::new();
+        let mut windows = serde_json::Map::new();
+        let mut refreshes = 0;
+        for (site, layer) in self.layers.iter().enumerate() {
+            let Some(layer) = layer else { continue };
+            let mut out =
+                StateWriter { backend: &self.backend, prefix: format!("site.{site}"), tensors: &mut tensors };
+            layer.shared().state(parameters.linear(site), &mut out)?;
+            if let Layer::Subspaces(s) = layer {
+                out.put("w", parameters.linear(site).weight.mat())?;
+                refreshes = s.refreshes();
+                if let Some(window) = &s.window {
+                    windows.insert(site.to_string(), json!(window.seen));
+                }
+            }
+        }
+        for (i, p) in self.dense.iter().enumerate() {
+            let Some(p) = p else { continue };
+            p.state(&mut StateWriter {
+                backend: &self.backend,
+                prefix: format!("dense.{i}"),
+                tensors: &mut tensors,
+            })?;
+        }
+        let (network, last) = self.gates.state();
+        let bits = |v: &[f64]| v.iter().map(|x| x.to_bits()).collect::<Vec<u64>>();
+        let numbers = json!({
+            "step": self.step,
+            "task_steps": self.task_steps,
+            "refreshes": refreshes,
+            "windows": windows,
+            "gate_network": bits(&network),
+            "gate_features": last.as_deref().map(bits),
+        });
+        Ok((tensors, numbers))
+    }
+
+    /// Puts [`Tuner::state`] back; the run then goes on bit for bit as it would have.
+    pub fn restore(
+        &mut self,
+        parameters: &mut dyn Parameters,
+        tensors: &[StateTensor],
+        numbers: &Value,
+    ) -> Result<()> {
+        let by_name: HashMap<&str, &StateTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        let bad = |what: &str| Error::usage(format!("the checkpoint's {what} does not fit this run"));
+        let refreshes = numbers["refreshes"].as_u64().unwrap_or(0);
+        for (site, layer) in self.layers.iter_mut().enumerate() {
+            let Some(layer) = layer else { continue };
+            let mut from =
+                StateReader { backend: &self.backend, prefix: format!("site.{site}"), tensors: &by_name };
+            layer.engine().restore(parameters.linear(site), &mut from)?;
+            if let Layer::Subspaces(s) = layer {
+                from.get("w", parameters.linear(site).weight.mat_mut())?;
+                let seen = serde_json::from_value(numbers["windows"][site.to_string()].clone()).ok();
+                s.resume(refreshes, seen, &from)?;
+            }
+        }
+        for (i, p) in self.dense.iter_mut().enumerate() {
+            let Some(p) = p else { continue };
+            let mut from =
+                StateReader { backend: &self.backend, prefix: format!("dense.{i}"), tensors: &by_name };
+            p.restore(parameters.dense(i), &mut from)?;
+        }
+        self.step = numbers["step"].as_u64().ok_or_else(|| bad("step"))?;
+        self.task_steps =
+            serde_json::from_value(numbers["task_steps"].clone()).map_err(|_| bad("task counters"))?;
+        if self.task_steps.len() != self.tasks {
+            return Err(bad("number of tasks"));
+        }
+        let floats = |v: &Value| -> Option<Vec<f64>> {
+            v.as_array()?.iter().map(|x| x.as_u64().map(f64::from_bits)).collect()
+        };
+        let network = floats(&numbers["gate_network"]).unwrap_or_default();
+        if !self.gates.restore(&network, floats(&numbers["gate_features"])) {
+            return Err(bad("gate network"));
+        }
+        Ok(())
+    }
+}
+
+/// Protected directions as columns `[dim x k]`.
+fn columns_of(backend: &Arc<dyn Backend>, space: &Space) -> Result<Tensor> {
+    let k = space.kept();
+    backend.tensor(&transpose(&space.directions, k, space.dim), space.dim, k, DType::F32)
+}
+
+#[derive(Clone, Copy)]
+enum Slot {
+    /// Tasks i <= j of an adapted layer; whether the whole gradient is the sum of the tasks'.
+    Gram(usize, usize, bool),
+    /// Tasks i <= j of a dense parameter.
+    Dense(usize, usize),
+    Own(usize),
+    Whole,
+    Effect(usize),
+}
+
+/// Inner products of a step, summed over layers.
+struct StepProducts {
+    /// Of tasks over everything whose task gradients are apart; decides surgery.
+    gram: Vec<Vec<f64>>,
+    /// Of tasks over the adapted layers; tells the cosine.
+    layers: Vec<Vec<f64>>,
+    /// The part of `gram` that sums to the whole gradient.
+    additive: Vec<Vec<f64>>,
+    own: Vec<f64>,
+    whole: f64,
+    effect: Vec<f64>,
+}
+
+impl StepProducts {
+    fn gather(tasks: usize, slots: &[Slot], values: &[f32]) -> Self {
+        let square = || vec![vec![0.0; tasks]; tasks];
+        let mut p = Self {
+            gram: square(),
+            layers: square(),
+            additive: square(),
+            own: vec![0.0; tasks],
+            whole: 0.0,
+            effect: vec![0.0; tasks],
+        };
+        let add = |m: &mut Vec<Vec<f64>>, i: usize, j: usize, v: f64| {
+            m[i][j] += v;
+            if i != j {
+                m[j][i] += v;
+            }
+        };
+        for (slot, v) in slots.iter().zip(values) {
+            let v = *v as f64;
+            match *slot {
+                Slot::Gram(i, j, additive) => {
+                    add(&mut p.gram, i, j, v);
+                    add(&mut p.layers, i, j, v);
+                    if additive {
+                        add(&mut p.additive, i, j, v);
+                    }
+                }
+                Slot::Dense(i, j) => {
+                    add(&mut p.gram, i, j, v);
+                    add(&mut p.additive, i, j, v);
+                }
+                Slot::Own(t) => p.own[t] += v,
+                Slot::Whole => p.whole += v,
+                Slot::Effect(t) => p.effect[t] += v,
+            }
+        }
+        p
+    }
+
+    fn finite(&self) -> bool {
+        self.whole.is_finite() && self.own.iter().chain(self.gram.iter().flatten()).all(|v| v.is_finite())
+    }
+
+    /// Norm of the combined gradient.
+    fn norm(&self, weights: &[f64]) -> f64 {
+        let n = weights.len();
+        let sum: f64 = (0..n)
+            .flat_map(|i| (0..n).map(move |j| (i, j)))
+            .map(|(i, j)| weights[i] * weights[j] * self.additive[i][j])
+            .sum();
+        (sum + self.whole).max(0.0).sqrt()
+    }
+
+    fn cosines(&self) -> Vec<(usize, usize, f64)> {
+        let n = self.layers.len();
+        let mut all = Vec::new();
+        for i in 0..n {
+            for j in i + 1..n {
+                let size = (self.layers[i][i] * self.layers[j][j]).sqrt();
+                if size > 0.0 {
+                    all.push((i, j, self.layers[i][j] / size));
+                }
+            }
+        }
+        all
+    }
+}
