@@ -4,7 +4,13 @@ mod layers;
 
 pub use layers::{Layer, known_keys, merge};
 
+/// Settings that reproduce the published optimizer (section 2 of the paper's code), as a layer under the user's own.
+const PUBLISHED: &str = include_str!("published.toml");
+
 use crate::error::{Error, Result};
+use crate::data::DataSettings;
+use crate::eval::EvaluateSettings;
+use crate::gems::{GemsSettings, NullSpaceSettings, OptimizerSettings, TunerSettings};
 use crate::train::{CheckpointSettings, TrainSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,8 +25,18 @@ pub struct Config {
     pub device: Device,
     /// The base model.
     pub model: ModelSettings,
+    /// Records, prompts, items.
+    pub data: DataSettings,
+    /// The method.
+    pub gems: GemsSettings,
+    /// What must not be forgotten.
+    pub null_space: NullSpaceSettings,
+    /// Adam, and what is trained beside the layers.
+    pub optimizer: OptimizerSettings,
     /// Length, batch, learning rate, validation.
     pub train: TrainSettings,
+    /// Ranking and metrics.
+    pub evaluate: EvaluateSettings,
     /// Saving.
     pub checkpoint: CheckpointSettings,
 }
@@ -90,6 +106,20 @@ pub enum Init {
     Random,
 }
 
+impl Layer {
+    /// A preset by name: `published`.
+    pub fn preset(name: &str) -> Result<Self> {
+        let text = match name {
+            "published" => PUBLISHED,
+            other => {
+                return Err(Error::usage(format!("there is no preset {other:?}")).remedy("the preset there is: published"));
+            }
+        };
+        let table = text.parse().map_err(|e: toml::de::Error| Error::usage(e.to_string()).at(name))?;
+        Ok(Self { source: format!("preset {name}"), table })
+    }
+}
+
 impl Config {
     /// The JSON schema of all settings.
     pub fn schema() -> serde_json::Value {
@@ -104,7 +134,17 @@ impl Config {
                 .at(format!("settings ({})", sources.join(", ")))
                 .remedy("`gems-engine config-schema` prints every setting with its type")
         })?;
+        config.tuner().validate()?;
+        config.data.validate()?;
         Ok(config)
+    }
+    /// The settings of the method.
+    pub fn tuner(&self) -> TunerSettings {
+        TunerSettings {
+            gems: self.gems.clone(),
+            null_space: self.null_space.clone(),
+            optimizer: self.optimizer.clone(),
+        }
     }
     /// The resolved configuration as TOML.
     pub fn to_toml(&self) -> String {

@@ -13,6 +13,7 @@ mod load;
 mod plan;
 mod save;
 mod tap;
+mod text;
 mod weights;
 
 pub use architecture::{Architecture, Family, Relative};
@@ -22,6 +23,7 @@ pub use layout::{DenseKind, DenseSpec, Layout, Projection, Site};
 pub use load::LoadOptions;
 pub use plan::{BatchShape, MemoryPlan};
 pub use save::{StoredType, write_safetensors};
+pub use text::{general_pass, passes};
 pub use tap::{LinearGradient, Tap, Want};
 pub use weights::Weights;
 

@@ -1,9 +1,15 @@
-//! The loop: schedule, accumulation, checkpoints, early stopping.
+//! One optimizer step, the loop around it, checkpoints, the run directory, and the knowledge basis.
 
+mod basis;
 pub mod checkpoint;
 pub mod run;
 mod settings;
 mod step;
+mod trainer;
 
+pub use basis::{knowledge_basis, needs_basis, rule_text};
 pub use settings::{CheckpointSettings, Schedule, TrainSettings};
 pub use step::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
+pub use trainer::{
+    Ending, Listener, Outcome, StepRecord, Trainer, Validate, chosen, refresh_json, restore,
+};

@@ -1,0 +1,72 @@
+//! A tuned model as a Hugging Face directory of its own.
+
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::model::{Inference, LoadOptions, Model, StoredType, write_safetensors};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Largest shard of a checkpoint, in bytes.
+const SHARD: usize = 5_000_000_000;
+
+/// Writes `model` into `dir` (config.json of `base` with the new vocabulary size, weights folded in f32 and rounded
+/// once, and what `tokenizer` writes), reads it back, and returns the largest difference of the logits for `probe`.
+/// The directory appears only when all of that has worked.
+///
+/// # Errors
+/// A directory that is there already; the file system; a written model that cannot be read back.
+pub fn write_merged(
+    model: &Model,
+    base: &Path,
+    dir: &Path,
+    stored: StoredType,
+    tokenizer: &dyn Fn(&Path) -> Result<()>,
+    probe: &Inference,
+) -> Result<f32> {
+    if dir.exists() && fs::read_dir(dir).is_ok_and(|mut d| d.next().is_some()) {
+        return Err(Error::usage("the directory is not empty").at(dir.display()).remedy("choose another --out"));
+    }
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+    let aside = tempfile::Builder::new()
+        .prefix(".exporting-")
+        .tempdir_in(parent)
+        .map_err(|e| Error::io("write an export", parent, e))?;
+    let path = aside.path();
+    let config = base.join("config.json");
+    let text = fs::read_to_string(&config).map_err(|e| Error::io("read", &config, e))?;
+    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::model(e.to_string()).at(config.display()))?;
+    config["vocab_size"] = json!(model.architecture.vocabulary);
+    let name = if stored == StoredType::F32 { "float32" } else { "bfloat16" };
+    for key in ["dtype", "torch_dtype"] {
+        if config.get(key).is_some() {
+            config[key] = json!(name);
+        }
+    }
+    let pretty = serde_json::to_vec_pretty(&config).map_err(|e| Error::model(e.to_string()))?;
+    write_atomically(&path.join("config.json"), &pretty)?;
+    let generation = base.join("generation_config.json");
+    if generation.is_file() {
+        fs::copy(&generation, path.join("generation_config.json")).map_err(|e| Error::io("copy", &generation, e))?;
+    }
+    tokenizer(path)?;
+    write_safetensors(path, &model.tensors(), stored, SHARD, &|name| model.tensor(name))?;
+    let again = Model::load(path, Arc::clone(&model.backend), &LoadOptions::default())?;
+    let worst = logit_difference(model, &again, probe)?;
+    let aside = aside.keep();
+    let _ = fs::remove_dir(dir);
+    fs::rename(&aside, dir).map_err(|e| Error::io("write the export", dir, e))?;
+    Ok(worst)
+}
+
+/// The largest difference between two models' logits.
+pub fn logit_difference(a: &Model, b: &Model, probe: &Inference) -> Result<f32> {
+    let values = |m: &Model| m.backend.download(m.logits(&m.hidden(probe)?)?.mat());
+    let (x, y) = (values(a)?, values(b)?);
+    if x.len() != y.len() {
+        return Err(Error::model("the exported model has another vocabulary"));
+    }
+    Ok(x.iter().zip(&y).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max))
+}
