@@ -1,7 +1,14 @@
 //! The commands: the only place that wires everything together.
 
+mod basis;
+mod evaluate;
+mod export;
+mod measure;
 mod options;
+mod rank;
 mod schema;
+mod session;
+mod train;
 
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -21,6 +28,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(Box<train::TrainArgs>),
+    Basis(basis::BasisArgs),
+    Evaluate(evaluate::EvaluateArgs),
+    Rank(rank::RankArgs),
+    Export(export::ExportArgs),
     /// Print the JSON schema of all settings, for editors and for reading.
     ConfigSchema,
     /// Print the completion script of a shell.
@@ -49,6 +61,11 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Train(args) => train::run(&args),
+        Command::Basis(args) => basis::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Rank(args) => rank::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::ConfigSchema => schema::print(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());

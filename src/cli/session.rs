@@ -4,7 +4,10 @@ use super::options::{DeviceArgs, SettingsArgs};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::config::{Config, Device, Init, Layer};
-use crate::data::{Architecture, Dataset, Encoder, GeneralText, ItemIdentity, Prompts, SemanticIds, Vocabulary, residual_kmeans};
+use crate::data::{
+    Architecture, Dataset, Encoder, GeneralText, ItemIdentity, Prompts, SemanticIds, Vocabulary,
+    residual_kmeans,
+};
 use crate::error::{Error, Result};
 use crate::gems::{KnowledgeBasis, Tuner};
 use crate::model::{Inference, LoadOptions, Model, Packed};
@@ -67,8 +70,9 @@ impl Session {
     /// Opens the base model and the data of a configuration.
     pub fn open(config: Config, device: &DeviceArgs) -> Result<Self> {
         if config.model.path.is_empty() || config.data.path.is_empty() {
-            return Err(Error::usage("a base model and a data directory are needed")
-                .remedy("give --model DIR (a Hugging Face directory) and --data DIR (items.jsonl, train.jsonl, ...)"));
+            return Err(Error::usage("a base model and a data directory are needed").remedy(
+                "give --model DIR (a Hugging Face directory) and --data DIR (items.jsonl, train.jsonl, ...)",
+            ));
         }
         let backend = backend(&config, device)?;
         let base = PathBuf::from(&config.model.path);
@@ -93,7 +97,18 @@ impl Session {
         start_rows(&mut model, &vocabulary, &data, old_vocabulary)?;
         let general = GeneralText::load(&data.general, &config.data)?;
         let prompts = Prompts::new(&config.data, Some(&base))?;
-        Ok(Self { config, base, data, vocabulary, prompts, general, model, architecture, new_rows, old_vocabulary })
+        Ok(Self {
+            config,
+            base,
+            data,
+            vocabulary,
+            prompts,
+            general,
+            model,
+            architecture,
+            new_rows,
+            old_vocabulary,
+        })
     }
 
     /// Opens a run with the weights of its best (or else latest) checkpoint.

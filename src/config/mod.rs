@@ -7,8 +7,8 @@ pub use layers::{Layer, known_keys, merge};
 /// Settings that reproduce the published optimizer (section 2 of the paper's code), as a layer under the user's own.
 const PUBLISHED: &str = include_str!("published.toml");
 
-use crate::error::{Error, Result};
 use crate::data::DataSettings;
+use crate::error::{Error, Result};
 use crate::eval::EvaluateSettings;
 use crate::gems::{GemsSettings, NullSpaceSettings, OptimizerSettings, TunerSettings};
 use crate::train::{CheckpointSettings, TrainSettings};
@@ -112,7 +112,8 @@ impl Layer {
         let text = match name {
             "published" => PUBLISHED,
             other => {
-                return Err(Error::usage(format!("there is no preset {other:?}")).remedy("the preset there is: published"));
+                return Err(Error::usage(format!("there is no preset {other:?}"))
+                    .remedy("the preset there is: published"));
             }
         };
         let table = text.parse().map_err(|e: toml::de::Error| Error::usage(e.to_string()).at(name))?;

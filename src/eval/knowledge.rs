@@ -50,7 +50,8 @@ impl Reference {
     pub fn capture(model: &Model, chunks: Vec<Vec<u32>>, old: usize) -> Result<Self> {
         let head = model.parameter(model.head()).row_range(0..old);
         let head = model.backend.duplicate(head, head.dtype)?;
-        let hidden = passes(&chunks).into_iter().map(|group| Ok(hidden_of(model, group)?.0)).collect::<Result<_>>()?;
+        let hidden =
+            passes(&chunks).into_iter().map(|group| Ok(hidden_of(model, group)?.0)).collect::<Result<_>>()?;
         Ok(Self { chunks, hidden, head, old })
     }
 
@@ -66,8 +67,24 @@ impl Reference {
                 let rows = start..(start + LOGIT_ROWS).min(targets.len());
                 let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
                 let mut before = be.alloc(rows.len(), self.old, DType::F32)?;
-                be.matmul(logits.mat_mut(), 0.0, scale, hidden.mat().row_range(rows.clone()), Op::N, head, Op::T)?;
-                be.matmul(before.mat_mut(), 0.0, scale, base.mat().row_range(rows.clone()), Op::N, self.head.mat(), Op::T)?;
+                be.matmul(
+                    logits.mat_mut(),
+                    0.0,
+                    scale,
+                    hidden.mat().row_range(rows.clone()),
+                    Op::N,
+                    head,
+                    Op::T,
+                )?;
+                be.matmul(
+                    before.mat_mut(),
+                    0.0,
+                    scale,
+                    base.mat().row_range(rows.clone()),
+                    Op::N,
+                    self.head.mat(),
+                    Op::T,
+                )?;
                 let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
                 for (i, row) in rows.enumerate() {
                     let now = &logits[i * head.rows..(i + 1) * head.rows];

@@ -148,7 +148,12 @@ fn log_sum(logits: &[f32]) -> f32 {
 }
 
 /// Prompts of several requests whose items are single tokens, in one pass: log-probabilities of every item.
-fn score_atomic(model: &Model, vocabulary: &Vocabulary, architecture: Architecture, prompts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+fn score_atomic(
+    model: &Model,
+    vocabulary: &Vocabulary,
+    architecture: Architecture,
+    prompts: &[Vec<u32>],
+) -> Result<Vec<Vec<f32>>> {
     let (encoder, decoder) = match architecture {
         Architecture::DecoderOnly => (None, Packed::new(&[prompts.to_vec()])),
         Architecture::EncoderDecoder { decoder_start } => {
@@ -238,12 +243,14 @@ pub fn rank_split(
             }
             let all = score_atomic(model, vocabulary, architecture, &prompts[at..end])?;
             for (i, scores) in (at..end).zip(all) {
-                let candidates = candidates_of(&split.records[numbers[i]], vocabulary.items(), settings.candidates);
+                let candidates =
+                    candidates_of(&split.records[numbers[i]], vocabulary.items(), settings.candidates);
                 let own: Vec<f32> = candidates.iter().map(|c| scores[*c as usize]).collect();
                 judge(i, &candidates, &own);
             }
         } else {
-            let candidates = candidates_of(&split.records[numbers[at]], vocabulary.items(), settings.candidates);
+            let candidates =
+                candidates_of(&split.records[numbers[at]], vocabulary.items(), settings.candidates);
             let scores = score(model, vocabulary, architecture, &prompts[at], &candidates)?;
             judge(at, &candidates, &scores);
         }

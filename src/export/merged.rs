@@ -26,7 +26,9 @@ pub fn write_merged(
     probe: &Inference,
 ) -> Result<f32> {
     if dir.exists() && fs::read_dir(dir).is_ok_and(|mut d| d.next().is_some()) {
-        return Err(Error::usage("the directory is not empty").at(dir.display()).remedy("choose another --out"));
+        return Err(Error::usage("the directory is not empty")
+            .at(dir.display())
+            .remedy("choose another --out"));
     }
     let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
@@ -37,7 +39,8 @@ pub fn write_merged(
     let path = aside.path();
     let config = base.join("config.json");
     let text = fs::read_to_string(&config).map_err(|e| Error::io("read", &config, e))?;
-    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::model(e.to_string()).at(config.display()))?;
+    let mut config: Value =
+        serde_json::from_str(&text).map_err(|e| Error::model(e.to_string()).at(config.display()))?;
     config["vocab_size"] = json!(model.architecture.vocabulary);
     let name = if stored == StoredType::F32 { "float32" } else { "bfloat16" };
     for key in ["dtype", "torch_dtype"] {
@@ -49,7 +52,8 @@ pub fn write_merged(
     write_atomically(&path.join("config.json"), &pretty)?;
     let generation = base.join("generation_config.json");
     if generation.is_file() {
-        fs::copy(&generation, path.join("generation_config.json")).map_err(|e| Error::io("copy", &generation, e))?;
+        fs::copy(&generation, path.join("generation_config.json"))
+            .map_err(|e| Error::io("copy", &generation, e))?;
     }
     tokenizer(path)?;
     write_safetensors(path, &model.tensors(), stored, SHARD, &|name| model.tensor(name))?;

@@ -2,4 +2,7 @@
 //!
 //! Whatever is written is read back and its logits are compared before it counts as written.
 
+mod merged;
 pub mod peft;
+
+pub use merged::{logit_difference, write_merged};

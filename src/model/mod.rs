@@ -23,8 +23,8 @@ pub use layout::{DenseKind, DenseSpec, Layout, Projection, Site};
 pub use load::LoadOptions;
 pub use plan::{BatchShape, MemoryPlan};
 pub use save::{StoredType, write_safetensors};
-pub use text::{general_pass, passes};
 pub use tap::{LinearGradient, Tap, Want};
+pub use text::{general_pass, passes};
 pub use weights::Weights;
 
 use crate::backend::{AdaptedLinear, Backend, DType, HeadGradient, Indices, Mat, MatMut, Tensor};

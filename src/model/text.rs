@@ -17,7 +17,9 @@ pub fn general_pass(model: &Model, chunks: &[Vec<u32>]) -> Inference {
     let halves: Vec<(&[u32], &[u32])> = chunks.iter().map(|c| c.split_at(c.len() / 2)).collect();
     let start = a.decoder_start.unwrap_or(0);
     let encoder = Packed::new(&[halves.iter().map(|h| h.0).collect::<Vec<_>>()]);
-    let shifted = |half: &[u32]| std::iter::once(start).chain(half[..half.len() - 1].iter().copied()).collect::<Vec<_>>();
+    let shifted = |half: &[u32]| {
+        std::iter::once(start).chain(half[..half.len() - 1].iter().copied()).collect::<Vec<_>>()
+    };
     let decoder = Packed::new(&[halves.iter().map(|h| shifted(h.1)).collect::<Vec<_>>()]);
     let rows = (0..decoder.rows() as u32).collect();
     Inference { encoder: Some(encoder), decoder, visible: None, rows }
@@ -38,4 +40,3 @@ pub fn passes(chunks: &[Vec<u32>]) -> Vec<&[Vec<u32>]> {
     }
     groups
 }
-

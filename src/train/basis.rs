@@ -2,7 +2,9 @@
 
 use crate::backend::{Backend, Mat};
 use crate::error::{Error, Result};
-use crate::gems::{KnowledgeBasis, NullSide, NullSpaceSettings, SecondMoment, SiteShape, Space, TunerSettings};
+use crate::gems::{
+    KnowledgeBasis, NullSide, NullSpaceSettings, SecondMoment, SiteShape, Space, TunerSettings,
+};
 use crate::model::{Model, Observer, general_pass, passes};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,8 +60,10 @@ pub fn knowledge_basis(
     let null = &settings.null_space;
     let adapted = settings.adapted(sites)?;
     let (of_site, firsts) = spaces_of(model, null.side, &adapted);
-    let dim = |site: usize| if null.side == NullSide::Input { sites[site].inputs } else { sites[site].outputs };
-    let sums = firsts.iter().map(|s| SecondMoment::new(&model.backend, dim(*s))).collect::<Result<Vec<_>>>()?;
+    let dim =
+        |site: usize| if null.side == NullSide::Input { sites[site].inputs } else { sites[site].outputs };
+    let sums =
+        firsts.iter().map(|s| SecondMoment::new(&model.backend, dim(*s))).collect::<Result<Vec<_>>>()?;
     let mut hidden = SecondMoment::new(&model.backend, model.architecture.hidden)?;
     let (backend, side) = (Arc::clone(&model.backend), null.side);
     let mut moments = Moments { backend, side, of_site: &of_site, sums, rows: None };
@@ -71,7 +75,8 @@ pub fn knowledge_basis(
     for group in passes(chunks) {
         let pass = general_pass(model, group);
         if pass.encoder.is_none() {
-            let seen: Vec<u32> = (0..pass.decoder.rows() as u32).filter(|i| pass.decoder.positions[*i as usize] > 0).collect();
+            let seen: Vec<u32> =
+                (0..pass.decoder.rows() as u32).filter(|i| pass.decoder.positions[*i as usize] > 0).collect();
             moments.rows = Some(model.backend.indices(&seen)?);
         }
         let states = model.observe(&pass, &mut moments)?;
@@ -150,4 +155,3 @@ pub fn rule_text(null: &NullSpaceSettings) -> String {
 pub fn needs_basis(null: &NullSpaceSettings, trains_rows: bool) -> bool {
     null.side != NullSide::None || (null.item_rows > 0.0 && trains_rows)
 }
-

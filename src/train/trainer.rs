@@ -184,7 +184,12 @@ impl Trainer<'_> {
     ///
     /// # Errors
     /// Whatever fails; what was saved before stays good.
-    pub fn run(&mut self, resume: bool, listener: &mut dyn Listener, validate: &mut Validate) -> Result<Outcome> {
+    pub fn run(
+        &mut self,
+        resume: bool,
+        listener: &mut dyn Listener,
+        validate: &mut Validate,
+    ) -> Result<Outcome> {
         let mut at = Progress::default();
         if resume {
             at = self.restore_latest(listener)?;
@@ -352,7 +357,8 @@ impl Trainer<'_> {
     /// Writes the offending batch and says where.
     fn dump(&self, at: &Progress, data: &StepData) -> Error {
         let path = self.run.join(format!("bad-batch-step-{}.json", at.step));
-        let picks: Vec<Value> = data.picks.iter().map(|p| json!({"row": p.record + 1, "target": p.target})).collect();
+        let picks: Vec<Value> =
+            data.picks.iter().map(|p| json!({"row": p.record + 1, "target": p.target})).collect();
         let batches: Vec<Value> = data
             .batches
             .iter()
@@ -372,7 +378,12 @@ impl Trainer<'_> {
     }
 
     /// Validates; false when it is time to stop.
-    fn validate(&mut self, at: &mut Progress, listener: &mut dyn Listener, validate: &mut Validate) -> Result<bool> {
+    fn validate(
+        &mut self,
+        at: &mut Progress,
+        listener: &mut dyn Listener,
+        validate: &mut Validate,
+    ) -> Result<bool> {
         let metrics = validate(self.model)?;
         let value = chosen(&metrics, &self.settings.best_metric)?;
         let lower = self.settings.best_metric.ends_with("loss");
@@ -394,7 +405,8 @@ impl Trainer<'_> {
         let target = checkpoint::directory(std::path::Path::new("checkpoints"), step);
         let _ = std::fs::remove_file(&link);
         #[cfg(unix)]
-        std::os::unix::fs::symlink(&target, &link).map_err(|e| Error::io("mark the best checkpoint", &link, e))?;
+        std::os::unix::fs::symlink(&target, &link)
+            .map_err(|e| Error::io("mark the best checkpoint", &link, e))?;
         #[cfg(not(unix))]
         crate::files::write_atomically(&link, target.display().to_string().as_bytes())?;
         Ok(())
@@ -404,8 +416,9 @@ impl Trainer<'_> {
 
     fn save(&mut self, at: &Progress, listener: &mut dyn Listener) -> Result<()> {
         let (tensors, tuner) = self.tuner.state(self.model)?;
-        let (weights, optimizer): (Vec<NamedTensor>, Vec<NamedTensor>) =
-            tensors.into_iter().partition(|t| [".w", ".a", ".b", ".x"].iter().any(|end| t.name.ends_with(end)));
+        let (weights, optimizer): (Vec<NamedTensor>, Vec<NamedTensor>) = tensors
+            .into_iter()
+            .partition(|t| [".w", ".a", ".b", ".x"].iter().any(|end| t.name.ends_with(end)));
         let state = json!({
             "fingerprint": self.model.fingerprint,
             "tasks": self.tasks,
@@ -425,7 +438,8 @@ impl Trainer<'_> {
 
     fn restore_latest(&mut self, listener: &mut dyn Listener) -> Result<Progress> {
         let root = self.run.join("checkpoints");
-        let found = checkpoint::load_latest(&root, |e| listener.note(&format!("checkpoint passed over: {e}")))?;
+        let found =
+            checkpoint::load_latest(&root, |e| listener.note(&format!("checkpoint passed over: {e}")))?;
         restore(self.model, self.tuner, self.tasks, &found)?;
         let s = &found.state;
         let best = match (s["best"]["step"].as_u64(), s["best"]["value"].as_u64()) {
@@ -501,7 +515,10 @@ pub fn chosen(metrics: &BTreeMap<String, f64>, name: &str) -> Result<f64> {
     let all: Vec<f64> = metrics.iter().filter(|(k, _)| k.ends_with(&ending)).map(|(_, v)| *v).collect();
     if all.is_empty() {
         let known: Vec<&str> = metrics.keys().map(String::as_str).collect();
-        return Err(Error::usage(format!("train.best_metric: there is no {name:?}; there are {}", known.join(", "))));
+        return Err(Error::usage(format!(
+            "train.best_metric: there is no {name:?}; there are {}",
+            known.join(", ")
+        )));
     }
     Ok(all.iter().sum::<f64>() / all.len() as f64)
 }

@@ -1,1 +1,308 @@
-//! Tests of `cli`.
+//! The commands, as a user types them, on a tiny model.
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn engine() -> Command {
+    Command::cargo_bin("gems-engine").unwrap()
+}
+
+fn golden_model(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
+}
+
+/// A data directory of 12 items and two tasks, and general text.
+fn world(dir: &Path) -> PathBuf {
+    let data = dir.join("world");
+    fs::create_dir_all(&data).unwrap();
+    let lines = |rows: Vec<Value>| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
+    let words = ["red", "blue", "green", "oak"];
+    let items =
+        (0..12).map(|i| json!({"item": format!("i{i}"), "text": format!("{} desk {i}", words[i % 4])}));
+    fs::write(data.join("items.jsonl"), lines(items.collect())).unwrap();
+    let split = |n: usize, shift: usize| {
+        let row = |k: usize| {
+            let (a, b, c) = ((k * 5 + shift) % 12, (k * 7 + 1) % 12, (k * 3 + 2 * shift) % 12);
+            let (history, target) = (json!([format!("i{a}"), format!("i{b}")]), json!([format!("i{c}")]));
+            match k % 3 {
+                0 => {
+                    json!({"task": "search", "history": history, "query": format!("{} desk", words[c % 4]), "target": target})
+                }
+                _ => json!({"task": "rec", "history": history, "target": target}),
+            }
+        };
+        lines((0..n).map(row).collect())
+    };
+    fs::write(data.join("train.jsonl"), split(60, 0)).unwrap();
+    fs::write(data.join("valid.jsonl"), split(12, 1)).unwrap();
+    fs::write(data.join("test.jsonl"), split(15, 2)).unwrap();
+    let text: String =
+        (0..60).map(|i| format!("the {} desk number {i} stands by a green kettle\n", words[i % 4])).collect();
+    fs::write(data.join("general.txt"), text).unwrap();
+    data
+}
+
+const FAST: &[&str] = &[
+    "--set",
+    "gems.rank=4",
+    "--set",
+    "gems.refresh_every=5",
+    "--set",
+    "gems.refresh_window=2",
+    "--set",
+    "train.batch=8",
+    "--set",
+    "train.probe_batches=2",
+    "--set",
+    "train.validate_every=4",
+    "--set",
+    "train.warmup_steps=2",
+    "--set",
+    "data.item_token=<new_{}>",
+];
+
+fn train(model: &str, data: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = engine();
+    command.args(["train", "--json", "--model"]).arg(golden_model(model)).arg("--data").arg(data);
+    command.arg("--out").arg(out).args(FAST).args(more);
+    command
+}
+
+fn result(output: &[u8]) -> Value {
+    serde_json::from_str(String::from_utf8_lossy(output).lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn train_evaluate_rank_and_export_on_every_family() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    for model in ["llama_tied", "qwen3_qknorm", "t5_v10"] {
+        let out = dir.path().join(model);
+        let done = train(model, &data, &out, &["--steps", "8"]).assert().success();
+        let result = result(&done.get_output().stdout);
+        for when in ["before", "after"] {
+            for task in ["rec", "search"] {
+                assert!(result[when][task]["ndcg@10"].is_number(), "{model} {when} {task}");
+                assert!(result[when][task]["hit@10"].is_number());
+            }
+            for metric in ["perplexity", "kl", "item_mass"] {
+                assert!(result[when]["general"][metric].is_number(), "{model} {when} {metric}");
+            }
+        }
+        assert!(result["before"]["general"]["kl"].as_f64().unwrap() < 1e-6);
+        let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let steps: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(steps.iter().filter(|l| l.get("loss").is_some()).count(), 8);
+        let line = steps.iter().find(|l| l.get("cosine.rec.search").is_some()).unwrap();
+        for key in [
+            "step",
+            "loss",
+            "loss.rec",
+            "lr",
+            "update_norm",
+            "gradient_norm",
+            "gate.search",
+            "tokens_per_second",
+        ] {
+            assert!(line.get(key).is_some(), "{key} in {line}");
+        }
+        assert!(steps.iter().any(|l| l.get("energy.shared").is_some() && l.get("room").is_some()));
+        assert!(out.join("model/model.safetensors").is_file());
+
+        let evaluated = engine()
+            .args(["evaluate", "--json", "--run"])
+            .arg(&out)
+            .arg("--trec")
+            .arg(out.join("trec"))
+            .assert()
+            .success();
+        let again: Value = serde_json::from_slice(&evaluated.get_output().stdout).unwrap();
+        assert_eq!(again["result"]["rec"], result["after"]["rec"], "{model}");
+        assert!(out.join("trec/test.run").is_file() && out.join("trec/test.qrels").is_file());
+
+        let ranked = engine()
+            .args(["rank", "--json", "--history", "i1,i2", "--query", "red desk", "--top", "3", "--run"])
+            .arg(&out)
+            .assert()
+            .success();
+        let ranked: Value = serde_json::from_slice(&ranked.get_output().stdout).unwrap();
+        assert_eq!(ranked["items"].as_array().unwrap().len(), 3);
+
+        for format in ["merged", "peft"] {
+            let to = dir.path().join(format!("{model}-{format}"));
+            let written = engine()
+                .args(["export", "--json", "--rank", "1.0", "--format", format, "--out"])
+                .arg(&to)
+                .arg("--run")
+                .arg(&out)
+                .assert()
+                .success();
+            let written: Value = serde_json::from_slice(&written.get_output().stdout).unwrap();
+            assert!(
+                written["largest_logit_difference"].as_f64().unwrap() < 1e-3,
+                "{model} {format} {written}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_method_and_identity_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    for method in ["galore", "lora", "full", "rows"] {
+        let out = dir.path().join(method);
+        train("llama_tied", &data, &out, &["--steps", "3", "--method", method]).assert().success();
+    }
+    for identity in ["text", "semantic"] {
+        let out = dir.path().join(identity);
+        let key = format!("data.item_identity={identity}");
+        let more = [
+            "--steps",
+            "3",
+            "--set",
+            &key,
+            "--set",
+            "data.semantic.codes=4",
+            "--set",
+            "data.semantic.levels=2",
+        ];
+        train("llama_tied", &data, &out, &more).assert().success();
+    }
+    let out = dir.path().join("published");
+    let more = ["--steps", "3", "--preset", "published"];
+    train("t5_v10", &data, &out, &more).assert().success();
+    let matched = dir.path().join("matched");
+    let reference = dir.path().join("galore");
+    let reference = reference.to_str().unwrap();
+    train("llama_tied", &data, &matched, &["--steps", "3", "--match-step", reference]).assert().success();
+    let norms = |run: &Path| -> Vec<f64> {
+        let log = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        log.lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["update_norm"].as_f64())
+            .collect()
+    };
+    for (a, b) in norms(&matched).iter().zip(norms(&dir.path().join("galore"))) {
+        assert!((a - b).abs() < 1e-4 * b, "{a} not {b}");
+    }
+}
+
+#[test]
+fn resuming_gives_the_same_weights_as_going_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let whole = dir.path().join("whole");
+    let every = ["--steps", "9", "--set", "checkpoint.every=3", "--set", "checkpoint.keep=9"];
+    train("llama_tied", &data, &whole, &every).assert().success();
+    let part = dir.path().join("part");
+    fs::create_dir_all(part.join("checkpoints")).unwrap();
+    for file in ["config.toml", "basis.safetensors", "before.json", "metrics.jsonl"] {
+        fs::copy(whole.join(file), part.join(file)).unwrap();
+    }
+    let from = "checkpoints/step-00000006";
+    fs::create_dir_all(part.join(from)).unwrap();
+    for entry in fs::read_dir(whole.join(from)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, part.join(from).join(path.file_name().unwrap())).unwrap();
+    }
+    engine().args(["train", "--json", "--resume", "--out"]).arg(&part).assert().success();
+    for file in ["weights.safetensors", "optimizer.safetensors"] {
+        let at = |run: &Path| fs::read(run.join("checkpoints/step-00000009").join(file)).unwrap();
+        assert!(at(&whole) == at(&part), "{file} differs");
+    }
+    let losses = |run: &Path| -> Vec<(u64, String)> {
+        let log = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let all = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        all.filter(|l| l.get("loss").is_some())
+            .map(|l| (l["step"].as_u64().unwrap(), l["loss"].to_string()))
+            .collect()
+    };
+    assert_eq!(losses(&whole), losses(&part));
+}
+
+#[test]
+fn what_cannot_work_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let out = dir.path().join("run");
+    let fails = |more: &[&str], code: i32, message: &str| {
+        let run = dir.path().join(format!("fails-{}", message.len() + more.len()));
+        train("llama_tied", &data, &run, more)
+            .assert()
+            .code(code)
+            .stderr(predicate::str::contains(message.to_string()));
+    };
+    fails(&["--set", "gems.rnak=3"], 2, "gems.rank");
+    fails(&["--set", "gems.rank=0"], 2, "gems.rank is 0");
+    fails(&["--set", "gems.rank=60"], 2, "gems.rank");
+    fails(&["--method", "magic"], 2, "magic");
+    fails(&["--device", "cuda:x"], 2, "cuda:x");
+    fails(&["--set", "train.best_metric=fame", "--steps", "4"], 2, "fame");
+    train("llama_tied", &dir.path().join("nowhere"), &out, &[])
+        .assert()
+        .failure()
+        .stderr(predicate::str::contains("nowhere"));
+    engine().args(["train", "--resume", "--out"]).arg(dir.path().join("none")).assert().code(2);
+    engine()
+        .args(["rank", "--run"])
+        .arg(dir.path())
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("config.toml"));
+
+    let basis = dir.path().join("basis.safetensors");
+    engine()
+        .args(["basis", "--json", "--data"])
+        .arg(&data)
+        .arg("--model")
+        .arg(golden_model("qwen2_bias"))
+        .arg("--out")
+        .arg(&basis)
+        .args(["--set", "gems.rank=4", "--set", "data.item_token=<new_{}>"])
+        .assert()
+        .success();
+    fails(&["--basis", basis.to_str().unwrap()], 2, "another model");
+
+    train("llama_tied", &data, &out, &["--dry-run"])
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("memory_mb"));
+    assert!(!out.exists());
+    train("llama_tied", &data, &out, &["--steps", "1"]).assert().success();
+    train("llama_tied", &data, &out, &["--steps", "1"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("already holds a run"));
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_the_run_with_its_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let out = dir.path().join("run");
+    let wild = [
+        "--steps",
+        "40",
+        "--method",
+        "full",
+        "--set",
+        "train.lr=1e30",
+        "--set",
+        "train.max_bad_steps=3",
+        "--set",
+        "train.validate_every=0",
+        "--set",
+        "null_space.side=none",
+    ];
+    train("llama_tied", &data, &out, &wild).assert().code(1).stderr(predicate::str::contains("not finite"));
+    assert!(
+        fs::read_dir(&out).unwrap().any(|e| e
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("bad-batch"))
+    );
+}

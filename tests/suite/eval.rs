@@ -1,1 +1,155 @@
-//! Tests of `eval`.
+//! Metrics against ranx and pytrec_eval, exact ranking against transformers and against brute force.
+
+use crate::model::load;
+use crate::support::Golden;
+use gems_engine::data::{Architecture, Catalogue, DataSettings, EndOfSequence, ItemIdentity, Vocabulary};
+use gems_engine::eval::metrics::{Judged, all};
+use gems_engine::eval::{Reference, order, score};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// (judged list, first target's position) of every query, from judgements and scored documents.
+fn judged(qrels: &Value, runs: &Value) -> Vec<Judged> {
+    let queries = qrels.as_object().unwrap();
+    let one = |(query, relevant): (&String, &Value)| {
+        let relevant: BTreeMap<String, f64> = serde_json::from_value(relevant.clone()).unwrap();
+        let run: BTreeMap<String, f64> = serde_json::from_value(runs[query].clone()).unwrap_or_default();
+        let mut list: Vec<(&String, &f64)> = run.iter().collect();
+        list.sort_by(|a, b| b.1.total_cmp(a.1));
+        let found =
+            list.iter().enumerate().filter_map(|(p, (d, _))| relevant.get(*d).map(|g| (p, *g))).collect();
+        Judged { found, relevant: relevant.values().copied().collect() }
+    };
+    queries.iter().map(one).collect()
+}
+
+fn check(what: &str, lists: &[Judged], metric: impl Fn(&Judged) -> f64, want: &Value) {
+    let mean = lists.iter().map(metric).sum::<f64>() / lists.len() as f64;
+    assert!((mean - want.as_f64().unwrap()).abs() < 1e-6, "{what}: {mean} not {want}");
+}
+
+#[test]
+fn golden_metrics() {
+    let golden = Golden::open();
+    let (inputs, expected) = (golden.json("metrics/inputs.json"), golden.json("metrics/expected.json"));
+    let lists = judged(&inputs["qrels"], &inputs["runs"]);
+    let means = expected["ranx"]["mean"].as_object().unwrap();
+    assert!(!means.is_empty());
+    for (name, want) in means {
+        let ours = name.replace("hit_rate", "hit");
+        let k: usize = ours.rsplit('@').next().unwrap().parse().unwrap();
+        let of = |j: &Judged| all(j, &[k], false).into_iter().find(|(n, _)| *n == ours).unwrap().1;
+        check(name, &lists, of, want);
+    }
+    let graded = judged(&inputs["graded_qrels"], &inputs["runs"]);
+    for (name, want) in expected["graded"]["ranx"].as_object().unwrap() {
+        let (kind, k) = name.split_once('@').unwrap();
+        let k: usize = k.parse().unwrap();
+        check(name, &graded, |j| if kind == "ndcg" { j.ndcg(k) } else { j.ndcg_exponential(k) }, want);
+    }
+    for (name, want) in expected["non_standard"]["hits_only"]["values"].as_object().unwrap() {
+        let (kind, k) = name.split_once('@').unwrap();
+        let k: usize = k.parse().unwrap();
+        let of = |j: &Judged| match kind {
+            "hit" => j.hit(k),
+            "ndcg" => j.ndcg_hits_only(k),
+            "mrr" => j.mrr(k),
+            _ => j.map_hits_only(k),
+        };
+        check(&format!("hits only {name}"), &lists, of, want);
+    }
+}
+
+#[test]
+fn metrics_of_odd_lists() {
+    let empty = Judged::default();
+    assert!(all(&empty, &[1, 10], true).iter().all(|(_, v)| *v == 0.0));
+    let one = Judged::binary(vec![0], 1);
+    assert!(all(&one, &[1], true).iter().all(|(_, v)| *v == 1.0));
+    let beyond = Judged::binary(vec![4, 2], 3);
+    assert_eq!(beyond.hit(2), 0.0);
+    assert_eq!(beyond.mrr(3), 1.0 / 3.0);
+    assert_eq!(beyond.recall(5), 2.0 / 3.0);
+}
+
+/// A vocabulary over candidate texts of a golden model; text identity.
+fn candidates(golden: &Golden, model: &str, case: &Value, start: Option<u32>) -> (Vocabulary, Architecture) {
+    let mut items = Catalogue::default();
+    for (i, c) in case["candidates"].as_array().unwrap().iter().enumerate() {
+        items.add(&i.to_string(), c["text"].as_str()).unwrap();
+    }
+    let architecture = match start {
+        Some(decoder_start) => Architecture::EncoderDecoder { decoder_start },
+        None => Architecture::DecoderOnly,
+    };
+    let settings =
+        DataSettings { item_identity: ItemIdentity::Text, eos: EndOfSequence::Always, ..Default::default() };
+    let dir = golden.dir.join("models").join(model);
+    (Vocabulary::new(&dir, &items, &settings, architecture, None).unwrap(), architecture)
+}
+
+#[test]
+fn golden_exact_likelihoods_over_the_trie() {
+    let golden = Golden::open();
+    let files = golden.files("beam/", ".json");
+    assert!(!files.is_empty());
+    for file in files {
+        let case = golden.json(&file);
+        let name = case["model"].as_str().unwrap();
+        let model = load(&golden, name, "config.json");
+        let start = case["decoder_start_token_id"].as_u64().map(|s| s as u32);
+        let (vocabulary, architecture) = candidates(&golden, name, &case, start);
+        // The recorded tokens decide which candidates ours tokenises alike (item tokens have no lead blank).
+        let same: Vec<u32> = case["candidates"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .enumerate()
+            .filter(|(i, c)| {
+                let want: Vec<u32> = serde_json::from_value(c["token_ids"].clone()).unwrap();
+                vocabulary.target(*i as u32).collect::<Vec<_>>() == want
+            })
+            .map(|(i, _)| i as u32)
+            .collect();
+        assert!(
+            same.len() > case["candidates"].as_array().unwrap().len() / 2,
+            "{file}: {} alike",
+            same.len()
+        );
+        let atol = golden.tolerance(&file, "score_atol", 2e-4) as f32;
+        for (c, run) in case["cases"].as_array().unwrap().iter().enumerate() {
+            let prompt: Vec<u32> = serde_json::from_value(run["input_ids"].clone()).unwrap();
+            let scores = score(&model, &vocabulary, architecture, &prompt, &same).unwrap();
+            for (item, got) in same.iter().zip(&scores) {
+                let want = run["exact_log_likelihood"][*item as usize].as_f64().unwrap() as f32;
+                assert!(
+                    (got - want).abs() < atol.max(2e-5 * want.abs()),
+                    "{file} case {c} item {item}: {got} not {want}"
+                );
+            }
+            // One candidate alone scores as among the others.
+            let alone = score(&model, &vocabulary, architecture, &prompt, &same[..1]).unwrap();
+            assert!((alone[0] - scores[0]).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn equal_scores_are_ordered_by_number() {
+    let ranked = order(&[5, 2, 9], &[1.0, 1.0, 2.0]);
+    assert_eq!(ranked.iter().map(|r| r.0).collect::<Vec<_>>(), [9, 2, 5]);
+}
+
+#[test]
+fn a_model_has_forgotten_nothing_of_itself() {
+    let golden = Golden::open();
+    for name in golden.folders("models") {
+        let model = load(&golden, &name, "config.json");
+        let chunks: Vec<Vec<u32>> = vec![vec![3, 5, 7, 11, 13], vec![2, 4], vec![9, 9, 9, 8, 7, 6, 5, 4, 3]];
+        let old = model.architecture.vocabulary - 10;
+        let reference = Reference::capture(&model, chunks, old).unwrap();
+        let general = reference.measure(&model).unwrap();
+        assert!(general.kl < 1e-9 && general.perplexity > 1.0, "{name}: {general:?}");
+        assert!(general.item_mass > 0.0 && general.item_mass < 1.0, "{name}: {general:?}");
+    }
+}
