@@ -96,7 +96,7 @@ fn train_evaluate_rank_and_export_on_every_family() {
         let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let steps: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(steps.iter().filter(|l| l.get("loss").is_some()).count(), 8);
-        let line = steps.iter().find(|l| l.get("cosine.rec.search").is_some()).unwrap();
+        let line = steps.iter().find(|l| l.get("cosine.search.rec").is_some()).unwrap();
         for key in [
             "step",
             "loss",
@@ -202,11 +202,17 @@ fn resuming_gives_the_same_weights_as_going_on() {
     for file in ["config.toml", "basis.safetensors", "before.json", "metrics.jsonl"] {
         fs::copy(whole.join(file), part.join(file)).unwrap();
     }
-    let from = "checkpoints/step-00000006";
-    fs::create_dir_all(part.join(from)).unwrap();
-    for entry in fs::read_dir(whole.join(from)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, part.join(from).join(path.file_name().unwrap())).unwrap();
+    for entry in fs::read_dir(whole.join("checkpoints")).unwrap() {
+        let from = entry.unwrap().path();
+        let name = from.file_name().unwrap().to_str().unwrap().to_string();
+        if name.as_str() > "step-00000006" {
+            continue;
+        }
+        fs::create_dir_all(part.join("checkpoints").join(&name)).unwrap();
+        for entry in fs::read_dir(&from).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, part.join("checkpoints").join(&name).join(path.file_name().unwrap())).unwrap();
+        }
     }
     engine().args(["train", "--json", "--resume", "--out"]).arg(&part).assert().success();
     for file in ["weights.safetensors", "optimizer.safetensors"] {
