@@ -29,10 +29,10 @@ pub fn row_space(matrix: &[f32], rows: usize, cols: usize, count: usize) -> Resu
     let values: Vec<f64> = (0..size).rev().map(|i| eigen.S()[i].max(0.0).sqrt()).collect();
     let known = values.iter().take(count).take_while(|v| **v > values[0] * 1e-7 && **v > 0.0).count();
     let mut vectors = Vec::with_capacity(known * cols);
-    for i in 0..known {
+    for (i, value) in values.iter().enumerate().take(known) {
         let u = eigen.U().col(size - 1 - i);
         let v = if wide { g.transpose() * u } else { u.to_owned() };
-        let scale = if wide { 1.0 / values[i] } else { 1.0 };
+        let scale = if wide { 1.0 / value } else { 1.0 };
         let mut row: Vec<f32> = (0..cols).map(|j| (v[j] * scale) as f32).collect();
         let largest = row.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
         if largest < 0.0 {

@@ -13,6 +13,7 @@ mod gates;
 mod knowledge;
 mod linalg;
 mod lora;
+mod products;
 mod published;
 mod schedule;
 mod settings;

@@ -103,12 +103,10 @@ impl PublishedMatrix {
         let refresh = step.t == 1 || step.t.is_multiple_of(self.refresh_every.max(1));
         let mut update = be.zeros(m, n, DType::F32)?;
         let mut injected = step.bases.unwrap_or_default().into_iter();
-        for s in 0..self.ranks.len() {
-            let g = &mut gradients[s];
+        for (s, g) in gradients.iter_mut().enumerate().take(self.ranks.len()) {
             if matches!(self.project, Project::Gradient | Project::Both) {
                 self.projected(g)?;
             }
-            let g = &gradients[s];
             if refresh {
                 self.bases[s] = match injected.next() {
                     Some(basis) => basis,

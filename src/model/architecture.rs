@@ -269,10 +269,10 @@ impl Architecture {
     }
 
     fn check(&self, f: &Fields) -> Result<()> {
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(f.bad("num_key_value_heads", "a divisor of num_attention_heads"));
         }
-        if self.inv_freq.is_some() && self.head_dim % 2 != 0 {
+        if self.inv_freq.is_some() && !self.head_dim.is_multiple_of(2) {
             return Err(f.bad("head_dim", "an even number"));
         }
         if let Some(r) = self.relative

@@ -59,6 +59,7 @@ pub(super) struct Surroundings<'a> {
 pub(super) type Wanted<'a> = Option<(&'a Indices, &'a [Range<usize>])>;
 
 /// A block's activations, kept for the backward pass.
+#[allow(clippy::large_enum_variant, reason = "one a block, moved once")]
 pub(super) enum Inner {
     Attention(AttentionActivations),
     FeedForward(FeedForwardActivations),

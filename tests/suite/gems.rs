@@ -893,8 +893,8 @@ fn folding_changes_nothing_and_moments_rotate() {
     let input = StepInput { losses: vec![1.0; 2], counts: vec![1.0; 2], ..Default::default() };
     let report = tuner.finish_step(&mut world, &input).unwrap();
     assert!(report.refresh.is_some());
-    for site in 0..2 {
-        assert_close("fold", &world.effective(site), &before[site], 1e-5, 1e-6);
+    for (site, before) in before.iter().enumerate() {
+        assert_close("fold", &world.effective(site), before, 1e-5, 1e-6);
         let b = &world.layers[site].branch.as_ref().unwrap().b;
         assert!(world.be.download(b.mat()).unwrap().iter().all(|v| *v == 0.0));
     }

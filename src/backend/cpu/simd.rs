@@ -85,13 +85,7 @@ pub fn max(a: &[f32]) -> f32 {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    let clamped = if x > 88.37 {
-        88.37
-    } else if x < -87.33 {
-        -87.33
-    } else {
-        x
-    };
+    let clamped = x.clamp(-87.33, 88.37);
     let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
     let n = shifted - MAGIC;
     let r = clamped - n * 0.693_359_4;
