@@ -17,6 +17,8 @@ mod gems;
 mod model;
 #[path = "suite/prepare.rs"]
 mod prepare;
+#[path = "suite/ranking.rs"]
+mod ranking;
 #[path = "suite/report.rs"]
 mod report;
 #[path = "suite/simt.rs"]

@@ -1,11 +1,16 @@
-//! Candidate tries, exact ranking, metrics, and what was forgotten.
+//! Candidate tries, exact ranking, beam search, metrics, and what was forgotten.
 
+pub mod beam;
 mod knowledge;
+mod likelihood;
 pub mod metrics;
 mod rank;
 mod settings;
 pub mod trec;
+mod trie;
 
 pub use knowledge::{General, Reference};
-pub use rank::{Metrics, Ranked, Rankings, order, rank_split, score};
+pub use likelihood::{Request, Scorer};
+pub use rank::{Metrics, Ranked, Rankings, candidate_trie, judge, order, rank_split, score};
 pub use settings::{Candidates, EvaluateSettings};
+pub use trie::{ROOT, Trie};
