@@ -23,5 +23,7 @@ mod ranking;
 mod report;
 #[path = "suite/simt.rs"]
 mod simt;
+#[path = "suite/tables.rs"]
+mod tables;
 #[path = "suite/train.rs"]
 mod train;

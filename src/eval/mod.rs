@@ -1,4 +1,4 @@
-//! Candidate tries, exact ranking, beam search, metrics, and what was forgotten.
+//! Candidate tries, exact ranking, beam search, metrics by task and slice, significance, and what was forgotten.
 
 pub mod beam;
 mod knowledge;
@@ -6,6 +6,8 @@ mod likelihood;
 pub mod metrics;
 mod rank;
 mod settings;
+pub mod significance;
+pub mod slices;
 pub mod trec;
 mod trie;
 
