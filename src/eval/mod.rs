@@ -11,7 +11,7 @@ pub mod slices;
 pub mod trec;
 mod trie;
 
-pub use knowledge::{General, Reference};
+pub use knowledge::{General, Reference, drift};
 pub use likelihood::{Request, Scorer};
 pub use rank::{Metrics, Ranked, Rankings, candidate_trie, judge, order, rank_split, score};
 pub use settings::{Candidates, EvaluateSettings};

@@ -1,10 +1,13 @@
-//! Metrics a request, slices and significance, against libraries, textbooks and plain formulas.
+//! Metrics a request, slices, significance and general knowledge, against libraries, textbooks and plain formulas.
 
-use crate::support::{Golden, numbers};
+use crate::model::load;
+use crate::support::{Golden, assert_close, numbers};
+use gems_engine::backend::{Backend, DType, cpu::Cpu};
 use gems_engine::data::{Record, Split};
 use gems_engine::eval::metrics::{self, Judged};
 use gems_engine::eval::slices::{self, Popularity};
-use gems_engine::eval::{EvaluateSettings, Ranked, Rankings, significance};
+use gems_engine::eval::{EvaluateSettings, Ranked, Rankings, Reference, drift, significance};
+use gems_engine::model::{Inference, Model, Packed};
 use serde_json::Value;
 
 // ---- metrics ---------------------------------------------------------------------------------------
@@ -218,4 +221,84 @@ fn holm_adjusts_as_rs_p_adjust() {
     }
     assert_eq!(significance::holm(&[0.9, 0.8]), [1.0, 1.0]);
     assert!(significance::holm(&[]).is_empty());
+}
+
+// ---- general knowledge -------------------------------------------------------------------------------------
+
+/// All logits of one text alone, `[predicted tokens][vocabulary]`, with the tokens they predict.
+fn logits(model: &Model, text: &[u32]) -> Vec<(Vec<f32>, usize)> {
+    let (encoder, input, predicted) = match model.architecture.decoder_start {
+        Some(start) if model.architecture.is_encoder_decoder() => {
+            let (first, second) = text.split_at(text.len() / 2);
+            let input: Vec<u32> = std::iter::once(start).chain(second[..second.len() - 1].to_vec()).collect();
+            (Some(Packed::new(&[vec![first]])), input, second)
+        }
+        _ => (None, text[..text.len() - 1].to_vec(), &text[1..]),
+    };
+    let rows = (0..input.len() as u32).collect();
+    let request = Inference { encoder, decoder: Packed::new(&[vec![input]]), visible: None, rows };
+    let logits = model.logits(&model.hidden(&request).unwrap()).unwrap();
+    let values = model.backend.download(logits.mat()).unwrap();
+    let rows = values.chunks(logits.cols()).map(<[f32]>::to_vec);
+    rows.zip(predicted.iter().map(|t| *t as usize)).collect()
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+    logits.iter().map(|l| f64::from(*l).exp() / total).collect()
+}
+
+#[test]
+fn golden_models_forget_what_the_formulas_say() {
+    let golden = Golden::open();
+    for name in golden.folders("models") {
+        let mut model = load(&golden, &name, "config.json");
+        let old = model.architecture.vocabulary - 10;
+        let odd = vec![4, old as u32 + 2, 6]; // one token is not the base's: nothing to compare
+        let texts: Vec<Vec<u32>> = vec![vec![3, 5, 7, 11, 13], vec![2, 4], vec![9; 300], odd];
+        let before: Vec<_> = texts.iter().flat_map(|t| logits(&model, t)).collect();
+        let reference = Reference::capture(&model, texts.clone(), old).unwrap();
+        for linear in &mut model.linears {
+            let (rows, cols) = linear.weight.shape();
+            let noise =
+                model.backend.tensor(&numbers(rows as u64, rows * cols), rows, cols, DType::F32).unwrap();
+            model.backend.axpy(0.02, noise.mat(), linear.weight.mat_mut()).unwrap();
+        }
+        let (mut nll, mut kl, mut mass, mut tokens) = (0.0, 0.0, 0.0, 0);
+        let after = texts.iter().flat_map(|t| logits(&model, t));
+        for ((before, target), (after, _)) in before.into_iter().zip(after).filter(|((_, t), _)| *t < old) {
+            let (p, q) = (softmax(&before[..old]), softmax(&after[..old]));
+            nll -= q[target].ln();
+            kl += p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+            mass += softmax(&after)[old..].iter().sum::<f64>();
+            tokens += 1;
+        }
+        let n = f64::from(tokens);
+        let general = reference.measure(&model).unwrap();
+        assert_eq!(general.tokens as i32, tokens, "{name}");
+        let got = [general.perplexity.ln() as f32, general.kl as f32, general.item_mass as f32];
+        assert!(got[1] > 1e-4, "{name}: the noise changes nothing");
+        assert_close(&name, &got, &[(nll / n) as f32, (kl / n) as f32, (mass / n) as f32], 1e-4, 1e-6);
+    }
+}
+
+#[test]
+fn drift_is_the_mean_square_of_what_outputs_moved() {
+    // C is the second moment of these inputs, so tr(dW C dWᵀ) is the mean of |dW x|².
+    let (samples, inputs, outputs) = (7, 5, 3);
+    let (x, change) = (numbers(1, samples * inputs), numbers(2, outputs * inputs));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let moved = x.chunks(inputs).flat_map(|x| change.chunks(inputs).map(move |w| dot(w, x).powi(2)));
+    let want = moved.sum::<f64>() / samples as f64;
+    let moment: Vec<f32> = (0..inputs * inputs)
+        .map(|at| {
+            let pairs = x.chunks(inputs).map(|x| f64::from(x[at / inputs]) * f64::from(x[at % inputs]));
+            (pairs.sum::<f64>() / samples as f64) as f32
+        })
+        .collect();
+    let cpu: std::sync::Arc<dyn Backend> = Cpu::open(None).unwrap();
+    let change = cpu.tensor(&change, outputs, inputs, DType::F32).unwrap();
+    let moment = cpu.tensor(&moment, inputs, inputs, DType::F32).unwrap();
+    let got = drift(cpu.as_ref(), change.mat(), moment.mat()).unwrap();
+    assert!((got - want).abs() < 1e-5 * want, "{got} instead of {want}");
 }
