@@ -17,9 +17,13 @@ mod gems;
 mod model;
 #[path = "suite/prepare.rs"]
 mod prepare;
+#[path = "suite/ranking.rs"]
+mod ranking;
 #[path = "suite/report.rs"]
 mod report;
 #[path = "suite/simt.rs"]
 mod simt;
+#[path = "suite/tables.rs"]
+mod tables;
 #[path = "suite/train.rs"]
 mod train;

@@ -1,8 +1,9 @@
 //! What was forgotten: perplexity and divergence from the base model on general text.
 
-use crate::backend::{DType, Op, Tensor};
+use crate::backend::{Backend, DType, Mat, Op, Tensor};
 use crate::error::Result;
 use crate::model::{Model, Packed, general_pass, passes};
+use rayon::prelude::*;
 use serde::Serialize;
 
 /// General knowledge of a model, over the old vocabulary.
@@ -31,17 +32,14 @@ pub struct Reference {
 const LOGIT_ROWS: usize = 256;
 
 /// Rows of a pass that predict a token of their text, and that token.
-fn predictions(decoder: &Packed, chunks: &[Vec<u32>], encoder_decoder: bool) -> (Vec<u32>, Vec<u32>) {
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+fn predictions(decoder: &Packed, chunks: &[Vec<u32>], encoder_decoder: bool) -> Vec<(u32, u32)> {
+    let mut pairs = Vec::new();
     for (chunk, offset) in chunks.iter().zip(&decoder.offsets) {
         // A decoder-only row predicts the next token; an encoder-decoder's row i the i-th of the second half.
         let predicted = if encoder_decoder { &chunk[chunk.len() / 2..] } else { &chunk[1..] };
-        for (i, target) in predicted.iter().enumerate() {
-            rows.push(offset + i as u32);
-            targets.push(*target);
-        }
+        pairs.extend(predicted.iter().enumerate().map(|(i, target)| (offset + i as u32, *target)));
     }
-    (rows, targets)
+    pairs
 }
 
 impl Reference {
@@ -50,8 +48,10 @@ impl Reference {
     pub fn capture(model: &Model, chunks: Vec<Vec<u32>>, old: usize) -> Result<Self> {
         let head = model.parameter(model.head()).row_range(0..old);
         let head = model.backend.duplicate(head, head.dtype)?;
-        let hidden =
-            passes(&chunks).into_iter().map(|group| Ok(hidden_of(model, group)?.0)).collect::<Result<_>>()?;
+        let hidden = passes(&chunks)
+            .into_iter()
+            .map(|group| Ok(hidden_of(model, group, old)?.0))
+            .collect::<Result<_>>()?;
         Ok(Self { chunks, hidden, head, old })
     }
 
@@ -62,37 +62,25 @@ impl Reference {
         let head = model.parameter(model.head());
         let scale = model.architecture.logit_scale;
         for (group, base) in passes(&self.chunks).into_iter().zip(&self.hidden) {
-            let (hidden, targets) = hidden_of(model, group)?;
+            let (hidden, targets) = hidden_of(model, group, self.old)?;
             for start in (0..targets.len()).step_by(LOGIT_ROWS) {
                 let rows = start..(start + LOGIT_ROWS).min(targets.len());
                 let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
                 let mut before = be.alloc(rows.len(), self.old, DType::F32)?;
-                be.matmul(
-                    logits.mat_mut(),
-                    0.0,
-                    scale,
-                    hidden.mat().row_range(rows.clone()),
-                    Op::N,
-                    head,
-                    Op::T,
-                )?;
-                be.matmul(
-                    before.mat_mut(),
-                    0.0,
-                    scale,
-                    base.mat().row_range(rows.clone()),
-                    Op::N,
-                    self.head.mat(),
-                    Op::T,
-                )?;
+                let now = hidden.mat().row_range(rows.clone());
+                be.matmul(logits.mat_mut(), 0.0, scale, now, Op::N, head, Op::T)?;
+                let then = base.mat().row_range(rows.clone());
+                be.matmul(before.mat_mut(), 0.0, scale, then, Op::N, self.head.mat(), Op::T)?;
                 let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
-                for (i, row) in rows.enumerate() {
-                    let now = &logits[i * head.rows..(i + 1) * head.rows];
-                    let p = log_softmax(&before[i * self.old..(i + 1) * self.old]);
-                    let q = log_softmax(&now[..self.old]);
-                    nll -= q[(targets[row] as usize).min(self.old - 1)];
-                    kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-                    mass += item_share(now, self.old);
+                let pairs = logits.par_chunks_exact(head.rows).zip(before.par_chunks_exact(self.old));
+                let each: Vec<[f64; 3]> = pairs
+                    .zip(&targets[rows])
+                    .map(|((now, before), target)| compare(now, before, *target as usize))
+                    .collect();
+                for [row_nll, row_kl, row_mass] in each {
+                    nll += row_nll;
+                    kl += row_kl;
+                    mass += row_mass;
                     tokens += 1;
                 }
             }
@@ -102,23 +90,44 @@ impl Reference {
     }
 }
 
-fn hidden_of(model: &Model, group: &[Vec<u32>]) -> Result<(Tensor, Vec<u32>)> {
+/// Negative log-likelihood of `target`, KL(before || now), and the probability of what is new, of one token.
+/// The first two over the tokens that both have.
+fn compare(now: &[f32], before: &[f32], target: usize) -> [f64; 3] {
+    let (old, new) = now.split_at(before.len());
+    let most = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    let (top, top_before) = (most(now), most(before));
+    let (mut sum, mut sum_before, mut difference) = (0.0, 0.0, 0.0);
+    for (now, before) in old.iter().zip(before) {
+        let (now, before) = (f64::from(*now) - top, f64::from(*before) - top_before);
+        let weight = before.exp();
+        sum += now.exp();
+        sum_before += weight;
+        difference += weight * (before - now);
+    }
+    let new: f64 = new.iter().map(|l| (f64::from(*l) - top).exp()).sum();
+    let nll = sum.ln() - (f64::from(old[target]) - top);
+    [nll, difference / sum_before - sum_before.ln() + sum.ln(), new / (sum + new)]
+}
+
+/// How far a layer's output on general text has moved, in the mean square: tr(dW C dWᵀ), with the change
+/// `dW [M x N]` of its weight and the second moment `C [N x N]` of its input; both *f32*.
+///
+/// # Errors
+/// The device.
+pub fn drift(backend: &dyn Backend, change: Mat, second_moment: Mat) -> Result<f64> {
+    let mut moved = backend.alloc(change.rows, change.cols, DType::F32)?;
+    backend.matmul(moved.mat_mut(), 0.0, 1.0, change, Op::N, second_moment, Op::N)?;
+    let mut trace = backend.alloc(1, 1, DType::F32)?;
+    backend.dots(&[(moved.mat(), change)], trace.mat_mut())?;
+    Ok(f64::from(backend.download(trace.mat())?[0]))
+}
+
+/// Final hidden states that predict a token among the first `old`, and those tokens.
+fn hidden_of(model: &Model, group: &[Vec<u32>], old: usize) -> Result<(Tensor, Vec<u32>)> {
     let mut pass = general_pass(model, group);
-    let (rows, targets) = predictions(&pass.decoder, group, pass.encoder.is_some());
+    let mut pairs = predictions(&pass.decoder, group, pass.encoder.is_some());
+    pairs.retain(|(_, target)| (*target as usize) < old);
+    let (rows, targets) = pairs.into_iter().unzip();
     pass.rows = rows;
     Ok((model.hidden(&pass)?, targets))
-}
-
-fn log_sum(logits: &[f32]) -> f64 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
-    most + logits.iter().map(|l| (*l as f64 - most).exp()).sum::<f64>().ln()
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let total = log_sum(logits);
-    logits.iter().map(|l| *l as f64 - total).collect()
-}
-
-fn item_share(logits: &[f32], old: usize) -> f64 {
-    if old >= logits.len() { 0.0 } else { (log_sum(&logits[old..]) - log_sum(logits)).exp() }
 }

@@ -95,3 +95,23 @@ pub fn all(judged: &Judged, cutoffs: &[usize], published: bool) -> Vec<(String, 
     }
     values
 }
+
+/// Published, non-standard: only a request's first target is scored, and the sum is divided by the number of
+/// relevant items of all requests. A list is given as (place of its first target, number of targets); a place is
+/// a position from 0, `None` beyond the list's end.
+pub fn first_target_only(lists: &[(Option<usize>, usize)], cutoffs: &[usize]) -> Vec<(String, f64)> {
+    let relevant: usize = lists.iter().map(|(_, n)| n).sum();
+    let mut values = Vec::new();
+    for &k in cutoffs {
+        let mean = |value: fn(&Judged, usize) -> f64| {
+            let sum: f64 =
+                lists.iter().map(|(place, _)| value(&Judged::binary(Vec::from_iter(*place), 1), k)).sum();
+            ratio(sum, relevant as f64)
+        };
+        values.push((format!("published_first_hit@{k}"), mean(Judged::hit)));
+        values.push((format!("published_first_ndcg@{k}"), mean(Judged::ndcg)));
+        values.push((format!("published_first_mrr@{k}"), mean(Judged::mrr)));
+        values.push((format!("published_first_map@{k}"), mean(Judged::map)));
+    }
+    values
+}

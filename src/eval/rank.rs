@@ -1,15 +1,20 @@
-//! Ranking by exact conditional likelihood: one pass for single-token items, a trie for the others.
+//! Ranking a split's requests by exact conditional likelihood.
 //!
-//! The candidates of a request form a trie of token sequences behind its prompt. Every prompt is computed once
-//! and every trie node once: a node sees the prompt and its ancestors. A candidate's score is the sum of full-
-//! vocabulary log-probabilities along its path. Equal scores are ordered by item number.
+//! The candidates of a request form a trie of token sequences behind its prompt ([`Scorer`]); a candidate's
+//! score is the sum of full-vocabulary log-probabilities along its path. Equal scores are ordered by item
+//! number.
 
+use super::likelihood::{Request, Scorer};
 use super::metrics::{self, Judged};
 use super::settings::{Candidates, EvaluateSettings};
+use super::trie::Trie;
 use crate::data::{Architecture, Dataset, Encoder, Record, Split, Vocabulary};
 use crate::error::Result;
-use crate::model::{Inference, Model, Packed, Visible};
-use std::collections::{BTreeMap, HashMap};
+use crate::model::Model;
+use std::collections::BTreeMap;
+
+/// Most trie nodes of the requests that are scored together: their likelihoods are held at once.
+const NODES: usize = 1 << 22;
 
 /// One ranked request.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +25,7 @@ pub struct Ranked {
     pub task: u32,
     /// The best items with their log-likelihoods, best first.
     pub top: Vec<(u32, f32)>,
-    /// Positions (from 0) of the targets among all candidates.
+    /// Position (from 0) among all candidates of each of the record's targets, in the record's order.
     pub positions: Vec<usize>,
     /// Number of candidates.
     pub candidates: usize,
@@ -52,46 +57,38 @@ impl Rankings {
                     *sums.entry(name).or_insert(0.0) += value / of_task.len() as f64;
                 }
             }
+            if settings.published_metrics {
+                let first = |r: &&Ranked| (r.positions.first().copied(), r.positions.len());
+                let lists: Vec<_> = of_task.iter().map(first).collect();
+                sums.extend(metrics::first_target_only(&lists, &settings.k));
+            }
         }
         means
     }
-}
 
-/// A token trie; node 0 is the prompt's last row.
-struct Trie {
-    /// Token, parent and depth (1 for the first token) of every inner node that must be computed.
-    nodes: Vec<(u32, usize, u32)>,
-    /// Every candidate's path: (node that predicts, token).
-    paths: Vec<Vec<(usize, u32)>>,
-}
-
-impl Trie {
-    fn new(candidates: &[u32], vocabulary: &Vocabulary) -> Self {
-        let mut nodes = vec![(0, 0, 0)];
-        let mut children: HashMap<(usize, u32), usize> = HashMap::new();
-        let mut paths = Vec::with_capacity(candidates.len());
-        for candidate in candidates {
-            let tokens: Vec<u32> = vocabulary.target(*candidate).collect();
-            let mut at = 0;
-            let mut path = Vec::with_capacity(tokens.len());
-            for (i, token) in tokens.iter().enumerate() {
-                path.push((at, *token));
-                if i + 1 < tokens.len() {
-                    let depth = i as u32 + 1;
-                    at = *children.entry((at, *token)).or_insert_with(|| {
-                        nodes.push((*token, at, depth));
-                        nodes.len() - 1
-                    });
-                }
-            }
-            paths.push(path);
-        }
-        Self { nodes, paths }
+    /// One metric (`ndcg@10`) of every request of a task, in order: what significance tests compare.
+    /// Empty for a metric that there is not.
+    pub fn values(&self, task: u32, metric: &str) -> Vec<f64> {
+        let cutoff = metric.rsplit_once('@').and_then(|(_, k)| k.parse().ok());
+        let value = |ranked: &Ranked| {
+            let judged = Judged::binary(ranked.positions.clone(), ranked.positions.len());
+            metrics::all(&judged, &[cutoff?], true).into_iter().find(|(name, _)| name == metric).map(|m| m.1)
+        };
+        self.requests.iter().filter(|r| r.task == task).filter_map(value).collect()
     }
 }
 
-/// Log-likelihoods of `candidates` (item numbers) after a request's prompt. `prompt` is the decoder's rows, or the
-/// encoder's of an encoder-decoder model.
+/// The trie of the tokens of `candidates` (item numbers), as targets.
+pub fn candidate_trie(candidates: &[u32], vocabulary: &Vocabulary) -> Trie {
+    let sequences: Vec<Vec<u32>> = candidates.iter().map(|c| vocabulary.target(*c).collect()).collect();
+    Trie::new(&sequences)
+}
+
+/// Log-likelihoods of `candidates` (item numbers) after a request's prompt. `prompt` is the decoder's rows, or
+/// the encoder's of an encoder-decoder model.
+///
+/// # Errors
+/// Tokens that the model does not have, likelihoods that are not finite, the device.
 pub fn score(
     model: &Model,
     vocabulary: &Vocabulary,
@@ -99,112 +96,93 @@ pub fn score(
     prompt: &[u32],
     candidates: &[u32],
 ) -> Result<Vec<f32>> {
-    let trie = Trie::new(candidates, vocabulary);
-    let (encoder, stem) = match architecture {
-        Architecture::DecoderOnly => (None, prompt.to_vec()),
-        Architecture::EncoderDecoder { decoder_start } => {
-            (Some(Packed::new(&[vec![prompt.to_vec()]])), vec![decoder_start])
-        }
-    };
-    let last = stem.len() - 1;
-    let mut decoder = Packed::new(&[vec![stem]]);
-    let mut visible = Visible { offsets: vec![0], keys: Vec::new() };
-    for row in 0..=last as u32 {
-        visible.keys.extend(0..=row);
-        visible.offsets.push(visible.keys.len() as u32);
-    }
-    for (i, (token, parent, depth)) in trie.nodes.iter().enumerate().skip(1) {
-        decoder.tokens.push(*token);
-        decoder.positions.push(last as u32 + depth);
-        visible.keys.extend(0..=last as u32);
-        let mut path = vec![(last + i) as u32];
-        let mut at = *parent;
-        while at > 0 {
-            path.push((last + at) as u32);
-            at = trie.nodes[at].1;
-        }
-        visible.keys.extend(path.iter().rev());
-        visible.offsets.push(visible.keys.len() as u32);
-    }
-    let rows = decoder.tokens.len();
-    decoder.offsets = vec![0, rows as u32];
-    decoder.segments = std::iter::once(0..rows).collect();
-    let wanted: Vec<u32> = (last as u32..rows as u32).collect();
-    let visible = (trie.nodes.len() > 1).then_some(visible);
-    let hidden = model.hidden(&Inference { encoder, decoder, visible, rows: wanted })?;
-    let logits = model.logits(&hidden)?;
-    let (rows, width) = logits.shape();
-    let values = model.backend.download(logits.mat())?;
-    let totals: Vec<f32> = (0..rows).map(|r| log_sum(&values[r * width..(r + 1) * width])).collect();
-    let sum = |path: &Vec<(usize, u32)>| {
-        path.iter().map(|(node, token)| values[node * width + *token as usize] - totals[*node]).sum()
-    };
-    Ok(trie.paths.iter().map(sum).collect())
-}
-
-fn log_sum(logits: &[f32]) -> f32 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    most + (logits.iter().map(|l| ((l - most) as f64).exp()).sum::<f64>().ln()) as f32
-}
-
-/// Prompts of several requests whose items are single tokens, in one pass: log-probabilities of every item.
-fn score_atomic(
-    model: &Model,
-    vocabulary: &Vocabulary,
-    architecture: Architecture,
-    prompts: &[Vec<u32>],
-) -> Result<Vec<Vec<f32>>> {
-    let (encoder, decoder) = match architecture {
-        Architecture::DecoderOnly => (None, Packed::new(&[prompts.to_vec()])),
-        Architecture::EncoderDecoder { decoder_start } => {
-            (Some(Packed::new(&[prompts.to_vec()])), Packed::new(&[vec![vec![decoder_start]; prompts.len()]]))
-        }
-    };
-    let rows = decoder.offsets[1..].iter().map(|end| end - 1).collect();
-    let hidden = model.hidden(&Inference { encoder, decoder, visible: None, rows })?;
-    let logits = model.logits(&hidden)?;
-    let width = logits.cols();
-    let values = model.backend.download(logits.mat())?;
-    let tokens: Vec<usize> = (0..vocabulary.items() as u32).map(|i| vocabulary.item(i)[0] as usize).collect();
-    let of_row = |row: &[f32]| {
-        let total = log_sum(row);
-        tokens.iter().map(|t| row[*t] - total).collect()
-    };
-    Ok(values.chunks(width).map(of_row).collect())
+    let trie = candidate_trie(candidates, vocabulary);
+    let batch_tokens = EvaluateSettings::default().batch_tokens;
+    let scores = Scorer::new(model, architecture, batch_tokens).scores(&[Request { prompt, trie: &trie }])?;
+    Ok(scores.into_iter().next().unwrap_or_default())
 }
 
 /// Items in ranking order: by score, then by number.
 pub fn order(candidates: &[u32], scores: &[f32]) -> Vec<(u32, f32)> {
     let mut list: Vec<(u32, f32)> = candidates.iter().copied().zip(scores.iter().copied()).collect();
-    list.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    list.sort_unstable_by(before);
     list
 }
 
-fn candidates_of(record: &Record, items: usize, rule: Candidates) -> Vec<u32> {
+fn before(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The first `depth` of [`order`], and the position in it of each of `targets` (those that are candidates).
+/// Linear in the number of candidates.
+pub fn judge(
+    candidates: &[u32],
+    scores: &[f32],
+    targets: &[u32],
+    depth: usize,
+) -> (Vec<(u32, f32)>, Vec<usize>) {
+    let mut list: Vec<(u32, f32)> = candidates.iter().copied().zip(scores.iter().copied()).collect();
+    let find = |t: &u32| list.iter().find(|(item, _)| item == t).copied();
+    let wanted: Vec<(u32, f32)> = targets.iter().filter_map(find).collect();
+    let mut sorted = wanted.clone();
+    sorted.sort_unstable_by(before);
+    // ahead[i]: candidates ahead of the i-th best target, but not of the one before it.
+    let mut ahead = vec![0usize; sorted.len() + 1];
+    for candidate in &list {
+        ahead[sorted.partition_point(|t| before(t, candidate).is_le())] += 1;
+    }
+    let count = |total: &mut usize, n: &usize| {
+        *total += n;
+        Some(*total)
+    };
+    let places: Vec<usize> = ahead.iter().scan(0, count).collect();
+    let place = |t: &(u32, f32)| places[sorted.partition_point(|s| before(s, t).is_lt())];
+    let positions = wanted.iter().map(place).collect();
+    if depth < list.len() {
+        list.select_nth_unstable_by(depth, before);
+        list.truncate(depth);
+    }
+    list.sort_unstable_by(before);
+    (list, positions)
+}
+
+fn candidates_of(record: &Record, items: usize, rule: Candidates) -> Option<Vec<u32>> {
     if rule == Candidates::Full || record.negatives.is_empty() {
-        return (0..items as u32).collect();
+        return None;
     }
     let mut list: Vec<u32> = record.negatives.iter().chain(&record.target).copied().collect();
+    list.retain(|item| (*item as usize) < items);
     list.sort_unstable();
     list.dedup();
-    list
+    Some(list)
 }
 
 /// The records of a split that are ranked: those with targets, at most `limit` of each task (0: all).
 fn chosen(split: &Split, tasks: usize, limit: usize) -> Vec<usize> {
     let mut seen = vec![0; tasks];
     let wanted = |(_, r): &(usize, &Record)| {
+        if r.target.is_empty() {
+            return false;
+        }
         let count = &mut seen[r.task as usize];
         *count += 1;
-        !r.target.is_empty() && (limit == 0 || *count <= limit)
+        limit == 0 || *count <= limit
     };
     split.records.iter().enumerate().filter(wanted).map(|(i, _)| i).collect()
+}
+
+/// A record that waits to be scored: its number, prompt, and own candidates with their trie (none: the
+/// whole catalogue).
+struct Waiting {
+    record: usize,
+    prompt: Vec<u32>,
+    own: Option<(Vec<u32>, Trie)>,
 }
 
 /// Ranks the records of a split. `progress` is told (done, in all).
 ///
 /// # Errors
-/// A prompt that does not fit; the device.
+/// A prompt that does not fit; tokens that the model does not have; likelihoods that are not finite; the device.
 pub fn rank_split(
     model: &Model,
     encoder: &Encoder,
@@ -213,49 +191,59 @@ pub fn rank_split(
     settings: &EvaluateSettings,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Rankings> {
-    let (vocabulary, architecture) = (encoder.vocabulary(), encoder.architecture());
+    let vocabulary = encoder.vocabulary();
+    let scorer = Scorer::new(model, encoder.architecture(), settings.batch_tokens);
     let numbers = chosen(split, data.tasks.len(), settings.records);
-    let prompts: Vec<Vec<u32>> =
-        numbers.iter().map(|i| encoder.prompt(&split.records[*i])).collect::<Result<_>>()?;
-    let depth = settings.k.iter().copied().max().unwrap_or(10);
+    let all: Vec<u32> = (0..vocabulary.items() as u32).collect();
+    let mut catalogue: Option<Trie> = None;
     let mut rankings = Rankings::default();
-    let mut judge = |at: usize, candidates: &[u32], scores: &[f32]| {
-        let record = &split.records[numbers[at]];
-        let list = order(candidates, scores);
-        let positions = list.iter().enumerate().filter(|(_, c)| record.target.contains(&c.0)).map(|(p, _)| p);
-        rankings.requests.push(Ranked {
-            record: numbers[at],
-            task: record.task,
-            positions: positions.collect(),
-            top: list.iter().take(depth).copied().collect(),
-            candidates: candidates.len(),
+    let (mut waiting, mut rows, mut nodes) = (Vec::new(), 0, 0);
+    for (done, number) in numbers.iter().enumerate() {
+        let record = &split.records[*number];
+        let prompt = encoder.prompt(record)?;
+        let own = candidates_of(record, vocabulary.items(), settings.candidates).map(|list| {
+            let trie = candidate_trie(&list, vocabulary);
+            (list, trie)
         });
-    };
-    let atomic = vocabulary.longest_target() == 1;
-    let mut at = 0;
-    while at < numbers.len() {
-        let mut end = at + 1;
-        if atomic {
-            let mut rows = prompts[at].len();
-            while end < numbers.len() && rows + prompts[end].len() <= settings.batch_tokens {
-                rows += prompts[end].len();
-                end += 1;
-            }
-            let all = score_atomic(model, vocabulary, architecture, &prompts[at..end])?;
-            for (i, scores) in (at..end).zip(all) {
-                let candidates =
-                    candidates_of(&split.records[numbers[i]], vocabulary.items(), settings.candidates);
-                let own: Vec<f32> = candidates.iter().map(|c| scores[*c as usize]).collect();
-                judge(i, &candidates, &own);
-            }
-        } else {
-            let candidates =
-                candidates_of(&split.records[numbers[at]], vocabulary.items(), settings.candidates);
-            let scores = score(model, vocabulary, architecture, &prompts[at], &candidates)?;
-            judge(at, &candidates, &scores);
+        let trie = match &own {
+            Some((_, trie)) => trie,
+            None => catalogue.get_or_insert_with(|| candidate_trie(&all, vocabulary)),
+        };
+        rows += prompt.len() + trie.inner().count();
+        nodes += trie.len();
+        waiting.push(Waiting { record: *number, prompt, own });
+        if rows >= settings.batch_tokens || nodes >= NODES || done + 1 == numbers.len() {
+            rank(&scorer, split, &waiting, (&all, catalogue.as_ref()), settings, &mut rankings)?;
+            (rows, nodes) = (0, 0);
+            waiting.clear();
+            progress(done + 1, numbers.len());
         }
-        at = end;
-        progress(at, numbers.len());
     }
     Ok(rankings)
+}
+
+/// Scores the waiting records together and ranks each.
+fn rank(
+    scorer: &Scorer,
+    split: &Split,
+    waiting: &[Waiting],
+    (all, catalogue): (&[u32], Option<&Trie>),
+    settings: &EvaluateSettings,
+    rankings: &mut Rankings,
+) -> Result<()> {
+    let empty = Trie::new(&[]);
+    let mut requests = Vec::with_capacity(waiting.len());
+    for w in waiting {
+        let trie = w.own.as_ref().map(|(_, trie)| trie).or(catalogue).unwrap_or(&empty);
+        requests.push(Request { prompt: &w.prompt, trie });
+    }
+    let depth = settings.k.iter().copied().max().unwrap_or(10);
+    for (waiting, scores) in waiting.iter().zip(scorer.scores(&requests)?) {
+        let record = &split.records[waiting.record];
+        let candidates = waiting.own.as_ref().map_or(all, |(list, _)| list);
+        let (top, positions) = judge(candidates, &scores, &record.target, depth);
+        let (record, task) = (waiting.record, record.task);
+        rankings.requests.push(Ranked { record, task, top, positions, candidates: candidates.len() });
+    }
+    Ok(())
 }
