@@ -1,0 +1,137 @@
+//! `metrics.jsonl`: one JSON object a line, one line a step, written as the step ends.
+//!
+//! A run that is killed may leave half a line behind. Opening the log drops it, and a resumed run
+//! first removes the lines of steps its checkpoint does not know, so that its file ends up the same
+//! as that of a run that was never interrupted.
+
+use super::Line;
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use serde_json::Value;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// The metrics of a run, appended line by line.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Opens `path` for appending and creates it if need be; a torn last line is dropped.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or a line other than the last is not a JSON object.
+    pub fn open(path: &Path) -> Result<Self> {
+        let found = Lines::read(path)?;
+        if found.torn {
+            found.write(path)?;
+        }
+        Ok(Self { path: path.to_path_buf(), file: append_to(path)? })
+    }
+
+    /// Appends the line of `step`: the step itself, then `values` in their order. A value that is NaN
+    /// or infinite becomes `null`.
+    ///
+    /// # Errors
+    /// When the line cannot be written; what was written before is intact.
+    pub fn append(&mut self, step: u64, values: &[(String, f64)]) -> Result<()> {
+        let mut line = Line::new();
+        line.insert("step".into(), step.into());
+        for (name, value) in values {
+            line.insert(name.clone(), Value::from(*value));
+        }
+        // One write call for the whole line: whoever follows the file never sees half of it.
+        self.file.write_all(&encode(&line)).map_err(|e| Error::io("write the metrics", &self.path, e))
+    }
+
+    /// Flushes everything appended so far to the disk; a checkpoint calls it before it counts as saved.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("write the metrics", &self.path, e))
+    }
+
+    /// Removes every line of a step after `step`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or rewritten; the old one is then still whole.
+    pub fn truncate_after(&mut self, step: u64) -> Result<()> {
+        let mut found = Lines::read(&self.path)?;
+        let beyond = |line: &Line| line.get("step").and_then(Value::as_u64).is_some_and(|s| s > step);
+        let before = found.lines.len();
+        found.lines.retain(|line| !beyond(line));
+        if found.lines.len() < before || found.torn {
+            found.write(&self.path)?;
+            self.file = append_to(&self.path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads all lines of a metrics log. A torn last line is left out, a missing file is an error.
+///
+/// # Errors
+/// When the file cannot be read, or a line other than the last is not a JSON object.
+pub fn read(path: &Path) -> Result<Vec<Line>> {
+    fs::metadata(path).map_err(|e| Error::io("read the metrics", path, e))?;
+    Ok(Lines::read(path)?.lines)
+}
+
+/// The whole lines of a log, and whether its last one is torn: not a JSON object, or without its end.
+struct Lines {
+    lines: Vec<Line>,
+    torn: bool,
+}
+
+impl Lines {
+    /// Reads `path`; a missing file has no lines.
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(Error::io("read the metrics", path, e)),
+        };
+        let rows: Vec<(usize, &[u8])> = bytes
+            .split(|&byte| byte == b'\n')
+            .enumerate()
+            .filter(|(_, row)| !row.trim_ascii().is_empty())
+            .collect();
+        let last = rows.last().map(|(index, _)| *index);
+        let mut found = Self { lines: Vec::new(), torn: !bytes.is_empty() && !bytes.ends_with(b"\n") };
+        for (index, row) in rows {
+            match serde_json::from_slice(row) {
+                Ok(line) => found.lines.push(line),
+                Err(_) if Some(index) == last => found.torn = true,
+                Err(e) => {
+                    return Err(Error::data(format!("not a JSON object: {e}"))
+                        .at(format!("{}, line {}", path.display(), index + 1))
+                        .remedy("delete the line; only the run's curves lose a point"));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let text: Vec<u8> = self.lines.iter().flat_map(encode).collect();
+        write_atomically(path, &text)
+    }
+}
+
+fn encode(line: &Line) -> Vec<u8> {
+    let mut text = Value::Object(line.clone()).to_string().into_bytes();
+    text.push(b'\n');
+    text
+}
+
+fn append_to(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|e| Error::io("open the metrics log", path, e))
+}
