@@ -20,31 +20,24 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens `path` for appending and creates it if need be; a torn last line is dropped.
+    /// Opens `path` for appending and creates it if need be. Lines of steps after `keep` (those that a
+    /// resumed run does again; 0 for a new run) and a torn last line are dropped.
     ///
     /// # Errors
     /// When the file cannot be opened, or a line other than the last is not a JSON object.
-    pub fn open(path: &Path) -> Result<Self> {
-        let found = Lines::read(path)?;
-        if found.torn {
-            found.write(path)?;
-        }
-        Ok(Self { path: path.to_path_buf(), file: append_to(path)? })
+    pub fn open(path: &Path, keep: u64) -> Result<Self> {
+        let mut log = Self { path: path.to_path_buf(), file: append_to(path)? };
+        log.truncate_after(keep)?;
+        Ok(log)
     }
 
-    /// Appends the line of `step`: the step itself, then `values` in their order. A value that is NaN
-    /// or infinite becomes `null`.
+    /// Appends a line. NaN and infinities are `null` in it: JSON has no others, and neither has [`Line`].
     ///
     /// # Errors
     /// When the line cannot be written; what was written before is intact.
-    pub fn append(&mut self, step: u64, values: &[(String, f64)]) -> Result<()> {
-        let mut line = Line::new();
-        line.insert("step".into(), step.into());
-        for (name, value) in values {
-            line.insert(name.clone(), Value::from(*value));
-        }
+    pub fn write(&mut self, line: &Line) -> Result<()> {
         // One write call for the whole line: whoever follows the file never sees half of it.
-        self.file.write_all(&encode(&line)).map_err(|e| Error::io("write the metrics", &self.path, e))
+        self.file.write_all(&encode(line)).map_err(|e| Error::io("write the metrics", &self.path, e))
     }
 
     /// Flushes everything appended so far to the disk; a checkpoint calls it before it counts as saved.
@@ -72,12 +65,11 @@ impl MetricsLog {
     }
 }
 
-/// Reads all lines of a metrics log. A torn last line is left out, a missing file is an error.
+/// Reads all lines of a metrics log; none when there is no file. A torn last line is left out.
 ///
 /// # Errors
 /// When the file cannot be read, or a line other than the last is not a JSON object.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    fs::metadata(path).map_err(|e| Error::io("read the metrics", path, e))?;
     Ok(Lines::read(path)?.lines)
 }
 

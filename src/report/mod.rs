@@ -1,10 +1,10 @@
 //! What a run tells its user: the metrics log and TensorBoard events while it runs, progress on the
 //! terminal, and at the end the before/after table and a self-contained HTML report.
 //!
-//! Everything here is fed the same flat scalars: `(name, value)` pairs of one step, named as in
-//! `metrics.jsonl` (`loss`, `loss.<task>`, `lr`, `cosine.<a>.<b>`, `energy.<subspace>`, `room`,
-//! `update_norm`, `gate.<task>`, `tokens_per_second`, `memory_bytes`, `step_ms`,
-//! `valid.<task>.<metric>`).
+//! All of it is fed the same lines: flat scalars by name, with the `step` they belong to. Names that the
+//! report and the progress know: `loss`, `loss.<task>`, `lr`, `cosine.<a>.<b>`, `energy.<subspace>`,
+//! `room` (gradient energy the null space leaves), `update_norm`, `gradient_norm`, `task_norm.<task>`,
+//! `gate.<task>`, `tokens_per_second`, `memory_bytes`, `peak_memory_bytes`, `valid.<task>.<metric>`.
 
 mod comparison;
 mod figures;
@@ -19,7 +19,7 @@ mod tensorboard;
 pub use html::{ReportData, ReportTable, render, write};
 pub use log::{MetricsLog, read};
 pub use progress::{Progress, training_message};
-pub use table::print_before_after;
+pub use table::{before_after, print_before_after};
 pub use tensorboard::EventWriter;
 
 /// One line of `metrics.jsonl`.

@@ -7,7 +7,9 @@
 //! (little-endian), whose data is an `Event` message in protobuf's wire format (tensorflow's
 //! `event.proto` and `summary.proto`; the fields used are named below).
 
+use super::Line;
 use crate::error::{Error, Result};
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,13 +39,19 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Appends the scalars of one step. The first dot of a name becomes a slash, by which TensorBoard
-    /// groups: `loss.search` is shown as `search` beneath `loss`.
+    /// Appends the numbers of a line of the metrics log at the line's `step`; a `null` is a NaN. The
+    /// first dot of a name becomes a slash, by which TensorBoard groups: `loss.search` is shown as
+    /// `search` beneath `loss`.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn append(&mut self, step: u64, values: &[(String, f64)]) -> Result<()> {
-        self.record(&Event::new(step).scalars(values))
+    pub fn write(&mut self, line: &Line) -> Result<()> {
+        let step = line.get("step").and_then(Value::as_u64).unwrap_or(0);
+        let scalars = line.iter().filter(|(name, _)| *name != "step").filter_map(|(name, value)| {
+            let scalar = if value.is_null() { f64::NAN } else { value.as_f64()? };
+            Some((name.replacen('.', "/", 1), scalar as f32))
+        });
+        self.record(&Event::new(step).scalars(scalars))
     }
 
     /// The event file.
@@ -105,13 +113,13 @@ impl Event {
         self
     }
     /// `Summary { value = 1 (repeated Value { tag = 1 (string), simple_value = 2 (float) }) }`
-    fn scalars(mut self, values: &[(String, f64)]) -> Self {
+    fn scalars(mut self, scalars: impl Iterator<Item = (String, f32)>) -> Self {
         let mut summary = Vec::new();
-        for (name, scalar) in values {
+        for (name, scalar) in scalars {
             let mut value = Vec::new();
-            bytes(&mut value, 1, name.replacen('.', "/", 1).as_bytes());
+            bytes(&mut value, 1, name.as_bytes());
             tag(&mut value, 2, Wire::Fixed32);
-            value.extend_from_slice(&(*scalar as f32).to_le_bytes());
+            value.extend_from_slice(&scalar.to_le_bytes());
             bytes(&mut summary, 1, &value);
         }
         bytes(&mut self.0, 5, &summary);
