@@ -60,11 +60,6 @@ impl Comparison {
         }
         comparison
     }
-
-    /// Whether nothing was measured.
-    pub(super) fn is_empty(&self) -> bool {
-        self.tasks.is_empty() && self.general.measures.is_empty()
-    }
 }
 
 impl Group {

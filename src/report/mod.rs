@@ -1,9 +1,26 @@
-//! Metrics log, progress, the table at the end.
+//! What a run tells its user: the metrics log and TensorBoard events while it runs, progress on the
+//! terminal, and at the end the before/after table and a self-contained HTML report.
+//!
+//! All of it is fed the same lines: flat scalars by name, with the `step` they belong to. Names that the
+//! report and the progress know: `loss`, `loss.<task>`, `lr`, `cosine.<a>.<b>`, `energy.<subspace>`,
+//! `room` (gradient energy the null space leaves), `update_norm`, `gradient_norm`, `task_norm.<task>`,
+//! `gate.<task>`, `tokens_per_second`, `memory_bytes`, `peak_memory_bytes`, `valid.<task>.<metric>`.
 
+mod comparison;
+mod figures;
+mod format;
+mod html;
 mod log;
+mod plot;
 mod progress;
 mod table;
+mod tensorboard;
 
+pub use html::{ReportData, ReportTable, render, write};
 pub use log::{MetricsLog, read};
-pub use progress::Progress;
-pub use table::before_after;
+pub use progress::{Progress, training_message};
+pub use table::{before_after, print_before_after};
+pub use tensorboard::EventWriter;
+
+/// One line of `metrics.jsonl`.
+pub type Line = serde_json::Map<String, serde_json::Value>;

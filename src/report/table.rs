@@ -1,35 +1,78 @@
-//! The table at the end: before and after.
+//! The before/after table of the terminal: plain text without escape codes, at most 80 columns wide.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
-use serde_json::{Map, Value};
+use super::comparison::{Comparison, Group, Measure};
+use super::format::optional;
+use crate::error::{Error, Result};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde_json::Value;
+use std::io::Write;
 
-/// Rows tasks, columns metrics, each `before -> after`. Both are `{task: {metric: value}, general: {..}}`.
+const WIDTH: u16 = 80;
+
+/// Metrics side by side; more go into a further table, so that every one fits [`WIDTH`].
+const COLUMNS: usize = 3;
+
+/// What was measured before and after training: a row a task, a column a metric, then general knowledge.
+/// Both are `{"<task>": {"<metric>": number}, "general": {...}}`. Empty when nothing was measured.
 pub fn before_after(before: Option<&Value>, after: &Value) -> String {
-    let empty = Map::new();
-    let tasks = after.as_object().unwrap_or(&empty);
+    let comparison = Comparison::new(before, Some(after));
+    let tasks: Vec<&Group> = comparison.tasks.iter().collect();
+    let general = Group { name: "general text".into(), measures: comparison.general.measures };
+    let mut blocks = Vec::new();
+    for (corner, groups) in [("task", tasks), ("knowledge", vec![&general])] {
+        blocks.extend(names(&groups).chunks(COLUMNS).map(|metrics| block(corner, &groups, metrics)));
+    }
+    blocks.join("\n")
+}
+
+/// Writes [`before_after`] to `out`.
+///
+/// # Errors
+/// When `out` does not take the text.
+pub fn print_before_after(before: Option<&Value>, after: &Value, out: &mut dyn Write) -> Result<()> {
+    let text = before_after(before, after);
+    let written = if text.is_empty() { Ok(()) } else { writeln!(out, "{text}") };
+    written.and_then(|()| out.flush()).map_err(|e| Error::io("print the table", "standard output", e))
+}
+
+/// One table: a row a group, a column each of `metrics`.
+fn block(corner: &str, groups: &[&Group], metrics: &[String]) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    let mut lines = Vec::new();
-    for (task, metrics) in tasks {
-        let wanted: &[&str] =
-            if task == "general" { &["perplexity", "kl", "item_mass"] } else { &["ndcg@10", "hit@10"] };
-        for metric in wanted.iter().filter(|m| metrics.get(**m).is_some()) {
-            let cell = |v: Option<&Value>| match v.and_then(|v| v[task][*metric].as_f64()) {
-                Some(v) if v.abs() >= 100.0 => format!("{v:.1}"),
-                Some(v) => format!("{v:.4}"),
-                None => "-".into(),
-            };
-            lines.push([task.clone(), metric.to_string(), cell(before), cell(Some(after))]);
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .force_no_tty()
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH)
+        .set_header(std::iter::once(corner.to_string()).chain(metrics.iter().cloned()));
+    for group in groups {
+        let cells = metrics.iter().map(|name| group.measure(name).map_or(String::new(), cell));
+        table.add_row(std::iter::once(printable(&group.name)).chain(cells));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
+fn cell(measure: &Measure) -> String {
+    match (measure.before, measure.after) {
+        (None, Some(_)) => optional(measure.after),
+        (before, after) => format!("{} → {}", optional(before), optional(after)),
+    }
+}
+
+/// The names of all measures, in the order of their first appearance.
+fn names(groups: &[&Group]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for measure in groups.iter().flat_map(|group| &group.measures) {
+        if !names.contains(&measure.name) {
+            names.push(measure.name.clone());
         }
     }
-    table.set_header(["", "metric", "before", "after"]);
-    lines.into_iter().for_each(|line| {
-        table.add_row(line);
-    });
-    for column in [2, 3] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table.to_string()
+    names
+}
+
+/// A name from the user's data without characters that would steer the terminal.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -1,0 +1,167 @@
+//! The report of a run: one HTML file that needs no network and no scripts.
+
+use super::Line;
+use super::comparison::{Comparison, Group, Measure, Verdict};
+use super::figures::figures;
+use super::format::{number, optional, percent, signed};
+use super::plot::{Figure, GRID, INK, SERIES, Series, Tone};
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use minijinja::{Environment, Value, context};
+use std::path::Path;
+
+const TEMPLATE: &str = include_str!("../../assets/report.html.jinja");
+
+/// The name decides that everything put into the template is escaped as HTML.
+const NAME: &str = "report.html";
+
+/// What a report is made of. Whatever is empty is left out of it.
+#[derive(Debug, Clone, Default)]
+pub struct ReportData {
+    /// What was run, in a few words.
+    pub title: String,
+    /// Facts of the run: (name, value).
+    pub run: Vec<(String, String)>,
+    /// Measured before training: `{"<task>": {"ndcg@10": ..}, "general": {"perplexity": ..}}`.
+    pub before: Option<serde_json::Value>,
+    /// The same after training.
+    pub after: Option<serde_json::Value>,
+    /// The lines of `metrics.jsonl`.
+    pub history: Vec<Line>,
+    /// Further tables: slices, significance, comparisons.
+    pub tables: Vec<ReportTable>,
+    /// What the reader should know: warnings, limits, how to read the numbers.
+    pub notes: Vec<String>,
+}
+
+/// A table of its own section.
+#[derive(Debug, Clone, Default)]
+pub struct ReportTable {
+    /// Heading of the section.
+    pub title: String,
+    /// How to read it.
+    pub caption: String,
+    /// Names of the columns; the first one names the rows.
+    pub header: Vec<String>,
+    /// The cells, row by row.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Renders the report and writes it to `path`, whole or not at all.
+///
+/// # Errors
+/// When it cannot be rendered or written.
+pub fn write(data: &ReportData, path: &Path) -> Result<()> {
+    write_atomically(path, render(data)?.as_bytes())
+}
+
+/// Renders the report as the text of an HTML file.
+///
+/// # Errors
+/// When a plot cannot be drawn.
+pub fn render(data: &ReportData) -> Result<String> {
+    let comparison = Comparison::new(data.before.as_ref(), data.after.as_ref());
+    let figures = figures(&data.history).iter().map(figure).collect::<Result<Vec<_>>>()?;
+    let general = (!comparison.general.measures.is_empty())
+        .then(|| Group { name: "general knowledge".into(), measures: comparison.general.measures });
+    let groups: Vec<&Group> = comparison.tasks.iter().chain(&general).collect();
+    let values = context! {
+        title => &data.title,
+        version => env!("CARGO_PKG_VERSION"),
+        palette => SERIES.iter().chain([&INK, &GRID]).map(tone).collect::<Vec<_>>(),
+        facts => data.run.iter().map(|(name, value)| context! { name, value }).collect::<Vec<_>>(),
+        headlines => groups.iter().filter_map(|group| headline(group)).collect::<Vec<_>>(),
+        groups => groups.iter().map(|group| rows(group)).collect::<Vec<_>>(),
+        steps => data.history.len(),
+        figures,
+        tables => data.tables.iter().map(table).collect::<Vec<_>>(),
+        notes => &data.notes,
+    };
+    let fault = |e: minijinja::Error| Error::data(format!("the report's template fails: {e}"));
+    let mut environment = Environment::new();
+    environment.add_template(NAME, TEMPLATE).map_err(fault)?;
+    environment.get_template(NAME).and_then(|template| template.render(values)).map_err(fault)
+}
+
+fn tone(tone: &Tone) -> Value {
+    context! { name => tone.name, light => tone.hex(), dark => tone.dark_hex() }
+}
+
+/// The group's first measure, large.
+fn headline(group: &Group) -> Option<Value> {
+    let measure = group.measures.first()?;
+    Some(context! { group => &group.name, ..cells(measure) })
+}
+
+fn rows(group: &Group) -> Value {
+    context! { name => &group.name, measures => group.measures.iter().map(cells).collect::<Vec<_>>() }
+}
+
+fn cells(measure: &Measure) -> Value {
+    let (class, mark, verdict) = match measure.verdict() {
+        Some(Verdict::Better) => ("better", "▲", "better"),
+        Some(Verdict::Worse) => ("worse", "▼", "worse"),
+        Some(Verdict::Same) => ("", "=", "unchanged"),
+        None => ("", "", ""),
+    };
+    context! {
+        name => &measure.name,
+        before => optional(measure.before),
+        after => optional(measure.after),
+        has_before => measure.before.is_some(),
+        change => measure.change().map(signed),
+        relative => measure.relative().map(percent),
+        class,
+        mark,
+        verdict,
+    }
+}
+
+fn figure(figure: &Figure) -> Result<Value> {
+    let smoothed = figure.series.iter().find(|series| series.is_smoothed());
+    Ok(context! {
+        title => &figure.title,
+        caption => &figure.caption,
+        smoothing => smoothed.map(Series::window),
+        missing => figure.series.iter().map(|series| series.missing).sum::<usize>(),
+        description => describe(figure),
+        svg => Value::from_safe_string(figure.svg()?),
+        series => figure.series.iter().map(legend).collect::<Vec<_>>(),
+    })
+}
+
+/// What the plot shows, for those who do not see it.
+fn describe(figure: &Figure) -> String {
+    let parts = figure.series.iter().filter_map(|series| {
+        let (first, last) = (series.points.first()?, series.points.last()?);
+        let ends =
+            format!("{} at step {} to {} at step {}", number(first.1), first.0, number(last.1), last.0);
+        Some(format!("{} from {ends}", series.label))
+    });
+    format!("{}: {}.", figure.title, parts.collect::<Vec<_>>().join("; "))
+}
+
+fn legend(series: &Series) -> Value {
+    let values = || series.points.iter().map(|point| point.1);
+    let end = |point: Option<&(f64, f64)>| optional(point.map(|p| p.1));
+    context! {
+        label => &series.label,
+        color => series.tone().hex(),
+        stroke => series.stroke(),
+        points => series.points.len(),
+        missing => series.missing,
+        first => end(series.points.first()),
+        last => end(series.points.last()),
+        least => number(values().fold(f64::INFINITY, f64::min)),
+        most => number(values().fold(f64::NEG_INFINITY, f64::max)),
+    }
+}
+
+fn table(table: &ReportTable) -> Value {
+    context! {
+        title => &table.title,
+        caption => &table.caption,
+        header => &table.header,
+        rows => table.rows.iter().map(Value::from).collect::<Vec<_>>(),
+    }
+}
