@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterable
 
-from wordnet import ANIMAL, ARTIFACT, FOOD, PLANT, Synset, WordNet
+from wordnet import ACT, ANIMAL, ARTIFACT, FOOD, PLANT, Synset, WordNet
 
 # How often a synset is drawn: the catalogue's own, those of the same kinds, all others. The catalogue is
 # over-represented on purpose: a model of 1.3 M parameters that saw a few million tokens would hardly
@@ -72,10 +72,10 @@ def training_lines(net: WordNet, items: set[str], kin: set[str], held_out: set[s
     return lines
 
 
-def held_out_synsets(net: WordNet, count: int, seed: int) -> list[str]:
+def held_out_synsets(net: WordNet, kin: set[str], count: int, seed: int) -> list[str]:
     """Synsets that no training line speaks of, of other domains than the catalogue's."""
-    near = {ANIMAL, ARTIFACT, FOOD, PLANT}
-    far = [k for k, s in net.synsets.items() if k[0] != "n" or s.lexfile not in near]
+    near = {ACT, ANIMAL, ARTIFACT, FOOD, PLANT}
+    far = [k for k, s in net.synsets.items() if k not in kin and (k[0] != "n" or s.lexfile not in near)]
     return random.Random(f"{seed} held out").sample(far, count)
 
 

@@ -17,6 +17,7 @@ import catalogue
 import general
 import model
 from logs import World
+from tokenizers import Tokenizer
 from wordnet import WordNet
 
 USERS, VALID, TEST = 1500, 300, 600
@@ -29,7 +30,7 @@ def main() -> None:
     options = parse()
     net = WordNet(options.wordnet)
     items, kin = catalogue.choose(net, options.seed)
-    held = general.held_out_synsets(net, DEFINITIONS + SENTENCES + VALIDATION, options.seed)
+    held = general.held_out_synsets(net, kin, DEFINITIONS + SENTENCES + VALIDATION, options.seed)
     lines = general.training_lines(net, {i.synset.key for i in items}, kin, set(held), options.seed)
     tokenizer = model.train_tokenizer(lines)
     model.write(options.model, tokenizer)
@@ -56,22 +57,25 @@ def main() -> None:
     for name in ("general", "general-heldout", "sentences"):
         write_lines(options.data / f"{name}.txt", texts[name])
 
-    as_rows = lambda texts: [{"task": "text", "text": text} for text in texts]
     write_rows(options.pretrain / "items.jsonl", catalogue_rows)
-    write_rows(options.pretrain / "train.jsonl", as_rows(lines))
-    write_rows(options.pretrain / "valid.jsonl", as_rows(texts["validation"]))
-    summarise(net, items, lines, texts, tokenizer)
+    for name, documents in (("train", lines), ("valid", texts["validation"])):
+        write_rows(options.pretrain / f"{name}.jsonl", [{"task": "text", "text": d} for d in documents])
+    summarise(net, items, {"pretraining": lines, **texts}, tokenizer)
 
 
-def summarise(net, items, lines, texts, tokenizer) -> None:
+def summarise(
+    net: WordNet, items: list[catalogue.Item], texts: dict[str, list[str]], tokenizer: Tokenizer
+) -> None:
     """What was made, for whoever runs this."""
-    tokens = sum(len(e.ids) for e in tokenizer.encode_batch(lines))
-    print(f"{len(net.synsets)} synsets; {len(lines)} training lines, {tokens} tokens")
+    print(f"{len(net.synsets)} synsets")
     for name, documents in texts.items():
-        print(f"{name}: {len(documents)} documents, {sum(len(e.ids) for e in tokenizer.encode_batch(documents))} tokens")
-    seen, held = (sum(len(words) for words in side) / len(items) for side in zip(*((i.seen, i.held) for i in items)))
+        tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents))
+        print(f"{name} text: {len(documents)} lines, {tokens} tokens")
+    seen, held = (sum(len(words) for words in side) / len(items)
+                  for side in ([i.seen for i in items], [i.held for i in items]))
     asked = sum(len(i.held) >= 2 for i in items)
-    print(f"{len(items)} items; query words an item: {seen:.1f} seen, {held:.1f} held; {asked} items in test-knowledge")
+    print(f"{len(items)} items, with {seen:.1f} query words in logs and {held:.1f} held back on average")
+    print(f"{asked} items can be asked for in test-knowledge")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
