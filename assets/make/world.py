@@ -58,8 +58,8 @@ def main() -> None:
         write_lines(options.data / f"{name}.txt", texts[name])
 
     write_rows(options.pretrain / "items.jsonl", catalogue_rows)
-    for name, documents in (("train", lines), ("valid", texts["validation"])):
-        write_rows(options.pretrain / f"{name}.jsonl", [{"task": "text", "text": d} for d in documents])
+    write_rows(options.pretrain / "train.jsonl", [{"task": "text", "text": line} for line in lines])
+    write_lines(options.pretrain / "general-heldout.txt", texts["validation"])
     summarise(net, items, {"pretraining": lines, **texts}, tokenizer)
 
 
