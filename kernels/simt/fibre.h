@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#if defined(__x86_64__) && defined(__linux__) && !defined(SIMT_UCONTEXT)
 
 // Saves the callee-saved registers and the stack pointer, loads another's: 9 ns for a switch and its
 // bookkeeping, against 260 ns of swapcontext (which makes two system calls).

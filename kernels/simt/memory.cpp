@@ -55,7 +55,7 @@ static struct sigaction previous[2];
 // A fault on a fibre becomes a failed launch: the handler returns into bad_access, on a fresh stack,
 // since what the fibre's stack holds is not needed any more. Other faults go to whom they went before.
 static void on_fault(int signal_number, siginfo_t* info, void* raw) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__)
   if (worker && self) {
     ucontext_t* context = static_cast<ucontext_t*>(raw);
     uintptr_t top = reinterpret_cast<uintptr_t>(worker->current().stack + STACK) & ~uintptr_t(63);

@@ -4,7 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 
-#if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#if defined(__x86_64__) && defined(__linux__) && !defined(SIMT_UCONTEXT)
 asm(R"(
 .text
 .globl gems_simt_switch
