@@ -91,12 +91,20 @@ type Image = (String, String, PathBuf);
 /// Every kernel for every architecture, by nvcc; nothing when there is none.
 fn device_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<Image>) {
     let mode = env::var("GEMS_CUDA").unwrap_or_else(|_| "auto".into());
-    assert!(["auto", "require", "off"].contains(&mode.as_str()), "GEMS_CUDA is auto, require or off, not `{mode}`");
+    assert!(
+        ["auto", "require", "off"].contains(&mode.as_str()),
+        "GEMS_CUDA is auto, require or off, not `{mode}`"
+    );
     let nvcc = if mode == "off" { None } else { find_nvcc() };
     let Some(nvcc) = nvcc else {
-        assert!(mode != "require", "GEMS_CUDA=require, but there is no nvcc; `just cuda-toolchain` brings one");
+        assert!(
+            mode != "require",
+            "GEMS_CUDA=require, but there is no nvcc; `just cuda-toolchain` brings one"
+        );
         if mode == "auto" {
-            println!("cargo::warning=no CUDA compiler: built without GPU kernels (`just cuda-toolchain` brings one)");
+            println!(
+                "cargo::warning=no CUDA compiler: built without GPU kernels (`just cuda-toolchain` brings one)"
+            );
         }
         return (Vec::new(), Vec::new());
     };
@@ -178,7 +186,11 @@ impl Job {
         let result = self.command.output().map_err(|e| format!("{:?}: {e}", self.command))?;
         if !result.status.success() {
             let said = String::from_utf8_lossy(&result.stderr).into_owned();
-            return Err(format!("{:?} failed:\n{}{said}", self.command, String::from_utf8_lossy(&result.stdout)));
+            return Err(format!(
+                "{:?} failed:\n{}{said}",
+                self.command,
+                String::from_utf8_lossy(&result.stdout)
+            ));
         }
         fs::write(&key_file, key).map_err(|e| format!("{}: {e}", key_file.display()))
     }
@@ -196,7 +208,9 @@ fn table(kernels: &[PathBuf], images: &[Image]) -> String {
     for kernel in kernels {
         let _ = writeln!(text, "    fn gems_simt_file_{}();", stem(kernel));
     }
-    text.push_str("}\n\n/// Keeps every kernel file's host object in the program.\npub fn keep_simt_kernels() {\n");
+    text.push_str(
+        "}\n\n/// Keeps every kernel file's host object in the program.\npub fn keep_simt_kernels() {\n",
+    );
     for kernel in kernels {
         let _ = writeln!(text, "    unsafe {{ gems_simt_file_{}() }};", stem(kernel));
     }

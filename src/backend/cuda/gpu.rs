@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum, CUresult};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
 /// Shared memory of a block that needs no asking.
@@ -61,7 +61,8 @@ impl Gpu {
         // The binding panics at the first symbol that an old driver lacks.
         let opened = std::panic::catch_unwind(|| Self::open_present(ordinal));
         opened.unwrap_or_else(|_| {
-            Err(Error::device("the CUDA driver is too old").remedy("update the NVIDIA driver to 570 or later"))
+            Err(Error::device("the CUDA driver is too old")
+                .remedy("update the NVIDIA driver to 570 or later"))
         })
     }
 
@@ -93,7 +94,9 @@ impl Gpu {
             let what = if embedded.is_empty() {
                 "this program was built without GPU kernels".to_string()
             } else {
-                format!("no kernels for compute capability {major}.{minor} are built in (there are {embedded})")
+                format!(
+                    "no kernels for compute capability {major}.{minor} are built in (there are {embedded})"
+                )
             };
             return Err(Error::device(what)
                 .remedy("`just cuda-toolchain`, then build again (GEMS_CUDA_ARCHS chooses architectures)"));
@@ -176,7 +179,14 @@ impl Driver for Gpu {
         unsafe {
             let mut parameters = [arguments.as_ptr().cast_mut().cast::<c_void>()];
             let stream = result::stream::null();
-            result::launch_kernel(function.0, (gx, gy, gz), (bx, by, bz), shape.shared, stream, &mut parameters)
+            result::launch_kernel(
+                function.0,
+                (gx, gy, gz),
+                (bx, by, bz),
+                shape.shared,
+                stream,
+                &mut parameters,
+            )
         }
         .map_err(|e| explain(e).at(format!("launch of {kernel}")))
     }

@@ -1,7 +1,7 @@
 //! From matrices to kernel arguments.
 
-use super::driver::Shape;
 use super::Cuda;
+use super::driver::Shape;
 use crate::backend::{DType, Indices, Mat, MatMut, Storage};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};

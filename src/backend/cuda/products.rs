@@ -89,7 +89,10 @@ impl Cuda {
         let (m, n) = (arguments.m as usize, arguments.n as usize);
         let operands = [Some(p.a.0), Some(p.b.0), p.second.map(|s| s.0), p.second.map(|s| s.1)];
         let same = |x: Option<Mat>, first: Mat| x.is_none_or(|x| x.dtype == first.dtype);
-        assert!(same(operands[2], p.a.0) && same(operands[3], p.b.0), "the two products have different types");
+        assert!(
+            same(operands[2], p.a.0) && same(operands[3], p.b.0),
+            "the two products have different types"
+        );
         let fast = operands.iter().flatten().all(|x| x.dtype == DType::BF16 && view(*x).aligned(x.dtype));
         if fast && arguments.stochastic == 0 {
             let letter = |op| if op == Op::N { "n" } else { "t" };
@@ -112,7 +115,10 @@ impl Cuda {
         (b, op_b): (Mat, Op),
     ) -> Result<()> {
         let rounding = Rounding::Nearest;
-        self.product(&c, Product { alpha, beta, a: (a, op_a), b: (b, op_b), second: None, bias: None, rounding })
+        self.product(
+            &c,
+            Product { alpha, beta, a: (a, op_a), b: (b, op_b), second: None, bias: None, rounding },
+        )
     }
 
     /// See [`crate::backend::Backend::linear`].
@@ -198,7 +204,8 @@ struct OuterSumArguments {
 /// How many of `parts` may go into one launch: the longest run from the start whose columns are disjoint.
 fn disjoint(parts: &[OuterPart]) -> usize {
     let columns = |p: &OuterPart| p.to..p.to + p.columns.len();
-    let meets = |p: &OuterPart, q: &OuterPart| columns(p).start < columns(q).end && columns(q).start < columns(p).end;
+    let meets =
+        |p: &OuterPart, q: &OuterPart| columns(p).start < columns(q).end && columns(q).start < columns(p).end;
     let clash = (0..parts.len()).find(|&i| parts[..i].iter().any(|p| meets(p, &parts[i])));
     clash.unwrap_or(parts.len()).min(PARTS)
 }
@@ -245,9 +252,11 @@ impl Cuda {
         }
         let target = partial.as_ref().map_or(view_mut(out), |t| view(t.mat()));
         let (splits_i, parts_i) = (splits as i32, parts.len() as i32);
-        let arguments = OuterArguments { y: view(y), x: view(x), out: target, splits: splits_i, parts: parts_i, part };
+        let arguments =
+            OuterArguments { y: view(y), x: view(x), out: target, splits: splits_i, parts: parts_i, part };
         let shape = Shape::line(tiles_m, 256).grid_yz(tiles_n, splits).shared(shared);
-        let name = if fast { "outer_tc".into() } else { format!("outer_plain_{}_{}", tag(y.dtype), tag(x.dtype)) };
+        let name =
+            if fast { "outer_tc".into() } else { format!("outer_plain_{}_{}", tag(y.dtype), tag(x.dtype)) };
         self.launch(&name, shape, &arguments)?;
         let Some(partial) = partial else { return Ok(()) };
         let (partial, out) = (view(partial.mat()), view_mut(out));

@@ -162,7 +162,8 @@ impl Cuda {
         if y.rows == 0 || y.cols == 0 {
             return Ok(());
         }
-        let arguments = GatherArguments { table: view(table), y: view_mut(&y), ids: address(ids), scale, unused: 0.0 };
+        let arguments =
+            GatherArguments { table: view(table), y: view_mut(&y), ids: address(ids), scale, unused: 0.0 };
         self.launch(&format!("gather_{}", tag(y.dtype)), chunks(&arguments.y), &arguments)
     }
 
@@ -213,7 +214,8 @@ impl Cuda {
             None => (View::NONE, View::NONE),
         };
         let (w, inv_rms) = (view(w), view_mut(&inv_rms));
-        let arguments = RmsnormArguments { x: view(x), residual, sum, w, y: view_mut(&y), inv_rms, eps, unused: 0.0 };
+        let arguments =
+            RmsnormArguments { x: view(x), residual, sum, w, y: view_mut(&y), inv_rms, eps, unused: 0.0 };
         self.launch(&format!("rmsnorm_{}", tag(x.dtype)), row_blocks(x.rows, x.cols), &arguments)
     }
 
@@ -342,5 +344,13 @@ fn activation_arguments(
         Activation::GeluTanh => 2,
     };
     let dup = dup.map_or(View::NONE, view_mut);
-    ActivationArguments { gate: view(gate), up: view_or_none(up), dy: view_or_none(dy), y: view_mut(y), dup, kind, unused: 0 }
+    ActivationArguments {
+        gate: view(gate),
+        up: view_or_none(up),
+        dy: view_or_none(dy),
+        y: view_mut(y),
+        dup,
+        kind,
+        unused: 0,
+    }
 }
