@@ -55,6 +55,25 @@ impl Simt {
     }
 }
 
+/// Runs the machine's own test kernel `planted_<bug>` (`kernels/simt/planted.cu`) on 64 threads over 64 ones;
+/// returns what it left in memory.
+///
+/// # Errors
+/// What the machine says about the bug.
+pub fn run_planted(bug: &str) -> Result<Vec<f32>> {
+    let machine = Simt::new();
+    let bytes = 64 * 4;
+    let address = machine.alloc(bytes)?.ok_or_else(|| Error::device("out of memory"))?;
+    machine.upload(address, bytemuck::cast_slice(&[1f32; 64]))?;
+    let arguments = [address, 64u64];
+    let shape = Shape::line(1, 64).shared(bytes);
+    let result = machine.launch(&format!("planted_{bug}"), shape, bytemuck::cast_slice(&arguments));
+    let mut left = vec![0f32; 64];
+    machine.download(address, bytemuck::cast_slice_mut(&mut left))?;
+    machine.free(address, bytes);
+    result.map(|()| left)
+}
+
 impl Driver for Simt {
     fn name(&self) -> String {
         "simt (host SIMT machine)".into()
