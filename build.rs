@@ -1,3 +1,221 @@
-//! Compiles the kernels when a CUDA compiler is at hand.
+//! Compiles the kernels: always for the host SIMT machine, and for GPUs when a CUDA compiler is at hand.
+//!
+//! `GEMS_CUDA=auto|require|off`: use nvcc if found (default), fail without it, or never look for it.
+//! `GEMS_CUDA_ARCHS=80,90a,...`: the GPU architectures to compile for.
+//! nvcc is looked for in `$NVCC`, `$CUDA_HOME` and `$CUDA_PATH`, `.cuda/` of this directory, `PATH`.
+//!
+//! An object is compiled again only when its command, its source or a header has changed.
 
-fn main() {}
+use std::collections::hash_map::DefaultHasher;
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// Generations since Ampere; PTX of the first serves whatever is not listed.
+const ARCHITECTURES: &str = "80,86,89,90a,100,120";
+const PTX: &str = "80";
+
+/// One compiler call and what it reads.
+struct Job {
+    command: Command,
+    inputs: Vec<PathBuf>,
+    output: PathBuf,
+}
+
+fn main() {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "GEMS_CUDA", "GEMS_CUDA_ARCHS", "GEMS_SIMT"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=.cuda/bin/nvcc");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let kernels = files("kernels", "cu");
+    // The machine's own test kernels run on the machine only.
+    let host_kernels = [kernels.clone(), files("kernels/simt", "cu")].concat();
+    let (mut jobs, objects) = host_jobs(&host_kernels, &out);
+    let (device, images) = device_jobs(&kernels, &out);
+    jobs.extend(device);
+    run(jobs);
+    let mut archive = cc::Build::new();
+    archive.cpp(true).objects(&objects).compile("gems_simt");
+    fs::write(out.join("kernels.rs"), table(&host_kernels, &images)).expect("OUT_DIR is writable");
+}
+
+/// The files of a directory with an extension, sorted.
+fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap_or_else(|e| panic!("{directory}: {e}"));
+    let mut found: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    found.retain(|p| p.extension().is_some_and(|e| e == extension));
+    found.sort();
+    found
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The machine's own sources and every kernel, by the host's C++ compiler.
+fn host_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<PathBuf>) {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).include("kernels").flag("-Wno-unknown-pragmas");
+    // The same results on every machine: no contraction to fused multiply-add where the CPU has it.
+    build.flag("-ffp-contract=off").flag("-fno-strict-aliasing");
+    let compiler = build.get_compiler();
+    let headers = [files("kernels", "cuh"), files("kernels/simt", "h")].concat();
+    // The race and bounds checks come from the compiler's instrumentation; simt/check.cpp answers its calls.
+    let checked = env::var("GEMS_SIMT").is_ok_and(|v| v == "checked");
+    let mut jobs = Vec::new();
+    for source in files("kernels/simt", "cpp").iter().chain(kernels) {
+        let output = out.join(format!("simt-{}.o", stem(source)));
+        let mut command = compiler.to_command();
+        if source.extension().is_some_and(|e| e == "cu") {
+            command.args(["-include", "kernels/simt/cuda.h", "-x", "c++"]);
+            if checked {
+                command.arg("-fsanitize=thread");
+            }
+        }
+        command.arg("-c").arg(source).arg("-o").arg(&output);
+        let inputs = [std::slice::from_ref(source), &headers].concat();
+        jobs.push(Job { command, inputs, output });
+    }
+    let objects = jobs.iter().map(|j| j.output.clone()).collect();
+    (jobs, objects)
+}
+
+/// (kernel file, architecture such as `sm_80` or `ptx_80`, image).
+type Image = (String, String, PathBuf);
+
+/// Every kernel for every architecture, by nvcc; nothing when there is none.
+fn device_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<Image>) {
+    let mode = env::var("GEMS_CUDA").unwrap_or_else(|_| "auto".into());
+    assert!(
+        ["auto", "require", "off"].contains(&mode.as_str()),
+        "GEMS_CUDA is auto, require or off, not `{mode}`"
+    );
+    let nvcc = if mode == "off" { None } else { find_nvcc() };
+    let Some(nvcc) = nvcc else {
+        assert!(
+            mode != "require",
+            "GEMS_CUDA=require, but there is no nvcc; `just cuda-toolchain` brings one"
+        );
+        if mode == "auto" {
+            println!(
+                "cargo::warning=no CUDA compiler: built without GPU kernels (`just cuda-toolchain` brings one)"
+            );
+        }
+        return (Vec::new(), Vec::new());
+    };
+    let known = supported(&nvcc);
+    let wanted = env::var("GEMS_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.into());
+    let headers = files("kernels", "cuh");
+    let (mut jobs, mut images) = (Vec::new(), Vec::new());
+    let targets = wanted.split(',').map(|a| (a.trim(), "-cubin", "sm")).chain([(PTX, "-ptx", "ptx")]);
+    for (arch, kind, prefix) in targets {
+        let number = arch.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        if !known.iter().any(|k| k == number) {
+            println!("cargo::warning=this CUDA compiler does not know sm_{arch}; left out");
+            continue;
+        }
+        for source in kernels {
+            let output = out.join(format!("{}.{prefix}_{arch}", stem(source)));
+            let mut command = Command::new(&nvcc);
+            let target = format!("-arch={}_{arch}", if kind == "-ptx" { "compute" } else { "sm" });
+            command.args([kind, "-std=c++17", "-O3", &target]).arg(source).arg("-o").arg(&output);
+            let inputs = [std::slice::from_ref(source), &headers].concat();
+            jobs.push(Job { command, inputs, output: output.clone() });
+            images.push((stem(source), format!("{prefix}_{arch}"), output));
+        }
+    }
+    (jobs, images)
+}
+
+fn find_nvcc() -> Option<PathBuf> {
+    let explicit = env::var_os("NVCC").map(PathBuf::from);
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+    let root = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let places = homes.chain(root.map(|r| r.join(".cuda"))).map(|h| h.join("bin/nvcc"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path: Vec<PathBuf> = env::split_paths(&path).map(|p| p.join("nvcc")).collect();
+    explicit.into_iter().chain(places).chain(on_path).find(|p| p.is_file())
+}
+
+/// Numbers of the architectures that this nvcc compiles for.
+fn supported(nvcc: &Path) -> Vec<String> {
+    let listed = Command::new(nvcc).arg("--list-gpu-arch").output();
+    let listed = listed.unwrap_or_else(|e| panic!("{} --list-gpu-arch: {e}", nvcc.display()));
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    text.lines().filter_map(|l| l.trim().strip_prefix("compute_")).map(str::to_string).collect()
+}
+
+/// Runs what is out of date, as many at a time as cargo allows.
+fn run(jobs: Vec<Job>) {
+    let threads: usize = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let queue = Mutex::new(jobs.into_iter());
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let Some(job) = queue.lock().expect("no thread panics").next() else { break };
+                    if let Err(message) = job.run() {
+                        failures.lock().expect("no thread panics").push(message);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no thread panics");
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+impl Job {
+    fn run(mut self) -> Result<(), String> {
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", self.command).hash(&mut hasher);
+        for input in &self.inputs {
+            fs::read(input).map_err(|e| format!("{}: {e}", input.display()))?.hash(&mut hasher);
+        }
+        let key_file = PathBuf::from(format!("{}.key", self.output.display()));
+        let key = hasher.finish().to_string();
+        if self.output.exists() && fs::read_to_string(&key_file).is_ok_and(|k| k == key) {
+            return Ok(());
+        }
+        let result = self.command.output().map_err(|e| format!("{:?}: {e}", self.command))?;
+        if !result.status.success() {
+            let said = String::from_utf8_lossy(&result.stderr).into_owned();
+            return Err(format!(
+                "{:?} failed:\n{}{said}",
+                self.command,
+                String::from_utf8_lossy(&result.stdout)
+            ));
+        }
+        fs::write(&key_file, key).map_err(|e| format!("{}: {e}", key_file.display()))
+    }
+}
+
+/// The Rust side of what was compiled: images for GPUs, and one symbol of every host object, whose use
+/// keeps the linker from leaving the object (and the kernels that it registers) out.
+fn table(kernels: &[PathBuf], images: &[Image]) -> String {
+    let mut text = String::from("/// (file, architecture, image) of every compiled kernel file.\n");
+    text.push_str("pub static IMAGES: &[(&str, &str, &[u8])] = &[\n");
+    for (file, arch, path) in images {
+        let _ = writeln!(text, "    ({file:?}, {arch:?}, include_bytes!({:?})),", path.display().to_string());
+    }
+    text.push_str("];\n\nunsafe extern \"C\" {\n");
+    for kernel in kernels {
+        let _ = writeln!(text, "    fn gems_simt_file_{}();", stem(kernel));
+    }
+    text.push_str(
+        "}\n\n/// Keeps every kernel file's host object in the program.\npub fn keep_simt_kernels() {\n",
+    );
+    for kernel in kernels {
+        let _ = writeln!(text, "    unsafe {{ gems_simt_file_{}() }};", stem(kernel));
+    }
+    text.push_str("}\n");
+    text
+}

@@ -1,1 +1,407 @@
-//! Tests of `simt`.
+//! Every kernel on the SIMT machine, against f64 formulas or the CPU backend, in f32 and bf16; and the
+//! machine itself against planted bugs. Outputs start out as NaN, so what a kernel forgets to write shows.
+
+use super::support::{assert_close, numbers};
+use gems_engine::backend::cpu::Cpu;
+use gems_engine::backend::cuda::Cuda;
+use gems_engine::backend::cuda::simt::{Schedule, configure, run_planted};
+use gems_engine::backend::*;
+use half::bf16;
+use std::ops::Range;
+use std::sync::Arc;
+
+const TYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// Values that `dtype` holds exactly.
+fn values(dtype: DType, seed: u64, n: usize) -> Vec<f32> {
+    let exact = |v: f32| if dtype == DType::BF16 { bf16::from_f32(v).to_f32() } else { v };
+    numbers(seed, n).into_iter().map(exact).collect()
+}
+
+/// Relative to the largest value: f32 sums of a few hundred terms; one rounding of bf16 and a product of
+/// rounded probabilities.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::F32 { 1e-5 } else { 1.2e-2 }
+}
+
+#[track_caller]
+fn close(what: &str, dtype: DType, got: &[f32], want: &[f32]) {
+    let largest = want.iter().filter(|w| w.is_finite()).fold(0f64, |m, w| m.max(w.abs() as f64));
+    assert_close(what, got, want, tolerance(dtype), tolerance(dtype) * largest);
+}
+
+/// A tensor inside a larger one: `pad` columns more, so that rows are not contiguous; starts as NaN.
+struct Padded {
+    tensor: Tensor,
+    cols: usize,
+}
+
+impl Padded {
+    fn new(be: &dyn Backend, data: &[f32], rows: usize, cols: usize, pad: usize, dtype: DType) -> Self {
+        let mut tensor = be.alloc(rows, cols + pad, dtype).unwrap();
+        be.fill(tensor.mat_mut(), f32::NAN).unwrap();
+        if !data.is_empty() {
+            be.upload(data, tensor.mat_mut().col_range(0..cols)).unwrap();
+        }
+        Self { tensor, cols }
+    }
+    fn mat(&self) -> Mat<'_> {
+        self.tensor.mat().col_range(0..self.cols)
+    }
+    fn mat_mut(&mut self) -> MatMut<'_> {
+        self.tensor.mat_mut().col_range(0..self.cols)
+    }
+    /// The values; fails if the padding was written.
+    #[track_caller]
+    fn read(&self, be: &dyn Backend) -> Vec<f32> {
+        let all = self.tensor.mat();
+        let padding = be.download(all.col_range(self.cols..all.cols)).unwrap();
+        assert!(padding.iter().all(|v| v.is_nan()), "written outside the view");
+        be.download(self.mat()).unwrap()
+    }
+}
+
+/// Runs `f` on the CPU in f32 and on the SIMT machine in both types (inputs are the same numbers), and
+/// compares everything it returns.
+#[track_caller]
+fn parity(what: &str, f: impl Fn(&dyn Backend, DType, &dyn Fn(u64, usize) -> Vec<f32>) -> Vec<Vec<f32>>) {
+    let cpu = Cpu::open(None).unwrap();
+    for dtype in TYPES {
+        let simt = Cuda::open_simt(dtype).unwrap();
+        let inputs = |seed: u64, n: usize| values(dtype, seed, n);
+        let want = f(&*cpu, DType::F32, &inputs);
+        let got = f(&*simt, dtype, &inputs);
+        assert_eq!(got.len(), want.len());
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            close(&format!("{what} ({dtype:?}, output {i})"), dtype, g, w);
+        }
+        assert_eq!(simt.memory().live, 0, "{what}: memory is left over");
+    }
+}
+
+/// op(a) op(b) in f64.
+fn product(a: &[f32], op_a: Op, b: &[f32], op_b: Op, (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+    let mut c = vec![0f32; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            let term = |l: usize| {
+                let x = if op_a == Op::N { a[i * k + l] } else { a[l * m + i] };
+                let y = if op_b == Op::N { b[l * n + j] } else { b[j * k + l] };
+                x as f64 * y as f64
+            };
+            c[i * n + j] = (0..k).map(term).sum::<f64>() as f32;
+        }
+    }
+    c
+}
+
+fn check_matmul(shape: (usize, usize, usize), ops: (Op, Op), types: [DType; 3], beta: f32, pad: usize) {
+    let (m, n, k) = shape;
+    let be = Cuda::open_simt(DType::BF16).unwrap();
+    let (a, b, c) = (values(types[0], 1, m * k), values(types[1], 2, k * n), values(types[2], 3, m * n));
+    let stored = |op: Op, r: usize, c: usize| if op == Op::N { (r, c) } else { (c, r) };
+    let ((ar, ac), (br, bc)) = (stored(ops.0, m, k), stored(ops.1, k, n));
+    let ta = Padded::new(&*be, &a, ar, ac, pad, types[0]);
+    let tb = Padded::new(&*be, &b, br, bc, pad, types[1]);
+    let mut tc = Padded::new(&*be, if beta == 0.0 { &[] } else { &c }, m, n, pad, types[2]);
+    be.matmul(tc.mat_mut(), beta, 0.5, ta.mat(), ops.0, tb.mat(), ops.1).unwrap();
+    let want: Vec<f32> =
+        product(&a, ops.0, &b, ops.1, shape).iter().zip(&c).map(|(p, c)| 0.5 * p + beta * c).collect();
+    let precision = if types[2] == DType::F32 { DType::F32 } else { DType::BF16 };
+    close(&format!("{shape:?} {ops:?} {types:?} beta {beta} pad {pad}"), precision, &tc.read(&*be), &want);
+}
+
+#[test]
+fn matmul_of_all_orientations_and_types() {
+    use DType::{BF16, F32};
+    for ops in [(Op::N, Op::N), (Op::N, Op::T), (Op::T, Op::N), (Op::T, Op::T)] {
+        // Tensor cores: one tile and a bit, ragged in every dimension.
+        check_matmul((130, 136, 72), ops, [BF16, BF16, F32], 0.0, 0);
+        check_matmul((24, 40, 16), ops, [BF16, BF16, BF16], 1.0, 8);
+        // Odd sizes, odd strides, mixed types.
+        check_matmul((65, 67, 19), ops, [BF16, BF16, BF16], 0.0, 3);
+        check_matmul((7, 130, 33), ops, [F32, F32, F32], 1.0, 1);
+    }
+    for a in TYPES {
+        for b in TYPES {
+            for c in TYPES {
+                check_matmul((33, 17, 29), (Op::N, Op::T), [a, b, c], 0.0, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn matmul_of_edge_sizes() {
+    use DType::{BF16, F32};
+    for shape in [(1, 1, 1), (1, 8, 8), (129, 8, 8), (128, 128, 32), (64, 64, 0), (257, 8, 200)] {
+        check_matmul(shape, (Op::N, Op::T), [BF16, BF16, F32], 0.0, 0);
+        check_matmul(shape, (Op::N, Op::N), [F32, F32, F32], 1.0, 0);
+    }
+    // Nine bands of tiles: the order of tiles covers every tile once.
+    check_matmul((1100, 264, 8), (Op::N, Op::T), [BF16, BF16, F32], 0.0, 0);
+}
+
+#[test]
+fn adapted_linear_and_its_input_gradient() {
+    for (t, n, m, r) in [(37, 40, 72, 16), (5, 24, 136, 7), (1, 8, 8, 0)] {
+        parity("linear", |be, dtype, x| {
+            let of = |seed, rows, cols| be.tensor(&x(seed, rows * cols), rows, cols, dtype).unwrap();
+            let branch = (r > 0).then(|| Branch { a: of(3, r, n), b: of(4, m, r) });
+            let layer = AdaptedLinear { weight: of(1, m, n), bias: Some(of(2, 1, m)), branch };
+            let (input, dy) = (of(5, t, n), of(6, t, m));
+            let (mut h, mut z) = (be.alloc(t, r, dtype).unwrap(), be.alloc(t, r, dtype).unwrap());
+            let (mut y, mut dx) = (be.alloc(t, m, dtype).unwrap(), of(7, t, n));
+            be.linear(&layer, input.mat(), (r > 0).then(|| h.mat_mut()), y.mat_mut()).unwrap();
+            be.linear_input_gradient(&layer, dy.mat(), (r > 0).then(|| z.mat_mut()), dx.mat_mut(), true)
+                .unwrap();
+            [&h, &y, &z, &dx].map(|t| be.download(t.mat()).unwrap()).to_vec()
+        });
+    }
+}
+
+#[test]
+fn outer_of_parts() {
+    let part = |rows: Range<usize>, columns: Range<usize>, to, scale| OuterPart { rows, columns, to, scale };
+    // (tokens, M, columns of X, parts): subspaces of tasks; overlapping parts in order; long runs that are split.
+    let cases = [
+        (70, 136, 32, vec![part(0..70, 0..16, 0, 1.0), part(0..30, 16..24, 16, 0.5), part(30..70, 24..32, 24, 2.0)]),
+        (41, 13, 9, vec![part(3..20, 1..9, 2, 1.0), part(20..41, 0..5, 4, -1.0), part(5..5, 0..9, 0, 1.0)]),
+        (1500, 24, 16, vec![part(0..1500, 0..16, 0, 1.0)]),
+        (1300, 70, 24, vec![part(0..700, 0..8, 0, 1.0), part(700..1300, 8..24, 8, 3.0), part(1..2, 0..24, 0, 1.0)]),
+    ];
+    for (t, m, n, parts) in &cases {
+        parity("outer", |be, dtype, x| {
+            let y = Padded::new(be, &x(1, t * m), *t, *m, 8, dtype);
+            let input = Padded::new(be, &x(2, t * n), *t, *n, 8, dtype);
+            let mut out = Padded::new(be, &x(3, m * n), *m, *n, 5, DType::F32);
+            be.outer(y.mat(), input.mat(), parts, out.mat_mut()).unwrap();
+            vec![out.read(be)]
+        });
+    }
+}
+
+#[test]
+fn elementwise() {
+    for (rows, cols, pad) in [(1, 1, 0), (3, 8, 8), (5, 13, 3), (70, 257, 7)] {
+        parity("elementwise", |be, dtype, x| {
+            let a = Padded::new(be, &x(1, rows * cols), rows, cols, pad, dtype);
+            let mut copied = Padded::new(be, &[], rows, cols, pad, DType::F32);
+            be.copy(a.mat(), copied.mat_mut()).unwrap();
+            let mut back = Padded::new(be, &[], rows, cols, pad, dtype);
+            be.copy(copied.mat(), back.mat_mut()).unwrap();
+            let mut sum = Padded::new(be, &x(2, rows * cols), rows, cols, pad, DType::F32);
+            be.axpy(-1.5, a.mat(), sum.mat_mut()).unwrap();
+            be.scale(sum.mat_mut(), 0.25).unwrap();
+            let mut filled = Padded::new(be, &[], rows, cols, pad, dtype);
+            be.fill(filled.mat_mut(), 3.0).unwrap();
+            [&copied, &back, &sum, &filled].map(|t| t.read(be)).to_vec()
+        });
+    }
+}
+
+#[test]
+fn conversion_rounds_as_half_does() {
+    let be = Cuda::open_simt(DType::BF16).unwrap();
+    let mut bits: Vec<u32> = (0..=u16::MAX as u32).map(|b| b << 16).collect();
+    bits.extend((0..4096u32).map(|i| 0x3f80_0000 + i * 1021 + 0x7fff));
+    let from: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+    let x = be.tensor(&from, 1, from.len(), DType::BF16).unwrap();
+    for (got, f) in be.download(x.mat()).unwrap().iter().zip(&from) {
+        let want = bf16::from_f32(*f).to_f32();
+        assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{f:e}: {got:e}, {want:e}");
+    }
+}
+
+#[test]
+fn rows_gather_and_scatter() {
+    for (table, d) in [(5, 8), (40, 13), (300, 72)] {
+        parity("rows", |be, dtype, x| {
+            let t = 2 * table + 1;
+            let ids: Vec<u32> = (0..t as u32).map(|i| (i * 7 + i * i) % table as u32).collect();
+            let weights = be.tensor(&x(1, table * d), table, d, dtype).unwrap();
+            let list = be.indices(&ids).unwrap();
+            let (mut y, mut z) = (be.alloc(t, d, dtype).unwrap(), be.alloc(t, d, dtype).unwrap());
+            be.embed(weights.mat(), &list, 2.5, y.mat_mut()).unwrap();
+            be.gather_rows(weights.mat(), &list, z.mat_mut()).unwrap();
+            let groups = RowGroups::new(be, ids.iter().zip(0..).map(|(&r, s)| (r, s))).unwrap();
+            let mut sums = be.tensor(&x(2, (table - 2) * d), table - 2, d, DType::F32).unwrap();
+            be.scatter_add_rows(y.mat(), &groups, 0.5, 2, sums.mat_mut()).unwrap();
+            [&y, &z, &sums].map(|t| be.download(t.mat()).unwrap()).to_vec()
+        });
+    }
+}
+
+#[test]
+fn rmsnorm_and_its_gradient() {
+    for (t, n) in [(1, 1), (9, 7), (13, 64), (3, 1024), (2, 1025), (2, 2600)] {
+        parity(&format!("rmsnorm {t} x {n}"), |be, dtype, x| {
+            let of = |seed, rows, cols| be.tensor(&x(seed, rows * cols), rows, cols, dtype).unwrap();
+            let (a, r, w, dy) = (of(1, t, n), of(2, t, n), of(3, 1, n), of(4, t, n));
+            let (mut s, mut y, mut inv) = (of(5, t, n), of(6, t, n), be.alloc(t, 1, DType::F32).unwrap());
+            be.rmsnorm(a.mat(), Some((r.mat(), s.mat_mut())), w.mat(), 1e-5, y.mat_mut(), inv.mat_mut()).unwrap();
+            let (mut plain, mut inv2) = (of(7, t, n), be.alloc(t, 1, DType::F32).unwrap());
+            be.rmsnorm(a.mat(), None, w.mat(), 1e-5, plain.mat_mut(), inv2.mat_mut()).unwrap();
+            let segments = [0..t / 2, t / 2..t];
+            let (mut dx, mut dw) = (of(8, t, n), be.zeros(2, n, DType::F32).unwrap());
+            let weight = Some((&segments[..], dw.mat_mut()));
+            be.rmsnorm_backward(a.mat(), w.mat(), inv2.mat(), dy.mat(), dx.mat_mut(), true, weight).unwrap();
+            let (mut written, mut sums) = (of(9, t, n), be.zeros(2, n, DType::F32).unwrap());
+            be.rmsnorm_backward(a.mat(), w.mat(), inv2.mat(), dy.mat(), written.mat_mut(), false, None).unwrap();
+            be.column_sums(dy.mat(), &segments, sums.mat_mut()).unwrap();
+            [&s, &y, &inv, &plain, &dx, &dw, &written, &sums].map(|t| be.download(t.mat()).unwrap()).to_vec()
+        });
+    }
+}
+
+#[test]
+fn rope_and_back() {
+    for (t, heads, d) in [(1, 1, 2), (11, 3, 10), (40, 2, 64)] {
+        parity("rope", |be, dtype, x| {
+            let positions: Vec<u32> = (0..t as u32).map(|i| i * 37).collect();
+            let frequencies: Vec<f32> = (0..d / 2).map(|j| 10_000f32.powf(-2.0 * j as f32 / d as f32)).collect();
+            let (list, table) =
+                (be.indices(&positions).unwrap(), be.tensor(&frequencies, 1, d / 2, DType::F32).unwrap());
+            let mut a = Padded::new(be, &x(1, t * heads * d), t, heads * d, 5, dtype);
+            be.rope(a.mat_mut(), &list, table.mat(), heads, false).unwrap();
+            let turned = a.read(be);
+            be.rope(a.mat_mut(), &list, table.mat(), heads, true).unwrap();
+            vec![turned, a.read(be)]
+        });
+    }
+}
+
+#[test]
+fn activations() {
+    for kind in [Activation::Silu, Activation::Relu, Activation::GeluTanh] {
+        for (t, f) in [(1, 1), (6, 24), (9, 131)] {
+            parity("activation", |be, dtype, x| {
+                // gate and up are halves of one buffer
+                let both = be.tensor(&x(1, t * 2 * f), t, 2 * f, dtype).unwrap();
+                let (gate, up) = (both.mat().col_range(0..f), both.mat().col_range(f..2 * f));
+                let dy = be.tensor(&x(2, t * f), t, f, dtype).unwrap();
+                let mut outs: Vec<Tensor> = (0..5).map(|_| be.alloc(t, f, dtype).unwrap()).collect();
+                let [y, alone, dgate, dup, dalone] = &mut outs[..] else { unreachable!() };
+                be.activation(kind, gate, Some(up), y.mat_mut()).unwrap();
+                be.activation(kind, gate, None, alone.mat_mut()).unwrap();
+                be.activation_backward(kind, gate, Some(up), dy.mat(), dgate.mat_mut(), Some(dup.mat_mut()))
+                    .unwrap();
+                be.activation_backward(kind, gate, None, dy.mat(), dalone.mat_mut(), None).unwrap();
+                outs.iter().map(|t| be.download(t.mat()).unwrap()).collect()
+            });
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_and_its_gradients() {
+    for (l, d, v, first) in [(1, 8, 3, 0), (9, 16, 50, 40), (40, 24, 331, 328)] {
+        parity("cross entropy", |be, dtype, x| {
+            let (h, head) = (
+                be.tensor(&x(1, l * d), l, d, dtype).unwrap(),
+                be.tensor(&x(2, v * d), v, d, dtype).unwrap(),
+            );
+            let targets: Vec<u32> = (0..l as u32).map(|i| (i * 13) % v as u32).collect();
+            let targets = be.indices(&targets).unwrap();
+            let weights: Vec<f32> = (0..l).map(|i| 0.5 + i as f32 / l as f32).collect();
+            let weights = be.tensor(&weights, l, 1, DType::F32).unwrap();
+            let (mut nll, mut dx) = (be.alloc(l, 1, DType::F32).unwrap(), be.alloc(l, d, dtype).unwrap());
+            let segments = [0..l / 3, l / 3..l];
+            let mut out = be.tensor(&x(3, 2 * (v - first) * d), 2 * (v - first), d, DType::F32).unwrap();
+            let gradient = HeadGradient { first_row: first, segments: &segments, out: out.mat_mut() };
+            let (x, w) = (h.mat(), weights.mat());
+            be.cross_entropy(x, head.mat(), 0.3, &targets, w, nll.mat_mut(), Some(dx.mat_mut()), Some(gradient))
+                .unwrap();
+            let mut alone = be.alloc(l, 1, DType::F32).unwrap();
+            be.cross_entropy(x, head.mat(), 0.3, &targets, w, alone.mat_mut(), None, None).unwrap();
+            [&nll, &dx, &out, &alone].map(|t| be.download(t.mat()).unwrap()).to_vec()
+        });
+    }
+}
+
+#[test]
+fn dots_and_adam() {
+    for (m, r) in [(1, 1), (33, 7), (90, 64)] {
+        parity("dots and adam", |be, _, x| {
+            let of = |seed| be.tensor(&x(seed, m * r), m, r, DType::F32).unwrap();
+            let (mut w, g, mut first) = (of(1), of(2), of(3));
+            let mut second = be.tensor(&x(4, m * r).iter().map(|v| v * v).collect::<Vec<_>>(), m, r, DType::F32).unwrap();
+            let mut products = be.alloc(1, 34, DType::F32).unwrap();
+            let pairs: Vec<(Mat, Mat)> = (0..34).map(|i| if i % 2 == 0 { (w.mat(), g.mat()) } else { (g.mat(), g.mat()) }).collect();
+            be.dots(&pairs, products.mat_mut()).unwrap();
+            let block = |columns, step| AdamBlock {
+                columns,
+                beta1: 0.9,
+                beta2: 0.99,
+                step,
+                sqrt_correction2: 0.3,
+                eps: 1e-6,
+                keep_before: 0.99,
+                keep_after: 0.98,
+                grad_scale: 0.5,
+            };
+            let blocks = [block(0..r / 2, 0.01), block(r / 2..r - r / 4, 0.1)];
+            let mut change = be.alloc(m, r, DType::F32).unwrap();
+            let mut copy = be.alloc(m, r, be.compute_dtype()).unwrap();
+            be.adam(w.mat_mut(), g.mat(), first.mat_mut(), second.mat_mut(), &blocks, Some(copy.mat_mut()), Some(change.mat_mut())).unwrap();
+            [&products, &w, &first, &second, &change, &copy].map(|t| be.download(t.mat()).unwrap()).to_vec()
+        });
+    }
+}
+
+#[test]
+fn projections_and_orthonormal_rows() {
+    for (r, n) in [(1, 1), (5, 12), (12, 300)] {
+        parity("projections", |be, _, x| {
+            let mut basis = be.tensor(&x(1, r * n), r, n, DType::F32).unwrap();
+            assert_eq!(be.orthonormalize_rows(basis.mat_mut()).unwrap(), r);
+            let mut k = be.alloc(n, r, DType::F32).unwrap();
+            let identity: Vec<f32> = (0..r * r).map(|i| f32::from(i % (r + 1) == 0)).collect();
+            let one = be.tensor(&identity, r, r, DType::F32).unwrap();
+            be.matmul(k.mat_mut(), 0.0, 1.0, basis.mat(), Op::T, one.mat(), Op::N).unwrap();
+            let (mut rows, mut columns) =
+                (be.tensor(&x(2, 9 * n), 9, n, DType::F32).unwrap(), be.tensor(&x(3, n * 4), n, 4, DType::F32).unwrap());
+            be.project_rows(rows.mat_mut(), k.mat()).unwrap();
+            be.project_columns(columns.mat_mut(), k.mat()).unwrap();
+            // A 1 x 1 space leaves nothing but rounding: compare with what was there.
+            let add = |t: &Tensor| be.download(t.mat()).unwrap().iter().map(|v| v + 1.0).collect::<Vec<f32>>();
+            vec![be.download(basis.mat()).unwrap(), add(&rows), add(&columns)]
+        });
+    }
+}
+
+#[test]
+fn dependent_rows_become_zero() {
+    let be = Cuda::open_simt(DType::F32).unwrap();
+    let (a, b) = (numbers(1, 50), numbers(2, 50));
+    let both: Vec<f32> = a.iter().zip(&b).map(|(a, b)| 2.0 * a - b).collect();
+    let mut rows = be.tensor(&[a, b, both, vec![0.0; 50]].concat(), 4, 50, DType::F32).unwrap();
+    assert_eq!(be.orthonormalize_rows(rows.mat_mut()).unwrap(), 2);
+    let q = be.download(rows.mat()).unwrap();
+    for i in 0..4 {
+        for j in 0..4 {
+            let along: f64 = (0..50).map(|c| q[i * 50 + c] as f64 * q[j * 50 + c] as f64).sum();
+            let want = if i == j && i < 2 { 1.0 } else { 0.0 };
+            assert!((along - want).abs() < 1e-6, "rows {i} and {j}: {along}");
+        }
+    }
+}
+
+#[test]
+fn fold_to_the_nearest_and_at_random() {
+    parity("fold", |be, dtype, x| {
+        let mut w = Padded::new(be, &x(1, 70 * 45), 70, 45, 3, dtype);
+        let (b, a) = (be.tensor(&x(2, 70 * 6), 70, 6, DType::F32).unwrap(), be.tensor(&x(3, 6 * 45), 6, 45, dtype).unwrap());
+        be.fold(w.mat_mut(), 0.9, 0.1, b.mat(), a.mat(), Rounding::Nearest).unwrap();
+        vec![w.read(be)]
+    });
+    // 1 + 2^-10 lies an eighth of the way from 1 to the next bf16: that share of 200 x 200 is rounded up.
+    let be = Cuda::open_simt(DType::BF16).unwrap();
+    let mut w = be.tensor(&[1.0; 40_000], 200, 200, DType::BF16).unwrap();
+    let (b, a) = (be.tensor(&[1.0; 200], 200, 1, DType::F32).unwrap(), be.tensor(&[1.0; 200], 1, 200, DType::F32).unwrap());
+    be.fold(w.mat_mut(), 1.0, 2f32.powi(-10), b.mat(), a.mat(), Rounding::Stochastic(7)).unwrap();
+    let after = be.download(w.mat()).unwrap();
+    assert!(after.iter().all(|v| *v == 1.0 || *v == 1.0078125));
+    let up = after.iter().filter(|v| **v > 1.0).count() as f64 / 40_000.0;
+    assert!((up - 0.125).abs() < 0.01, "{up} rounded up"); // six standard deviations
+}

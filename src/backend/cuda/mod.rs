@@ -1,1 +1,279 @@
 //! The kernel backend: launches the kernels in `kernels/` on a GPU or on the host SIMT machine.
+//!
+//! Everything above [`Driver`] is the same for both: memory, launch geometry, arguments, the choice between
+//! tensor-core and plain kernels. So `cargo test` runs, on any CPU, what a GPU will run.
+
+mod attention;
+mod driver;
+mod gpu;
+mod images;
+mod launch;
+mod loss;
+mod memory;
+mod method;
+mod products;
+mod rows;
+pub mod simt;
+
+use super::*;
+use crate::error::Result;
+use attention::BucketTables;
+use driver::Driver;
+use memory::Arena;
+use std::sync::{Arc, Mutex};
+
+pub use gpu::driver_present;
+pub use images::architectures;
+
+/// The kernel backend on one device.
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    arena: Arena,
+    dtype: DType,
+    buckets: Mutex<BucketTables>,
+}
+
+impl Cuda {
+    /// GPU number `ordinal`, computing in bf16.
+    ///
+    /// # Errors
+    /// No driver, no such GPU, a driver too old for the kernels, no kernels for its architecture.
+    pub fn open_device(ordinal: usize) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(Self::over(Arc::new(gpu::Gpu::open(ordinal)?), DType::BF16)))
+    }
+
+    /// The host SIMT machine, computing in `dtype`.
+    ///
+    /// # Errors
+    /// None today; the same type as [`Cuda::open_device`].
+    pub fn open_simt(dtype: DType) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(Self::over(Arc::new(simt::Simt::new()), dtype)))
+    }
+
+    fn over(driver: Arc<dyn Driver>, dtype: DType) -> Self {
+        Self { arena: Arena::new(driver.clone()), driver, dtype, buckets: Mutex::default() }
+    }
+
+    fn new_tensor(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
+        let buffer = self.arena.take(rows * cols * dtype.bytes())?;
+        Ok(Tensor::new(Storage::Device(buffer), rows, cols, dtype))
+    }
+
+    /// An f32 matrix for the time of one operation.
+    fn scratch(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        self.new_tensor(rows, cols, DType::F32)
+    }
+
+    fn upload_indices(&self, values: &[u32]) -> Result<Indices> {
+        let device = if values.is_empty() { None } else { Some(self.arena.take(values.len() * 4)?) };
+        if let Some(buffer) = &device {
+            self.driver.upload(buffer.address, bytemuck::cast_slice(values))?;
+        }
+        Ok(Indices { host: values.to_vec(), device })
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        self.driver.name()
+    }
+    fn compute_dtype(&self) -> DType {
+        self.dtype
+    }
+    fn memory(&self) -> MemoryUse {
+        self.arena.usage()
+    }
+    fn reset_peak_memory(&self) {
+        self.arena.reset_peak();
+    }
+    fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
+        self.new_tensor(rows, cols, dtype)
+    }
+    fn indices(&self, values: &[u32]) -> Result<Indices> {
+        self.upload_indices(values)
+    }
+    fn upload(&self, values: &[f32], to: MatMut) -> Result<()> {
+        assert_eq!(values.len(), to.rows * to.cols, "upload");
+        if values.is_empty() {
+            return Ok(());
+        }
+        if to.dtype == DType::F32 && to.as_mat().is_contiguous() {
+            return self.driver.upload(launch::view_mut(&to).data, bytemuck::cast_slice(values));
+        }
+        let staged = self.scratch(to.rows, to.cols)?;
+        self.driver.upload(launch::view(staged.mat()).data, bytemuck::cast_slice(values))?;
+        self.combine(1.0, staged.mat(), 0.0, &to)
+    }
+    fn download(&self, from: Mat) -> Result<Vec<f32>> {
+        let mut values = vec![0f32; from.rows * from.cols];
+        if values.is_empty() {
+            return Ok(values);
+        }
+        if from.dtype == DType::F32 && from.is_contiguous() {
+            self.driver.download(launch::view(from).data, bytemuck::cast_slice_mut(&mut values))?;
+            return Ok(values);
+        }
+        let mut staged = self.scratch(from.rows, from.cols)?;
+        self.combine(1.0, from, 0.0, &staged.mat_mut())?;
+        self.driver.download(launch::view(staged.mat()).data, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+    fn copy(&self, from: Mat, to: MatMut) -> Result<()> {
+        self.combine(1.0, from, 0.0, &to)
+    }
+    fn fill(&self, x: MatMut, value: f32) -> Result<()> {
+        Cuda::fill(self, &x, value)
+    }
+
+    fn matmul(&self, c: MatMut, beta: f32, alpha: f32, a: Mat, op_a: Op, b: Mat, op_b: Op) -> Result<()> {
+        assert!(beta == 0.0 || beta == 1.0, "matmul: beta {beta}");
+        Cuda::matmul(self, c, beta, alpha, (a, op_a), (b, op_b))
+    }
+    fn linear(&self, layer: &AdaptedLinear, x: Mat, h: Option<MatMut>, y: MatMut) -> Result<()> {
+        Cuda::linear(self, layer, x, h, y)
+    }
+    fn linear_input_gradient(
+        &self,
+        layer: &AdaptedLinear,
+        dy: Mat,
+        z: Option<MatMut>,
+        dx: MatMut,
+        accumulate: bool,
+    ) -> Result<()> {
+        Cuda::linear_input_gradient(self, layer, dy, z, dx, accumulate)
+    }
+    fn outer(&self, y: Mat, x: Mat, parts: &[OuterPart], out: MatMut) -> Result<()> {
+        Cuda::outer(self, y, x, parts, out)
+    }
+
+    fn embed(&self, table: Mat, ids: &Indices, scale: f32, y: MatMut) -> Result<()> {
+        self.gather(table, ids, scale, y)
+    }
+    fn gather_rows(&self, from: Mat, rows: &Indices, to: MatMut) -> Result<()> {
+        self.gather(from, rows, 1.0, to)
+    }
+    fn scatter_add_rows(
+        &self,
+        from: Mat,
+        groups: &RowGroups,
+        scale: f32,
+        first_row: usize,
+        to: MatMut,
+    ) -> Result<()> {
+        self.scatter_add(from, groups, scale, first_row, to)
+    }
+    fn rmsnorm(
+        &self,
+        x: Mat,
+        residual: Option<(Mat, MatMut)>,
+        w: Mat,
+        eps: f32,
+        y: MatMut,
+        inv_rms: MatMut,
+    ) -> Result<()> {
+        Cuda::rmsnorm(self, x, residual, w, eps, y, inv_rms)
+    }
+    fn rmsnorm_backward(
+        &self,
+        s: Mat,
+        w: Mat,
+        inv_rms: Mat,
+        dy: Mat,
+        dx: MatMut,
+        accumulate: bool,
+        dw: Option<(&[Range<usize>], MatMut)>,
+    ) -> Result<()> {
+        Cuda::rmsnorm_backward(self, s, w, inv_rms, dy, dx, accumulate, dw)
+    }
+    fn rope(&self, x: MatMut, positions: &Indices, inv_freq: Mat, heads: usize, inverse: bool) -> Result<()> {
+        Cuda::rope(self, x, positions, inv_freq, heads, inverse)
+    }
+    fn attention(&self, spec: &Attention, q: Mat, k: Mat, v: Mat, out: MatMut, lse: MatMut) -> Result<()> {
+        Cuda::attention(self, spec, (q, k, v), out, lse)
+    }
+    fn attention_backward(
+        &self,
+        spec: &Attention,
+        q: Mat,
+        k: Mat,
+        v: Mat,
+        out: Mat,
+        lse: Mat,
+        dout: Mat,
+        dq: MatMut,
+        dk: MatMut,
+        dv: MatMut,
+        dbias: Option<(&[Range<usize>], MatMut)>,
+    ) -> Result<()> {
+        Cuda::attention_backward(self, spec, (q, k, v), (out, lse, dout), (dq, dk, dv), dbias)
+    }
+    fn activation(&self, kind: Activation, gate: Mat, up: Option<Mat>, y: MatMut) -> Result<()> {
+        Cuda::activation(self, kind, gate, up, y)
+    }
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        gate: Mat,
+        up: Option<Mat>,
+        dy: Mat,
+        dgate: MatMut,
+        dup: Option<MatMut>,
+    ) -> Result<()> {
+        Cuda::activation_backward(self, kind, gate, up, dy, dgate, dup)
+    }
+    fn cross_entropy(
+        &self,
+        x: Mat,
+        head: Mat,
+        logit_scale: f32,
+        targets: &Indices,
+        weights: Mat,
+        nll: MatMut,
+        dx: Option<MatMut>,
+        head_gradient: Option<HeadGradient>,
+    ) -> Result<()> {
+        let call = loss::CrossEntropy { x, head, logit_scale, targets, weights };
+        Cuda::cross_entropy(self, call, nll, dx, head_gradient)
+    }
+    fn axpy(&self, alpha: f32, x: Mat, y: MatMut) -> Result<()> {
+        self.combine(alpha, x, 1.0, &y)
+    }
+    fn scale(&self, x: MatMut, alpha: f32) -> Result<()> {
+        self.combine(alpha, x.as_mat(), 0.0, &x)
+    }
+    fn column_sums(&self, dy: Mat, segments: &[Range<usize>], out: MatMut) -> Result<()> {
+        self.sum_columns(dy, None, segments, out)
+    }
+
+    fn dots(&self, pairs: &[(Mat, Mat)], out: MatMut) -> Result<()> {
+        Cuda::dots(self, pairs, out)
+    }
+    fn adam(
+        &self,
+        x: MatMut,
+        g: Mat,
+        m: MatMut,
+        v: MatMut,
+        blocks: &[AdamBlock],
+        copy: Option<MatMut>,
+        change: Option<MatMut>,
+    ) -> Result<()> {
+        Cuda::adam(self, (x, g, m, v), blocks, copy, change)
+    }
+    fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {
+        Cuda::project_rows(self, x, k)
+    }
+    fn project_columns(&self, x: MatMut, k: Mat) -> Result<()> {
+        Cuda::project_columns(self, x, k)
+    }
+    fn fold(&self, w: MatMut, keep: f32, scale: f32, b: Mat, a: Mat, rounding: Rounding) -> Result<()> {
+        Cuda::fold(self, w, keep, scale, (b, a), rounding)
+    }
+    fn orthonormalize_rows(&self, a: MatMut) -> Result<usize> {
+        Cuda::orthonormalize_rows(self, a)
+    }
+}

@@ -1,0 +1,41 @@
+// y = alpha x + beta y, element by element, between any two types; and y = value.
+//
+// x, y [rows x cols], any ld. y is not read when beta is 0; x and y may be the same memory. Copies,
+// conversions (rounded to nearest even), axpy and scaling are this kernel. Arithmetic in f32.
+// 256 threads, 8 elements each; grid: rows * ceil(cols / 8) threads; no shared memory. 16-byte accesses
+// where the row starts allow it. Bytes: x and y once (y twice when beta != 0).
+#include "common.cuh"
+
+struct CombineArguments { Matrix x, y; float alpha, beta; };
+
+template <class X, class Y> __device__ __forceinline__ void combine(const CombineArguments& a) {
+  Chunk c = my_chunk(a.y.rows, a.y.cols);
+  if (c.n == 0) return;
+  float x[CHUNK], y[CHUNK];
+  load_chunk(a.x.row<const X>(c.row) + c.col, c.n, x);
+  if (a.beta != 0.0f) load_chunk(a.y.row<const Y>(c.row) + c.col, c.n, y);
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) y[i] = a.beta != 0.0f ? a.alpha * x[i] + a.beta * y[i] : a.alpha * x[i];
+  store_chunk(a.y.row<Y>(c.row) + c.col, c.n, y);
+}
+
+GEMS_KERNEL(combine_f32_f32, 256, CombineArguments, combine<float, float>)
+GEMS_KERNEL(combine_f32_bf16, 256, CombineArguments, combine<float, bf16>)
+GEMS_KERNEL(combine_bf16_f32, 256, CombineArguments, combine<bf16, float>)
+GEMS_KERNEL(combine_bf16_bf16, 256, CombineArguments, combine<bf16, bf16>)
+
+struct FillArguments { Matrix y; float value, unused; };
+
+template <class Y> __device__ __forceinline__ void fill(const FillArguments& a) {
+  Chunk c = my_chunk(a.y.rows, a.y.cols);
+  if (c.n == 0) return;
+  float y[CHUNK];
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) y[i] = a.value;
+  store_chunk(a.y.row<Y>(c.row) + c.col, c.n, y);
+}
+
+GEMS_KERNEL(fill_f32, 256, FillArguments, fill<float>)
+GEMS_KERNEL(fill_bf16, 256, FillArguments, fill<bf16>)
+
+GEMS_FILE(elementwise)

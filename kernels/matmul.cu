@@ -1,0 +1,122 @@
+// Matrix product with an optional second product, bias and rounding: every linear layer, W's fold and
+// all small products of the method.
+//
+//   C = alpha (op(A0) op(B0) + op(A1) op(B1)) + beta C + bias
+//
+// op(A0) [M x K0], op(B0) [K0 x N], op(A1) [M x K1], op(B1) [K1 x N] (K1 = 0: no second product),
+// C [M x N], bias [1 x N] in C's type or absent. C is not read when beta is 0. The second product is the
+// low-rank branch of an adapted linear: y = x W^T + h B^T costs (K0 + K1) / K0 of the plain product and
+// no pass over y of its own. Sums are f32, in an order that depends on the shapes only.
+//
+// matmul_tc_*: bf16 operands on tensor cores. A, B: base and rows aligned to 16 bytes (ld % 8 = 0), any
+//   M, N, K. 256 threads, 48 KiB shared memory, one block per 128 x 128 tile of C, blockIdx.x over tiles
+//   in bands of 8 tile rows so that neighbours share operands in L2.
+// matmul_plain_*: any types and alignment on CUDA cores, 256 threads, 8.5 KiB, one block per 64 x 64 tile.
+//   With `stochastic`, a bf16 C is rounded up with the probability of the distance to the value below:
+//   unbiased, a pure function of (seed, row, column).
+//
+// Bytes moved: at least those of A, B and C once (C twice when beta != 0). Flops: 2 M N (K0 + K1).
+#include "matmul_tile.cuh"
+
+struct MatmulArguments {
+  Matrix a0, b0, a1, b1, c, bias;
+  int m, n, k0, k1;
+  int transpose_a, transpose_b;
+  float alpha, beta;
+  int stochastic, unused;
+  uint64_t seed;
+};
+
+template <class T> __device__ __forceinline__ float finish(const MatmulArguments& a, int row, int col, float value) {
+  value *= a.alpha;
+  if (a.beta != 0.0f) value += a.beta * to_float(a.c.row<T>(row)[col]);
+  if (a.bias.data) value += to_float(a.bias.row<T>(0)[col]);
+  return value;
+}
+
+// ---- tensor cores ----------------------------------------------------------------------------------
+
+// Tile (row, column) of block `index`: bands of 8 tile rows, column by column within a band.
+__device__ __forceinline__ void place_of(int index, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
+  int band = index / (8 * tiles_n), first = band * 8, height = tiles_m - first < 8 ? tiles_m - first : 8;
+  int within = index - band * 8 * tiles_n;
+  tile_m = first + within % height;
+  tile_n = within / height;
+}
+
+__device__ __forceinline__ Operand operand(const Matrix& m, int majors, int ks) {
+  return Operand{static_cast<const bf16*>(m.data), m.ld, majors, ks};
+}
+
+template <class C, bool TA, bool TB> __device__ __forceinline__ void matmul_tc(const MatmulArguments& a) {
+  GEMS_SHARED(shared);
+  int tile_m, tile_n;
+  place_of(blockIdx.x, (a.m + TILE_M - 1) / TILE_M, (a.n + 127) / 128, tile_m, tile_n);
+  int m0 = tile_m * TILE_M, n0 = tile_n * 128;
+  float acc[4][4][4] = {};
+  // A operand's own layout is [m][k]; B's is [n][k], which is the transposed op.
+  multiply_tile<128, TA, !TB>(acc, operand(a.a0, a.m, a.k0), operand(a.b0, a.n, a.k0), m0, n0, shared);
+  if (a.k1) multiply_tile<128, TA, !TB>(acc, operand(a.a1, a.m, a.k1), operand(a.b1, a.n, a.k1), m0, n0, shared);
+  each_of_tile<128>(acc, m0, n0, [&](int row, int col, float value) {
+    if (row < a.m && col < a.n) a.c.row<C>(row)[col] = from_float<C>(finish<C>(a, row, col, value));
+  });
+}
+
+GEMS_KERNEL(matmul_tc_nn_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, false, false>)
+GEMS_KERNEL(matmul_tc_nt_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, false, true>)
+GEMS_KERNEL(matmul_tc_tn_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, true, false>)
+GEMS_KERNEL(matmul_tc_tt_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, true, true>)
+GEMS_KERNEL(matmul_tc_nn_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, false, false>)
+GEMS_KERNEL(matmul_tc_nt_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, false, true>)
+GEMS_KERNEL(matmul_tc_tn_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, true, false>)
+GEMS_KERNEL(matmul_tc_tt_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, true, true>)
+
+// ---- CUDA cores ------------------------------------------------------------------------------------
+
+// 16 random bits of (seed, row, column): splitmix64.
+__device__ __forceinline__ uint32_t random16(uint64_t seed, int row, int col) {
+  uint64_t z = seed + 0x9E3779B97F4A7C15ull * (((uint64_t)(uint32_t)row << 32 | (uint32_t)col) + 1);
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+  return (uint32_t)((z ^ z >> 31) >> 48);
+}
+
+__device__ __forceinline__ void store(float* to, float value, const MatmulArguments&, int, int) { *to = value; }
+__device__ __forceinline__ void store(bf16* to, float value, const MatmulArguments& a, int row, int col) {
+  uint32_t bits = __float_as_uint(value);
+  if (a.stochastic && (bits & 0x7f800000u) != 0x7f800000u) {
+    *to = __ushort_as_bfloat16((uint16_t)((bits + random16(a.seed, row, col)) >> 16));
+  } else {
+    *to = from_float<bf16>(value);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ StridedOperand<T> strided(const Matrix& m, bool k_is_column, int majors, int ks) {
+  return StridedOperand<T>{static_cast<const T*>(m.data), k_is_column ? m.ld : 1, k_is_column ? 1 : m.ld, majors, ks};
+}
+
+template <class A, class B, class C> __device__ __forceinline__ void matmul_plain(const MatmulArguments& a) {
+  GEMS_SHARED(shared);
+  int tiles_n = (a.n + PLAIN_TILE - 1) / PLAIN_TILE;
+  int m0 = (int)(blockIdx.x / tiles_n) * PLAIN_TILE, n0 = (int)(blockIdx.x % tiles_n) * PLAIN_TILE;
+  float acc[4][4] = {};
+  multiply_plain(acc, strided<A>(a.a0, !a.transpose_a, a.m, a.k0), strided<B>(a.b0, a.transpose_b, a.n, a.k0), m0, n0, shared);
+  if (a.k1) {
+    multiply_plain(acc, strided<A>(a.a1, !a.transpose_a, a.m, a.k1), strided<B>(a.b1, a.transpose_b, a.n, a.k1), m0, n0, shared);
+  }
+  each_of_plain(acc, m0, n0, [&](int row, int col, float value) {
+    if (row < a.m && col < a.n) store(a.c.row<C>(row) + col, finish<C>(a, row, col, value), a, row, col);
+  });
+}
+
+GEMS_KERNEL(matmul_plain_f32_f32_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<float, float, float>)
+GEMS_KERNEL(matmul_plain_f32_f32_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<float, float, bf16>)
+GEMS_KERNEL(matmul_plain_f32_bf16_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<float, bf16, float>)
+GEMS_KERNEL(matmul_plain_f32_bf16_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<float, bf16, bf16>)
+GEMS_KERNEL(matmul_plain_bf16_f32_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, float, float>)
+GEMS_KERNEL(matmul_plain_bf16_f32_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, float, bf16>)
+GEMS_KERNEL(matmul_plain_bf16_bf16_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, bf16, float>)
+GEMS_KERNEL(matmul_plain_bf16_bf16_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, bf16, bf16>)
+
+GEMS_FILE(matmul)

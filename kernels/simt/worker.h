@@ -1,0 +1,87 @@
+// One OS thread of the machine and the block it runs.
+#pragma once
+#include <string>
+#include <vector>
+#include "fibre.h"
+#include "machine.h"
+
+namespace simt {
+
+constexpr unsigned MAX_THREADS = 1024, MAX_WARPS = 32;
+constexpr unsigned MAX_SHARED = 227 * 1024;  // of a block on sm_90
+constexpr size_t PAGE = 4096, STACK = 64 * 1024, STACK_SLOT = STACK + PAGE;
+
+struct AsyncCopy { uint8_t* to; const uint8_t* from; int bytes, valid; };
+
+struct Fibre : Thread {
+  Context context;
+  uint8_t* stack;                 // lowest usable address
+  const char* waits_at;           // for the deadlock report; null once the thread has returned
+  std::vector<AsyncCopy> copies;  // issued, not delivered
+  std::vector<size_t> groups;     // number of copies at each commit
+};
+
+// An operation that some lanes of a warp have reached.
+struct Meeting {
+  uint32_t mask = 0, arrived = 0;
+  WarpOperation operation;
+  const char* name;
+  void* operands[32];
+};
+
+enum class Schedule { forward, reversed, random };
+
+struct Launch {
+  const Kernel* kernel;
+  const void* arguments;
+  Index3 grid, block;
+  unsigned shared_bytes;
+  Schedule schedule;
+  uint64_t seed;
+};
+
+struct Worker {
+  explicit Worker(int index);
+  // Runs one block to its end; false when it failed, then `error` says why.
+  bool run(const Launch& launch, size_t block_index);
+
+  // For the operations in machine.h, called on a fibre of this worker.
+  void meet(uint32_t mask, WarpOperation operation, void* operands, const char* name);
+  void wait_barrier();
+  [[noreturn]] void abandon(const char* message);
+  Fibre& current() { return *static_cast<Fibre*>(self); }
+
+  std::string error;
+  uint8_t* shared_arena;          // MAX_SHARED bytes between two guard pages
+  uint32_t barrier_epoch = 0;     // barriers passed so far
+  uint32_t warp_epoch[MAX_WARPS] = {};
+  std::vector<Fibre> fibres;
+
+ private:
+  void start(const Launch& launch);
+  void next(Fibre* from, int preferred_warp);
+  int choose_lane(uint32_t lanes);
+  uint64_t random();
+  std::string deadlock() const;
+  static void entry();
+
+  const Launch* launch_ = nullptr;
+  unsigned threads_ = 0, warps_ = 0, live_ = 0, at_barrier_ = 0;
+  uint32_t ready_[MAX_WARPS], blocked_[MAX_WARPS];
+  int order_[MAX_WARPS];
+  Meeting meetings_[MAX_WARPS][4];  // lanes of a warp may be at different places
+  Context main_;
+  bool failed_ = false;
+  uint64_t random_state_ = 1;
+  int index_;
+};
+
+extern __thread Worker* worker SIMT_TLS;
+
+// memory.cpp: a guarded region; the fault handler that turns a bad access into a failed launch.
+uint8_t* map_guarded(size_t bytes);
+uint8_t* guard_first_page(uint8_t* page);
+void install_fault_handler();
+void use_alternate_signal_stack();
+
+}  // namespace simt

@@ -1,0 +1,57 @@
+//! What a device must offer to run the kernels. Two drivers: a GPU, and the host SIMT machine.
+
+use crate::error::Result;
+
+/// A device that holds memory and launches kernels by name. Work is done in the order it is given.
+pub trait Driver: Send + Sync {
+    /// A name to print.
+    fn name(&self) -> String;
+    /// `bytes` bytes, aligned to at least 16; `None` when the device has no more.
+    fn alloc(&self, bytes: usize) -> Result<Option<u64>>;
+    /// Gives back what `alloc` gave.
+    fn free(&self, address: u64, bytes: usize);
+    /// Copies to the device; `bytes` may be changed afterwards.
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
+    /// Waits for all work, then copies from the device.
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+    /// Starts a kernel. `arguments` is the one structure that it takes.
+    fn launch(&self, kernel: &str, shape: Shape, arguments: &[u8]) -> Result<()>;
+    /// Waits for all work.
+    fn synchronize(&self) -> Result<()>;
+    /// How many blocks keep the whole device busy, roughly.
+    fn wide(&self) -> usize;
+    /// Most shared memory of a block, in bytes.
+    fn max_shared(&self) -> usize;
+    /// Whether memory is worth keeping for the next tensor (false where each allocation is watched).
+    fn recycles(&self) -> bool;
+}
+
+/// How a kernel is spread out: blocks, threads of a block, bytes of shared memory of a block.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Bytes of shared memory of a block.
+    pub shared: u32,
+}
+
+impl Shape {
+    /// `blocks` blocks of `threads` threads in x.
+    pub fn line(blocks: usize, threads: u32) -> Self {
+        Self { grid: [blocks as u32, 1, 1], block: [threads, 1, 1], shared: 0 }
+    }
+    /// Enough blocks of 256 threads for `threads` threads.
+    pub fn cover(threads: usize) -> Self {
+        Self::line(threads.div_ceil(256), 256)
+    }
+    /// The same with `bytes` of shared memory.
+    pub fn shared(self, bytes: usize) -> Self {
+        Self { shared: bytes as u32, ..self }
+    }
+    /// The same with `y` and `z` blocks in the other directions.
+    pub fn grid_yz(self, y: usize, z: usize) -> Self {
+        Self { grid: [self.grid[0], y as u32, z as u32], ..self }
+    }
+}

@@ -1,0 +1,190 @@
+//! The method's own operations: `kernels/{dots,adam,orthonormalize}.cu`, and products.
+
+use super::Cuda;
+use super::driver::Shape;
+use super::launch::{View, tag, view, view_mut};
+use super::products::Product;
+use crate::backend::cpu::Cpu;
+use crate::backend::{AdamBlock, Backend, DType, Mat, MatMut, Op, Rounding};
+use crate::error::Result;
+use bytemuck::{Pod, Zeroable};
+
+const PAIRS: usize = 32;
+
+/// `struct DotsArguments`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct DotsArguments {
+    partial: u64,
+    out: u64,
+    pairs: i32,
+    blocks: i32,
+    x: [View; PAIRS],
+    y: [View; PAIRS],
+}
+
+const BLOCKS: usize = 32;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Block {
+    first: i32,
+    end: i32,
+    beta1: f32,
+    beta2: f32,
+    step: f32,
+    sqrt_correction2: f32,
+    eps: f32,
+    keep_before: f32,
+    keep_after: f32,
+    grad_scale: f32,
+}
+
+/// `struct AdamArguments`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct AdamArguments {
+    x: View,
+    g: View,
+    m: View,
+    v: View,
+    copy: View,
+    change: View,
+    blocks: i32,
+    only_blocks: i32,
+    block: [Block; BLOCKS],
+}
+
+/// `struct OrthonormalizeArguments`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct OrthonormalizeArguments {
+    a: View,
+    kept: u64,
+}
+
+impl Cuda {
+    /// See [`Backend::dots`].
+    pub(super) fn dots(&self, pairs: &[(Mat, Mat)], mut out: MatMut) -> Result<()> {
+        for (i, some) in pairs.chunks(PAIRS).enumerate() {
+            let (mut x, mut y, mut largest) = ([View::NONE; PAIRS], [View::NONE; PAIRS], 0);
+            for (j, (a, b)) in some.iter().enumerate() {
+                assert!(a.shape() == b.shape() && a.dtype == DType::F32 && b.dtype == DType::F32, "dots");
+                (x[j], y[j]) = (view(*a), view(*b));
+                largest = largest.max(a.rows * a.cols);
+            }
+            // 8 elements a thread, at least; no more blocks than keep the device busy.
+            let blocks = largest.div_ceil(2048).clamp(1, self.driver.wide());
+            let partial = self.arena.take(some.len() * blocks * 8)?;
+            let to = view_mut(&out.reborrow().col_range(i * PAIRS..i * PAIRS + some.len()));
+            let (pairs, blocks_i) = (some.len() as i32, blocks as i32);
+            let arguments =
+                DotsArguments { partial: partial.address, out: to.data, pairs, blocks: blocks_i, x, y };
+            self.launch("dots", Shape::line(blocks, 256).grid_yz(some.len(), 1).shared(256), &arguments)?;
+            self.launch("dots_sum", Shape::line(some.len(), 32), &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// See [`Backend::adam`].
+    pub(super) fn adam(
+        &self,
+        (x, g, m, v): (MatMut, Mat, MatMut, MatMut),
+        blocks: &[AdamBlock],
+        copy: Option<MatMut>,
+        change: Option<MatMut>,
+    ) -> Result<()> {
+        assert!(x.shape() == g.shape() && x.shape() == m.shape() && x.shape() == v.shape(), "adam");
+        if x.rows == 0 || x.cols == 0 {
+            return Ok(());
+        }
+        let copy_dtype = copy.as_ref().map_or(DType::F32, |c| c.dtype);
+        // The first launch also does the columns outside all blocks; without blocks that is all there is.
+        for start in (0..blocks.len().max(1)).step_by(BLOCKS) {
+            let some = &blocks[start..blocks.len().min(start + BLOCKS)];
+            let mut block = [Block::zeroed(); BLOCKS];
+            block.iter_mut().zip(some).for_each(|(to, b)| *to = Block::from(b));
+            let arguments = AdamArguments {
+                x: view_mut(&x),
+                g: view(g),
+                m: view_mut(&m),
+                v: view_mut(&v),
+                copy: copy.as_ref().map_or(View::NONE, view_mut),
+                change: change.as_ref().map_or(View::NONE, view_mut),
+                blocks: some.len() as i32,
+                only_blocks: i32::from(start > 0),
+                block,
+            };
+            self.launch(&format!("adam_{}", tag(copy_dtype)), Shape::cover(x.rows * x.cols), &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// See [`Backend::project_rows`].
+    pub(super) fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {
+        let mut inner = self.scratch(x.rows, k.cols)?;
+        self.matmul(inner.mat_mut(), 0.0, 1.0, (x.as_mat(), Op::N), (k, Op::N))?;
+        self.matmul(x, 1.0, -1.0, (inner.mat(), Op::N), (k, Op::T))
+    }
+
+    /// See [`Backend::project_columns`].
+    pub(super) fn project_columns(&self, x: MatMut, k: Mat) -> Result<()> {
+        let mut inner = self.scratch(k.cols, x.cols)?;
+        self.matmul(inner.mat_mut(), 0.0, 1.0, (k, Op::T), (x.as_mat(), Op::N))?;
+        self.matmul(x, 1.0, -1.0, (k, Op::N), (inner.mat(), Op::N))
+    }
+
+    /// See [`Backend::fold`].
+    pub(super) fn fold(
+        &self,
+        w: MatMut,
+        keep: f32,
+        scale: f32,
+        (b, a): (Mat, Mat),
+        rounding: Rounding,
+    ) -> Result<()> {
+        let (a, b) = ((b, Op::N), (a, Op::N));
+        self.product(&w, Product { alpha: scale, beta: keep, a, b, second: None, bias: None, rounding })
+    }
+
+    /// See [`Backend::orthonormalize_rows`].
+    pub(super) fn orthonormalize_rows(&self, mut a: MatMut) -> Result<usize> {
+        assert_eq!(a.dtype, DType::F32, "orthonormalize_rows");
+        if a.rows == 0 || a.cols == 0 {
+            return Ok(0);
+        }
+        let shared = 8 * (32 + a.rows + a.cols);
+        if shared > self.driver.max_shared() {
+            // A row is too long for this device's shared memory: the CPU does it.
+            let cpu = Cpu::open(None)?;
+            let mut host = cpu.tensor(&self.download(a.as_mat())?, a.rows, a.cols, DType::F32)?;
+            let kept = cpu.orthonormalize_rows(host.mat_mut())?;
+            self.upload(&cpu.download(host.mat())?, a.reborrow())?;
+            return Ok(kept);
+        }
+        let kept = self.upload_indices(&[0])?;
+        let arguments = OrthonormalizeArguments { a: view_mut(&a), kept: super::launch::address(&kept) };
+        let threads = if a.cols <= 1024 { 256 } else { 1024 };
+        self.launch("orthonormalize", Shape::line(1, threads).shared(shared), &arguments)?;
+        let mut bytes = [0u8; 4];
+        self.driver.download(arguments.kept, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes) as usize)
+    }
+}
+
+impl From<&AdamBlock> for Block {
+    fn from(b: &AdamBlock) -> Self {
+        Self {
+            first: b.columns.start as i32,
+            end: b.columns.end as i32,
+            beta1: b.beta1,
+            beta2: b.beta2,
+            step: b.step,
+            sqrt_correction2: b.sqrt_correction2,
+            eps: b.eps,
+            keep_before: b.keep_before,
+            keep_after: b.keep_after,
+            grad_scale: b.grad_scale,
+        }
+    }
+}
