@@ -3,8 +3,8 @@
 #[path = "suite/support.rs"]
 mod support;
 
-#[path = "suite/backend.rs"]
-mod backend;
+#[path = "suite/attention.rs"]
+mod attention;
 #[path = "suite/cli.rs"]
 mod cli;
 #[path = "suite/data.rs"]

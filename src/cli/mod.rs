@@ -1,6 +1,7 @@
 //! The commands: the only place that wires everything together.
 
 mod basis;
+mod device;
 mod evaluate;
 mod export;
 mod measure;

@@ -2,8 +2,7 @@
 
 use super::options::{DeviceArgs, SettingsArgs};
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
-use crate::config::{Config, Device, Init, Layer};
+use crate::config::{Config, Init, Layer};
 use crate::data::{
     Architecture, Dataset, Encoder, GeneralText, ItemIdentity, Prompts, SemanticIds, Vocabulary,
     residual_kmeans,
@@ -29,15 +28,6 @@ pub struct Session {
     pub new_rows: Option<usize>,
     /// Vocabulary rows of the base model that are its own.
     pub old_vocabulary: usize,
-}
-
-/// The backend a configuration asks for.
-pub fn backend(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
-    match config.device {
-        Device::Auto | Device::Cpu => Ok(Cpu::open(args.threads)?),
-        Device::Cuda(_) => Err(Error::device("this binary holds no CUDA kernels").remedy("use --device cpu")),
-        Device::Simt => Err(Error::device("this binary holds no SIMT machine").remedy("use --device cpu")),
-    }
 }
 
 /// Settings from preset, file, `--set` and a command's own flags, in that order.
@@ -74,7 +64,7 @@ impl Session {
                 "give --model DIR (a Hugging Face directory) and --data DIR (items.jsonl, train.jsonl, ...)",
             ));
         }
-        let backend = backend(&config, device)?;
+        let backend = super::device::open(&config, device)?;
         let base = PathBuf::from(&config.model.path);
         let data = Dataset::load(Path::new(&config.data.path), &config.data)?;
         let described = crate::model::Architecture::read(&base)?;

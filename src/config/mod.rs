@@ -23,6 +23,8 @@ pub struct Config {
     pub seed: u64,
     /// What to compute on: auto, cpu, cuda, cuda:N or simt.
     pub device: Device,
+    /// What layers compute in: f32, bf16, or auto, which is bf16 on a GPU and f32 elsewhere.
+    pub precision: Precision,
     /// The base model.
     pub model: ModelSettings,
     /// Records, prompts, items.
@@ -83,6 +85,20 @@ impl From<Device> for String {
             Device::Cuda(n) => format!("cuda:{n}"),
         }
     }
+}
+
+/// Type of weights of the base model, activations and their gradients. Sums, moments and the trained
+/// matrices are f32 in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 on a GPU, f32 elsewhere.
+    #[default]
+    Auto,
+    /// Not on a GPU.
+    F32,
+    /// Not on the CPU backend.
+    Bf16,
 }
 
 /// The base model (section `[model]`).

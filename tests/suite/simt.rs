@@ -8,7 +8,6 @@ use gems_engine::backend::cuda::simt::{Schedule, configure, run_planted};
 use gems_engine::backend::*;
 use half::bf16;
 use std::ops::Range;
-use std::sync::Arc;
 
 const TYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -166,7 +165,7 @@ fn outer_of_parts() {
     // (tokens, M, columns of X, parts): subspaces of tasks; overlapping parts in order; long runs that are split.
     let cases = [
         (70, 136, 32, vec![part(0..70, 0..16, 0, 1.0), part(0..30, 16..24, 16, 0.5), part(30..70, 24..32, 24, 2.0)]),
-        (41, 13, 9, vec![part(3..20, 1..9, 2, 1.0), part(20..41, 0..5, 4, -1.0), part(5..5, 0..9, 0, 1.0)]),
+        (41, 13, 9, vec![part(3..20, 1..9, 1, 1.0), part(20..41, 0..5, 4, -1.0), part(5..5, 0..9, 0, 1.0)]),
         (1500, 24, 16, vec![part(0..1500, 0..16, 0, 1.0)]),
         (1300, 70, 24, vec![part(0..700, 0..8, 0, 1.0), part(700..1300, 8..24, 8, 3.0), part(1..2, 0..24, 0, 1.0)]),
     ];
@@ -239,9 +238,9 @@ fn rmsnorm_and_its_gradient() {
             let of = |seed, rows, cols| be.tensor(&x(seed, rows * cols), rows, cols, dtype).unwrap();
             let (a, r, w, dy) = (of(1, t, n), of(2, t, n), of(3, 1, n), of(4, t, n));
             let (mut s, mut y, mut inv) = (of(5, t, n), of(6, t, n), be.alloc(t, 1, DType::F32).unwrap());
-            be.rmsnorm(a.mat(), Some((r.mat(), s.mat_mut())), w.mat(), 1e-5, y.mat_mut(), inv.mat_mut()).unwrap();
+            be.rmsnorm(a.mat(), Some((r.mat(), s.mat_mut())), w.mat(), 1e-2, y.mat_mut(), inv.mat_mut()).unwrap();
             let (mut plain, mut inv2) = (of(7, t, n), be.alloc(t, 1, DType::F32).unwrap());
-            be.rmsnorm(a.mat(), None, w.mat(), 1e-5, plain.mat_mut(), inv2.mat_mut()).unwrap();
+            be.rmsnorm(a.mat(), None, w.mat(), 1e-2, plain.mat_mut(), inv2.mat_mut()).unwrap();
             let segments = [0..t / 2, t / 2..t];
             let (mut dx, mut dw) = (of(8, t, n), be.zeros(2, n, DType::F32).unwrap());
             let weight = Some((&segments[..], dw.mat_mut()));
@@ -404,4 +403,58 @@ fn fold_to_the_nearest_and_at_random() {
     assert!(after.iter().all(|v| *v == 1.0 || *v == 1.0078125));
     let up = after.iter().filter(|v| **v > 1.0).count() as f64 / 40_000.0;
     assert!((up - 0.125).abs() < 0.01, "{up} rounded up"); // six standard deviations
+}
+
+/// Runs a planted bug under every schedule; the machine's words, or the values that were left.
+fn planted(bug: &str) -> Vec<Result<Vec<f32>, String>> {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(|p| p.into_inner());
+    let schedules = [Schedule::Forward, Schedule::Reversed, Schedule::Random(3), Schedule::Random(4)];
+    let found = schedules.map(|schedule| {
+        configure(1, schedule);
+        run_planted(bug).map_err(|e| e.to_string())
+    });
+    configure(0, Schedule::Forward);
+    found.into()
+}
+
+#[test]
+fn planted_bugs_are_named() {
+    for (bug, words) in [
+        ("divergent_barrier", "deadlock"),
+        ("divergent_warp", "divergent warp"),
+        ("global_overrun", "global memory out of bounds"),
+        ("shared_overrun", "shared memory out of bounds"),
+        ("misaligned_copy", "cp.async: misaligned address"),
+        ("endless_stack", "stack overflow"),
+    ] {
+        for found in planted(bug) {
+            let message = found.expect_err(bug);
+            for word in [words, &format!("kernel planted_{bug}"), "block (0, 0, 0)"] {
+                assert!(message.contains(word), "{bug}: {message} lacks {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_that_nobody_wrote_is_seen() {
+    for bug in ["missing_wait", "uninitialised"] {
+        for left in planted(bug) {
+            let left = left.unwrap();
+            assert!(left.iter().any(|v| v.is_nan()), "{bug} went unnoticed");
+        }
+    }
+    // A missing barrier shows under some schedule: which one depends on who reads whom.
+    let left = planted("missing_barrier");
+    assert!(left.iter().any(|l| l.as_ref().unwrap().iter().any(|v| v.is_nan())), "missing barrier unnoticed");
+}
+
+#[test]
+fn a_random_schedule_is_replayed_from_its_seed() {
+    let bits = |left: &[Result<Vec<f32>, String>]| -> Vec<Vec<u32>> {
+        left.iter().map(|l| l.as_ref().unwrap().iter().map(|v| v.to_bits()).collect()).collect()
+    };
+    let (first, again) = (planted("missing_barrier"), planted("missing_barrier"));
+    assert_eq!(bits(&first), bits(&again));
 }

@@ -1,0 +1,282 @@
+//! Attention and its gradients against the definition in f64: on the CPU backend, and with the kernels on the
+//! SIMT machine in f32 and bf16 (tensor-core and row kernels), over ragged packed sequences.
+
+use super::support::{assert_close, numbers};
+use gems_engine::backend::cpu::Cpu;
+use gems_engine::backend::cuda::Cuda;
+use gems_engine::backend::*;
+use half::bf16;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Seen {
+    Causal,
+    Full,
+    Listed,
+}
+
+struct Case {
+    seen: Seen,
+    /// Rows of queries and of keys of every sequence.
+    lengths: Vec<(usize, usize)>,
+    heads: (usize, usize),
+    d: usize,
+    /// (buckets, bidirectional, max distance)
+    bias: Option<(usize, bool, usize)>,
+}
+
+/// The bucket of `transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket`.
+fn bucket(distance: i64, (buckets, bidirectional, max_distance): (usize, bool, usize)) -> usize {
+    let (mut n, mut first) = (buckets as i64, 0);
+    let mut distance = distance;
+    if bidirectional {
+        n /= 2;
+        first = if distance > 0 { n } else { 0 };
+        distance = distance.abs();
+    } else {
+        distance = -distance.min(0);
+    }
+    let exact = n / 2;
+    if distance < exact {
+        return (first + distance) as usize;
+    }
+    let ratio = (distance as f32 / exact as f32).ln() / (max_distance as f64 / exact as f64).ln() as f32;
+    (first + (exact + (ratio * (n - exact) as f32) as i64).min(n - 1)) as usize
+}
+
+/// Everything of one case, row-major f64: the inputs, and by the definition the outputs.
+struct Reference {
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+    table: Vec<f64>,
+    dout: Vec<f64>,
+    listed: Vec<Vec<u32>>,
+    out: Vec<f64>,
+    lse: Vec<f64>,
+    dq: Vec<f64>,
+    dk: Vec<f64>,
+    dv: Vec<f64>,
+    dbias: Vec<f64>,
+}
+
+const SCALE: f64 = 0.3;
+
+impl Case {
+    fn rows(&self) -> (usize, usize) {
+        self.lengths.iter().fold((0, 0), |(q, k), l| (q + l.0, k + l.1))
+    }
+
+    /// The keys that row `i` of a sequence of `keys` keys sees, as rows of the sequence.
+    fn sees(&self, i: usize, keys: usize) -> Vec<usize> {
+        match self.seen {
+            Seen::Causal => (0..=i).collect(),
+            Seen::Full => (0..keys).collect(),
+            // A path through a tree: every third key, and the last.
+            Seen::Listed => (0..keys).filter(|j| j % 3 == i % 3 || j + 1 == keys).collect(),
+        }
+    }
+
+    fn reference(&self, rounded: bool) -> Reference {
+        let ((tq, tk), (h, kv), d) = (self.rows(), self.heads, self.d);
+        let exact = |v: f32| if rounded { bf16::from_f32(v).to_f64() } else { v as f64 };
+        let values = |seed, n| numbers(seed, n).into_iter().map(exact).collect::<Vec<f64>>();
+        let buckets = self.bias.map_or(0, |b| b.0);
+        let mut r = Reference {
+            q: values(1, tq * h * d),
+            k: values(2, tk * kv * d),
+            v: values(3, tk * kv * d),
+            table: values(4, buckets * h),
+            dout: values(5, tq * h * d),
+            listed: Vec::new(),
+            out: vec![0.0; tq * h * d],
+            lse: vec![0.0; tq * h],
+            dq: vec![0.0; tq * h * d],
+            dk: vec![0.0; tk * kv * d],
+            dv: vec![0.0; tk * kv * d],
+            dbias: vec![0.0; 2 * buckets * h],
+        };
+        let (mut q0, mut k0) = (0, 0);
+        for (s, &(nq, nk)) in self.lengths.iter().enumerate() {
+            for i in 0..nq {
+                let keys: Vec<usize> = self.sees(i, nk).iter().map(|j| k0 + j).collect();
+                r.listed.push(keys.iter().map(|j| *j as u32).collect());
+                for head in 0..h {
+                    self.row(&mut r, q0 + i, i, &keys, k0, head, s.min(1));
+                }
+            }
+            (q0, k0) = (q0 + nq, k0 + nk);
+        }
+        r
+    }
+
+    /// One query row of one head.
+    fn row(&self, r: &mut Reference, i: usize, at: usize, keys: &[usize], k0: usize, head: usize, segment: usize) {
+        let ((h, kv), d) = (self.heads, self.d);
+        let (qi, group) = ((i * h + head) * d, head * kv / h);
+        let kj = |j: usize| (j * kv + group) * d;
+        let of = |b, j: usize| bucket((j - k0) as i64 - at as i64, b) * h + head;
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let scores: Vec<f64> = keys
+            .iter()
+            .map(|&j| {
+                let bias = self.bias.map_or(0.0, |b| r.table[of(b, j)]);
+                SCALE * dot(&r.q[qi..qi + d], &r.k[kj(j)..kj(j) + d]) + bias
+            })
+            .collect();
+        let most = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+        let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+        r.lse[i * h + head] = most + sum.ln();
+        let p: Vec<f64> = scores.iter().map(|s| (s - most).exp() / sum).collect();
+        let dp: Vec<f64> =
+            keys.iter().map(|&j| dot(&r.dout[qi..qi + d], &r.v[kj(j)..kj(j) + d])).collect();
+        let mean = dot(&p, &dp);
+        for ((&j, p), dp) in keys.iter().zip(&p).zip(&dp) {
+            let ds = p * (dp - mean);
+            for c in 0..d {
+                r.out[qi + c] += p * r.v[kj(j) + c];
+                r.dq[qi + c] += SCALE * ds * r.k[kj(j) + c];
+                r.dk[kj(j) + c] += SCALE * ds * r.q[qi + c];
+                r.dv[kj(j) + c] += p * r.dout[qi + c];
+            }
+            if let Some(b) = self.bias {
+                let at = of(b, j);
+                r.dbias[segment * b.0 * h + at] += ds;
+            }
+        }
+    }
+
+    fn check(&self, be: &dyn Backend) {
+        let dtype = be.compute_dtype();
+        let r = self.reference(dtype == DType::BF16);
+        let ((tq, tk), (h, kv), d) = (self.rows(), self.heads, self.d);
+        let tensor = |v: &[f64], rows, cols| {
+            be.tensor(&v.iter().map(|v| *v as f32).collect::<Vec<_>>(), rows, cols, dtype).unwrap()
+        };
+        let (q, k, v) = (tensor(&r.q, tq, h * d), tensor(&r.k, tk, kv * d), tensor(&r.v, tk, kv * d));
+        let dout = tensor(&r.dout, tq, h * d);
+        let offsets = |of: fn(&(usize, usize)) -> usize| {
+            let mut sum = vec![0u32];
+            for l in &self.lengths {
+                sum.push(sum[sum.len() - 1] + of(l) as u32);
+            }
+            be.indices(&sum).unwrap()
+        };
+        let positions = |of: fn(&(usize, usize)) -> usize| {
+            be.indices(&self.lengths.iter().flat_map(|l| 0..of(l) as u32).collect::<Vec<_>>()).unwrap()
+        };
+        let (q_offsets, k_offsets) = (offsets(|l| l.0), offsets(|l| l.1));
+        let (q_positions, k_positions) = (positions(|l| l.0), positions(|l| l.1));
+        let mut sum = vec![0u32];
+        r.listed.iter().for_each(|l| sum.push(sum[sum.len() - 1] + l.len() as u32));
+        let (listed, keys) = (be.indices(&sum).unwrap(), be.indices(&r.listed.concat()).unwrap());
+        let table = tensor(&r.table, self.bias.map_or(0, |b| b.0), h);
+        let spec = Attention {
+            q_offsets: &q_offsets,
+            k_offsets: &k_offsets,
+            heads: h,
+            kv_heads: kv,
+            head_dim: d,
+            scale: SCALE as f32,
+            mask: match self.seen {
+                Seen::Causal => Mask::Causal,
+                Seen::Full => Mask::Full,
+                Seen::Listed => Mask::Listed { offsets: &listed, keys: &keys },
+            },
+            bias: self.bias.map(|(_, bidirectional, max_distance)| RelativeBias {
+                table: table.mat(),
+                q_positions: &q_positions,
+                k_positions: &k_positions,
+                bidirectional,
+                max_distance,
+            }),
+        };
+        let nan = |rows, cols, dtype| be.tensor(&vec![f32::NAN; rows * cols], rows, cols, dtype).unwrap();
+        let (mut out, mut lse) = (nan(tq, h * d, dtype), nan(tq, h, DType::F32));
+        be.attention(&spec, q.mat(), k.mat(), v.mat(), out.mat_mut(), lse.mat_mut()).unwrap();
+        let close = |what: &str, got: &Tensor, want: &[f64]| {
+            let most = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+            let tolerance = if dtype == DType::BF16 { 1.5e-2 } else { 2e-5 };
+            let want: Vec<f32> = want.iter().map(|v| *v as f32).collect();
+            let name = format!("{what}, {} d {d} {:?}", be.name(), self.lengths);
+            assert_close(&name, &be.download(got.mat()).unwrap(), &want, tolerance, tolerance * most);
+        };
+        close("out", &out, &r.out);
+        close("lse", &lse, &r.lse);
+        if self.seen == Seen::Listed {
+            return;
+        }
+        let (mut dq, mut dk, mut dv) =
+            (nan(tq, h * d, dtype), nan(tk, kv * d, dtype), nan(tk, kv * d, dtype));
+        let mut dbias = be.zeros(2 * r.table.len() / h, h, DType::F32).unwrap();
+        // The first sequence is one segment, all others the second.
+        let ranges = [0..1, 1..self.lengths.len()];
+        let bias = self.bias.is_some().then(|| (&ranges[..], dbias.mat_mut()));
+        be.attention_backward(
+            &spec,
+            q.mat(),
+            k.mat(),
+            v.mat(),
+            out.mat(),
+            lse.mat(),
+            dout.mat(),
+            dq.mat_mut(),
+            dk.mat_mut(),
+            dv.mat_mut(),
+            bias,
+        )
+        .unwrap();
+        close("dq", &dq, &r.dq);
+        close("dk", &dk, &r.dk);
+        close("dv", &dv, &r.dv);
+        if self.bias.is_some() {
+            close("dbias", &dbias, &r.dbias);
+        }
+    }
+}
+
+fn backends() -> Vec<Arc<dyn Backend>> {
+    vec![
+        Cpu::open(Some(2)).unwrap(),
+        Cuda::open_simt(DType::F32).unwrap(),
+        Cuda::open_simt(DType::BF16).unwrap(),
+    ]
+}
+
+#[test]
+fn causal_with_grouped_heads() {
+    let shapes = [(1, (1, 1)), (5, (3, 1)), (8, (4, 2)), (24, (2, 2)), (64, (2, 1)), (72, (2, 1)), (128, (1, 1))];
+    for (d, heads) in shapes {
+        let lengths = [1, 7, 64, 65, 0, 130].iter().map(|n| (*n, *n)).collect();
+        let case = Case { seen: Seen::Causal, lengths, heads, d, bias: None };
+        backends().iter().for_each(|be| case.check(&**be));
+    }
+}
+
+#[test]
+fn full_and_cross_attention() {
+    for (d, heads) in [(3, (2, 2)), (16, (2, 1)), (40, (1, 1)), (128, (1, 1))] {
+        let lengths = vec![(5, 9), (1, 1), (66, 3), (2, 131), (0, 4)];
+        let case = Case { seen: Seen::Full, lengths, heads, d, bias: None };
+        backends().iter().for_each(|be| case.check(&**be));
+    }
+}
+
+#[test]
+fn relative_bias() {
+    for (seen, bidirectional) in [(Seen::Full, true), (Seen::Causal, false)] {
+        for (d, heads) in [(5, (2, 2)), (16, (3, 3))] {
+            let lengths = vec![(70, 70), (33, 33)];
+            let case = Case { seen, lengths, heads, d, bias: Some((8, bidirectional, 20)) };
+            backends().iter().for_each(|be| case.check(&**be));
+        }
+    }
+}
+
+#[test]
+fn listed_keys() {
+    for (d, heads) in [(6, (2, 1)), (64, (2, 2))] {
+        let case = Case { seen: Seen::Listed, lengths: vec![(9, 40), (3, 1), (17, 100)], heads, d, bias: None };
+        backends().iter().for_each(|be| case.check(&**be));
+    }
+}
