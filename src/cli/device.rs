@@ -30,7 +30,9 @@ pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
 fn auto(precision: Precision, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
     if precision != Precision::F32 && driver_present() {
         if architectures().is_empty() {
-            eprintln!("note: this binary has no GPU kernels; computing on the CPU (`gems-engine doctor` says more)");
+            eprintln!(
+                "note: this binary has no GPU kernels; computing on the CPU (`gems-engine doctor` says more)"
+            );
         } else {
             match Cuda::open_device(0) {
                 Ok(gpu) => return Ok(gpu),

@@ -111,7 +111,16 @@ impl Case {
     }
 
     /// One query row of one head.
-    fn row(&self, r: &mut Reference, i: usize, at: usize, keys: &[usize], k0: usize, head: usize, segment: usize) {
+    fn row(
+        &self,
+        r: &mut Reference,
+        i: usize,
+        at: usize,
+        keys: &[usize],
+        k0: usize,
+        head: usize,
+        segment: usize,
+    ) {
         let ((h, kv), d) = (self.heads, self.d);
         let (qi, group) = ((i * h + head) * d, head * kv / h);
         let kj = |j: usize| (j * kv + group) * d;
@@ -128,8 +137,7 @@ impl Case {
         let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
         r.lse[i * h + head] = most + sum.ln();
         let p: Vec<f64> = scores.iter().map(|s| (s - most).exp() / sum).collect();
-        let dp: Vec<f64> =
-            keys.iter().map(|&j| dot(&r.dout[qi..qi + d], &r.v[kj(j)..kj(j) + d])).collect();
+        let dp: Vec<f64> = keys.iter().map(|&j| dot(&r.dout[qi..qi + d], &r.v[kj(j)..kj(j) + d])).collect();
         let mean = dot(&p, &dp);
         for ((&j, p), dp) in keys.iter().zip(&p).zip(&dp) {
             let ds = p * (dp - mean);
@@ -245,7 +253,8 @@ fn backends() -> Vec<Arc<dyn Backend>> {
 
 #[test]
 fn causal_with_grouped_heads() {
-    let shapes = [(1, (1, 1)), (5, (3, 1)), (8, (4, 2)), (24, (2, 2)), (64, (2, 1)), (72, (2, 1)), (128, (1, 1))];
+    let shapes =
+        [(1, (1, 1)), (5, (3, 1)), (8, (4, 2)), (24, (2, 2)), (64, (2, 1)), (72, (2, 1)), (128, (1, 1))];
     for (d, heads) in shapes {
         let lengths = [1, 7, 64, 65, 0, 130].iter().map(|n| (*n, *n)).collect();
         let case = Case { seen: Seen::Causal, lengths, heads, d, bias: None };
@@ -276,7 +285,8 @@ fn relative_bias() {
 #[test]
 fn listed_keys() {
     for (d, heads) in [(6, (2, 1)), (64, (2, 2))] {
-        let case = Case { seen: Seen::Listed, lengths: vec![(9, 40), (3, 1), (17, 100)], heads, d, bias: None };
+        let case =
+            Case { seen: Seen::Listed, lengths: vec![(9, 40), (3, 1), (17, 100)], heads, d, bias: None };
         backends().iter().for_each(|be| case.check(&**be));
     }
 }

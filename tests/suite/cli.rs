@@ -75,6 +75,41 @@ fn result(output: &[u8]) -> Value {
     serde_json::from_str(String::from_utf8_lossy(output).lines().last().unwrap()).unwrap()
 }
 
+/// The values of a key in the metrics log of a run.
+fn logged(out: &Path, key: &str) -> Vec<f64> {
+    let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap().get(key)?.as_f64()).collect()
+}
+
+#[test]
+fn the_kernels_train_as_the_cpu_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    for model in ["qwen2_bias", "t5_v11"] {
+        let run = |name: &str, more: &[&str]| {
+            let out = dir.path().join(format!("{model}-{name}"));
+            let all = [&["--steps", "7"], more].concat();
+            let done = train(model, &data, &out, &all).assert().success();
+            (result(&done.get_output().stdout), logged(&out, "loss"))
+        };
+        let (cpu, losses) = run("cpu", &["--device", "cpu"]);
+        for (name, precision, tolerance) in [("f32", "precision=f32", 2e-4), ("bf16", "precision=bf16", 0.02)] {
+            let (simt, other) = run(name, &["--device", "simt", "--set", precision]);
+            assert_eq!(losses.len(), other.len());
+            for (a, b) in losses.iter().zip(&other) {
+                assert!((a - b).abs() < tolerance * a, "{model} {name}: {losses:?}, {other:?}");
+            }
+            let perplexity = |r: &Value| r["after"]["general"]["perplexity"].as_f64().unwrap();
+            let (a, b) = (perplexity(&cpu), perplexity(&simt));
+            assert!((a - b).abs() < 5.0 * tolerance * a, "{model} {name}: perplexity {a}, {b}");
+        }
+    }
+    train("qwen2_bias", &data, &dir.path().join("x"), &["--device", "cpu", "--set", "precision=bf16"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("the CPU backend computes in f32 only"));
+}
+
 #[test]
 fn train_evaluate_rank_and_export_on_every_family() {
     let dir = tempfile::tempdir().unwrap();

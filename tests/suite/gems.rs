@@ -2,18 +2,13 @@
 //! invariants.
 
 use crate::model::{Rows, load};
-use crate::support::{Golden, Reference, assert_close, numbers};
-use gems_engine::backend::cpu::Cpu;
+use crate::support::{Golden, Reference, assert_close, backend, numbers, on_every_device};
 use gems_engine::backend::{AdamBlock, AdaptedLinear, Backend, Branch, DType, MatMut, Op, OuterPart, Tensor};
 use gems_engine::gems::*;
 use gems_engine::train::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-fn backend() -> Arc<dyn Backend> {
-    Cpu::open(None).unwrap()
-}
 
 // ---- golden: the published optimizer ----------------------------------------------------------
 
@@ -116,24 +111,28 @@ fn matrix_case(golden: &Golden, path: &str, injected: bool) {
 
 #[test]
 fn golden_published_matrices_with_recorded_bases() {
-    let golden = Golden::open();
-    let cases: Vec<String> = golden.files("gems_matrix/", ".json");
-    assert!(!cases.is_empty());
-    for case in cases {
-        matrix_case(&golden, &case, true);
-    }
+    on_every_device(|| {
+        let golden = Golden::open();
+        let cases: Vec<String> = golden.files("gems_matrix/", ".json");
+        assert!(!cases.is_empty());
+        for case in cases {
+            matrix_case(&golden, &case, true);
+        }
+    });
 }
 
 #[test]
 fn golden_published_matrices_with_own_bases() {
-    let golden = Golden::open();
-    for case in golden.files("gems_matrix/", ".json") {
-        let absent = golden.json(&case)["zero_rec_gradient_steps"].clone();
-        // The SVD of a zero matrix is anybody's; such cases need the recorded bases.
-        if absent.as_array().is_some_and(Vec::is_empty) {
-            matrix_case(&golden, &case, false);
+    on_every_device(|| {
+        let golden = Golden::open();
+        for case in golden.files("gems_matrix/", ".json") {
+            let absent = golden.json(&case)["zero_rec_gradient_steps"].clone();
+            // The SVD of a zero matrix is anybody's; such cases need the recorded bases.
+            if absent.as_array().is_some_and(Vec::is_empty) {
+                matrix_case(&golden, &case, false);
+            }
         }
-    }
+    });
 }
 
 fn run_settings(case: &Value) -> TunerSettings {
@@ -166,91 +165,95 @@ fn run_settings(case: &Value) -> TunerSettings {
 
 #[test]
 fn golden_published_runs_end_to_end() {
-    let golden = Golden::open();
-    let runs = golden.folders("gems_e2e");
-    assert!(!runs.is_empty());
-    for run in runs {
-        let path = |file: &str| format!("gems_e2e/{run}/{file}");
-        let case = golden.json(&path("case.json"));
-        let inputs = golden.tensors(&path("inputs.safetensors"));
-        let mut model = load(&golden, case["model"].as_str().unwrap(), "config.json");
-        let be = Arc::clone(&model.backend);
-        let sites = site_shapes(&model);
-        let mut spaces = Vec::new();
-        let mut of_site = Vec::new();
-        for site in &sites {
-            let projector = inputs.get(&format!("projector.{}", site.name));
-            of_site.push(projector.map(|p| {
-                let directions = protected_of(p);
-                let (name, dim) = (site.name.clone(), p.cols());
-                spaces.push(Space { name, dim, directions, spectrum: vec![0.0; dim], energy: 1.0 });
-                spaces.len() - 1
-            }));
-        }
-        let knowledge = KnowledgeBasis {
-            fingerprint: String::new(),
-            side: NullSide::Output,
-            rule: String::new(),
-            of_site,
-            spaces,
-            final_hidden: None,
-            tokens: 0,
-        };
-        let settings = run_settings(&case);
-        let roles = dense_roles(&model, &settings.optimizer, None);
-        let mut tuner =
-            Tuner::new(settings, &sites, &roles, 2, Some(&knowledge), &mut model, &be, 0).unwrap();
-        let micro = case["gradient_accumulation"].as_u64().unwrap() as usize;
-        for (index, log) in case["log"].as_array().unwrap().iter().enumerate() {
-            let mut input = StepInput { losses: vec![0.0; 2], counts: vec![0.0; 2], ..Default::default() };
-            input.lr = log["lr"].as_f64().unwrap();
-            input.lr_rows = input.lr;
-            tuner.begin_step().unwrap();
-            for j in 0..micro {
-                let rows = Rows::read(&inputs, &format!("micro{}.", index * micro + j));
-                let (mut batch, _) = rows.batch_of(&model.architecture, 2, |_| true, true);
-                batch.labels.weights.iter_mut().for_each(|w| *w /= micro as f32);
-                let labels = labels_per_task([&batch], 2);
-                let nll = micro_step(&model, &mut tuner, &batch, &scales(&labels), j % 2 == 1).unwrap();
-                let losses = &log["micro_losses"][j];
-                let mean = |r: std::ops::Range<usize>| {
-                    nll[r.clone()].iter().map(|v| *v as f64).sum::<f64>() / r.len() as f64
-                };
+    on_every_device(|| {
+        let golden = Golden::open();
+        let runs = golden.folders("gems_e2e");
+        assert!(!runs.is_empty());
+        for run in runs {
+            let path = |file: &str| format!("gems_e2e/{run}/{file}");
+            let case = golden.json(&path("case.json"));
+            let inputs = golden.tensors(&path("inputs.safetensors"));
+            let mut model = load(&golden, case["model"].as_str().unwrap(), "config.json");
+            let be = Arc::clone(&model.backend);
+            let sites = site_shapes(&model);
+            let mut spaces = Vec::new();
+            let mut of_site = Vec::new();
+            for site in &sites {
+                let projector = inputs.get(&format!("projector.{}", site.name));
+                of_site.push(projector.map(|p| {
+                    let directions = protected_of(p);
+                    let (name, dim) = (site.name.clone(), p.cols());
+                    spaces.push(Space { name, dim, directions, spectrum: vec![0.0; dim], energy: 1.0 });
+                    spaces.len() - 1
+                }));
+            }
+            let knowledge = KnowledgeBasis {
+                fingerprint: String::new(),
+                side: NullSide::Output,
+                rule: String::new(),
+                of_site,
+                spaces,
+                final_hidden: None,
+                tokens: 0,
+            };
+            let settings = run_settings(&case);
+            let roles = dense_roles(&model, &settings.optimizer, None);
+            let mut tuner =
+                Tuner::new(settings, &sites, &roles, 2, Some(&knowledge), &mut model, &be, 0).unwrap();
+            let micro = case["gradient_accumulation"].as_u64().unwrap() as usize;
+            for (index, log) in case["log"].as_array().unwrap().iter().enumerate() {
+                let mut input =
+                    StepInput { losses: vec![0.0; 2], counts: vec![0.0; 2], ..Default::default() };
+                input.lr = log["lr"].as_f64().unwrap();
+                input.lr_rows = input.lr;
+                tuner.begin_step().unwrap();
+                for j in 0..micro {
+                    let rows = Rows::read(&inputs, &format!("micro{}.", index * micro + j));
+                    let (mut batch, _) = rows.batch_of(&model.architecture, 2, |_| true, true);
+                    batch.labels.weights.iter_mut().for_each(|w| *w /= micro as f32);
+                    let labels = labels_per_task([&batch], 2);
+                    let nll = micro_step(&model, &mut tuner, &batch, &scales(&labels), j % 2 == 1).unwrap();
+                    let losses = &log["micro_losses"][j];
+                    let mean = |r: std::ops::Range<usize>| {
+                        nll[r.clone()].iter().map(|v| *v as f64).sum::<f64>() / r.len() as f64
+                    };
+                    assert!(
+                        (mean(0..nll.len()) - losses["whole"].as_f64().unwrap()).abs() < 2e-4,
+                        "{run} step {index}"
+                    );
+                    for (t, range) in batch.labels.segments.iter().enumerate().filter(|(_, r)| !r.is_empty())
+                    {
+                        input.losses[t] += mean(range.clone());
+                        input.counts[t] += rows.rows.iter().filter(|r| r.2 == t).count() as f64;
+                    }
+                }
+                let report = tuner.finish_step(&mut model, &input).unwrap();
+                let gates = &log["gates"];
+                let wanted = [gates["rec"].as_f64().unwrap() as f32, gates["src"].as_f64().unwrap() as f32];
+                let got: Vec<f32> = report.gates.iter().map(|g| *g as f32).collect();
+                assert_close(&format!("{run} step {index} gates"), &got, &wanted, 0.0, 2e-5);
+                let norm = log["grad_norms"]["whole"].as_f64().unwrap();
                 assert!(
-                    (mean(0..nll.len()) - losses["whole"].as_f64().unwrap()).abs() < 2e-4,
-                    "{run} step {index}"
+                    (report.gradient_norm / norm - 1.0).abs() < 2e-4,
+                    "{run} step {index}: {}",
+                    report.gradient_norm
                 );
-                for (t, range) in batch.labels.segments.iter().enumerate().filter(|(_, r)| !r.is_empty()) {
-                    input.losses[t] += mean(range.clone());
-                    input.counts[t] += rows.rows.iter().filter(|r| r.2 == t).count() as f64;
+            }
+            let file = path("final.safetensors");
+            let atol = golden.tolerance(&file, "own_bases.atol", 2e-4);
+            for (name, want) in golden.tensors(&file) {
+                if model.tensors().iter().any(|(n, _)| *n == name) {
+                    assert_close(
+                        &format!("{run} {name}"),
+                        &model.tensor(&name).unwrap(),
+                        &want.values,
+                        0.0,
+                        atol,
+                    );
                 }
             }
-            let report = tuner.finish_step(&mut model, &input).unwrap();
-            let gates = &log["gates"];
-            let wanted = [gates["rec"].as_f64().unwrap() as f32, gates["src"].as_f64().unwrap() as f32];
-            let got: Vec<f32> = report.gates.iter().map(|g| *g as f32).collect();
-            assert_close(&format!("{run} step {index} gates"), &got, &wanted, 0.0, 2e-5);
-            let norm = log["grad_norms"]["whole"].as_f64().unwrap();
-            assert!(
-                (report.gradient_norm / norm - 1.0).abs() < 2e-4,
-                "{run} step {index}: {}",
-                report.gradient_norm
-            );
         }
-        let file = path("final.safetensors");
-        let atol = golden.tolerance(&file, "own_bases.atol", 2e-4);
-        for (name, want) in golden.tensors(&file) {
-            if model.tensors().iter().any(|(n, _)| *n == name) {
-                assert_close(
-                    &format!("{run} {name}"),
-                    &model.tensor(&name).unwrap(),
-                    &want.values,
-                    0.0,
-                    atol,
-                );
-            }
-        }
-    }
+    });
 }
 
 // ---- golden: gates, null space, schedules, AdamW, clipping, LoRA -------------------------------
@@ -265,96 +268,106 @@ fn narrow(v: &[f64]) -> Vec<f32> {
 
 #[test]
 fn golden_gates() {
-    let golden = Golden::open();
-    let cases = golden.json("gating/cases.json");
-    let t = golden.tensors("gating/network.safetensors");
-    let wide = |name: &str| t[name].values.iter().map(|v| *v as f64).collect::<Vec<f64>>();
-    let layer = |i: usize| {
-        let w = &t[&format!("w{i}")];
-        (wide(&format!("w{i}")), wide(&format!("b{i}")), w.cols())
-    };
-    let mut network = GateNetwork { layers: vec![layer(1), layer(2), layer(3)], temperature: 1.0 };
-    for case in cases["cases"].as_array().unwrap() {
-        let signals = TaskSignals {
-            losses: floats(&case["losses"]),
-            norms: floats(&case["grad_norms"]),
-            counts: floats(&case["sample_counts"]),
+    on_every_device(|| {
+        let golden = Golden::open();
+        let cases = golden.json("gating/cases.json");
+        let t = golden.tensors("gating/network.safetensors");
+        let wide = |name: &str| t[name].values.iter().map(|v| *v as f64).collect::<Vec<f64>>();
+        let layer = |i: usize| {
+            let w = &t[&format!("w{i}")];
+            (wide(&format!("w{i}")), wide(&format!("b{i}")), w.cols())
         };
-        assert_close(
-            "heuristic",
-            &narrow(&heuristic(&signals, [0.4, 0.4, 0.2])),
-            &narrow(&floats(&case["heuristic"])),
-            0.0,
-            1e-6,
-        );
-        let other = narrow(&floats(&case["heuristic_alpha06_beta03_gamma01"]));
-        assert_close("heuristic 631", &narrow(&heuristic(&signals, [0.6, 0.3, 0.1])), &other, 0.0, 1e-6);
-        let features = signals.features();
-        assert_close("features", &narrow(&features), &narrow(&floats(&case["features"])), 0.0, 1e-6);
-        for (temperature, want) in case["network"].as_object().unwrap() {
-            network.temperature = temperature.parse().unwrap();
-            assert_close("network", &narrow(&network.gates(&features)), &narrow(&floats(want)), 1e-5, 1e-6);
-        }
-        let backward = &case["backward"];
-        let Some(prefix) = backward["tensors"].as_str() else { continue };
-        network.temperature = backward["temperature"].as_f64().unwrap();
-        let g = network.backward(&features, &floats(&backward["upstream"]));
-        for (i, (dw, db)) in g.layers.iter().enumerate() {
-            for (what, got) in [("w", dw), ("b", db)] {
-                let name = prefix.replace('*', &format!("{what}{}", i + 1));
-                assert_close(&name, &narrow(got), &t[&name].values, 1e-4, 1e-6);
+        let mut network = GateNetwork { layers: vec![layer(1), layer(2), layer(3)], temperature: 1.0 };
+        for case in cases["cases"].as_array().unwrap() {
+            let signals = TaskSignals {
+                losses: floats(&case["losses"]),
+                norms: floats(&case["grad_norms"]),
+                counts: floats(&case["sample_counts"]),
+            };
+            assert_close(
+                "heuristic",
+                &narrow(&heuristic(&signals, [0.4, 0.4, 0.2])),
+                &narrow(&floats(&case["heuristic"])),
+                0.0,
+                1e-6,
+            );
+            let other = narrow(&floats(&case["heuristic_alpha06_beta03_gamma01"]));
+            assert_close("heuristic 631", &narrow(&heuristic(&signals, [0.6, 0.3, 0.1])), &other, 0.0, 1e-6);
+            let features = signals.features();
+            assert_close("features", &narrow(&features), &narrow(&floats(&case["features"])), 0.0, 1e-6);
+            for (temperature, want) in case["network"].as_object().unwrap() {
+                network.temperature = temperature.parse().unwrap();
+                assert_close(
+                    "network",
+                    &narrow(&network.gates(&features)),
+                    &narrow(&floats(want)),
+                    1e-5,
+                    1e-6,
+                );
             }
+            let backward = &case["backward"];
+            let Some(prefix) = backward["tensors"].as_str() else { continue };
+            network.temperature = backward["temperature"].as_f64().unwrap();
+            let g = network.backward(&features, &floats(&backward["upstream"]));
+            for (i, (dw, db)) in g.layers.iter().enumerate() {
+                for (what, got) in [("w", dw), ("b", db)] {
+                    let name = prefix.replace('*', &format!("{what}{}", i + 1));
+                    assert_close(&name, &narrow(got), &t[&name].values, 1e-4, 1e-6);
+                }
+            }
+            let want = &t[&prefix.replace('*', "temperature")].values;
+            assert_close("temperature", &[g.temperature as f32], want, 1e-4, 1e-6);
         }
-        let want = &t[&prefix.replace('*', "temperature")].values;
-        assert_close("temperature", &[g.temperature as f32], want, 1e-4, 1e-6);
-    }
+    });
 }
 
 #[test]
 fn golden_null_space() {
-    let golden = Golden::open();
-    let be = backend();
-    let cases = golden.json("nullspace/cases.json");
-    for (case, facts) in cases["cases"].as_object().unwrap() {
-        let file = format!("nullspace/{case}.safetensors");
-        let t = golden.tensors(&file);
-        for (module, sides) in facts["modules"].as_object().unwrap() {
-            for side in ["input", "output"] {
-                let key = |what: &str| format!("{module}.{side}.{what}");
-                let cov = &t[&key("cov")];
-                if let Some(x) = t.get(&key("activations")) {
-                    let mut moment = SecondMoment::new(&be, x.cols()).unwrap();
-                    let half = x.rows() / 2 * x.cols();
-                    for part in [&x.values[..half], &x.values[half..]] {
-                        let rows = be.tensor(part, part.len() / x.cols(), x.cols(), DType::F32).unwrap();
-                        moment.add(rows.mat()).unwrap();
+    on_every_device(|| {
+        let golden = Golden::open();
+        let be = backend();
+        let cases = golden.json("nullspace/cases.json");
+        for (case, facts) in cases["cases"].as_object().unwrap() {
+            let file = format!("nullspace/{case}.safetensors");
+            let t = golden.tensors(&file);
+            for (module, sides) in facts["modules"].as_object().unwrap() {
+                for side in ["input", "output"] {
+                    let key = |what: &str| format!("{module}.{side}.{what}");
+                    let cov = &t[&key("cov")];
+                    if let Some(x) = t.get(&key("activations")) {
+                        let mut moment = SecondMoment::new(&be, x.cols()).unwrap();
+                        let half = x.rows() / 2 * x.cols();
+                        for part in [&x.values[..half], &x.values[half..]] {
+                            let rows = be.tensor(part, part.len() / x.cols(), x.cols(), DType::F32).unwrap();
+                            moment.add(rows.mat()).unwrap();
+                        }
+                        assert_close(&key("cov"), &moment.mean().unwrap(), &cov.values, 1e-4, 1e-5);
                     }
-                    assert_close(&key("cov"), &moment.mean().unwrap(), &cov.values, 1e-4, 1e-5);
+                    let threshold = sides[side]["threshold"].as_f64().unwrap();
+                    let space = Space::new("x", &cov.values, cov.cols(), (Criterion::Absolute, threshold), 0)
+                        .unwrap();
+                    let null = sides[side]["null_dim"].as_u64().unwrap() as usize;
+                    assert_eq!(space.kept(), cov.cols() - null, "{case} {}", key("null_dim"));
+                    let g = &t[&format!("{module}.G")];
+                    let mut projected = be.tensor(&g.values, g.rows(), g.cols(), DType::F32).unwrap();
+                    let columns = transpose(&space.directions, space.kept(), space.dim);
+                    let k = be.tensor(&columns, space.dim, space.kept(), DType::F32).unwrap();
+                    match side {
+                        "input" => be.project_rows(projected.mat_mut(), k.mat()).unwrap(),
+                        _ => be.project_columns(projected.mat_mut(), k.mat()).unwrap(),
+                    }
+                    let got = be.download(projected.mat()).unwrap();
+                    let tolerance = golden.tolerance(&file, "projected.atol", 2e-3);
+                    assert_close(&key("projected"), &got, &t[&key("projected")].values, 0.0, tolerance);
                 }
-                let threshold = sides[side]["threshold"].as_f64().unwrap();
-                let space =
-                    Space::new("x", &cov.values, cov.cols(), (Criterion::Absolute, threshold), 0).unwrap();
-                let null = sides[side]["null_dim"].as_u64().unwrap() as usize;
-                assert_eq!(space.kept(), cov.cols() - null, "{case} {}", key("null_dim"));
-                let g = &t[&format!("{module}.G")];
-                let mut projected = be.tensor(&g.values, g.rows(), g.cols(), DType::F32).unwrap();
-                let columns = transpose(&space.directions, space.kept(), space.dim);
-                let k = be.tensor(&columns, space.dim, space.kept(), DType::F32).unwrap();
-                match side {
-                    "input" => be.project_rows(projected.mat_mut(), k.mat()).unwrap(),
-                    _ => be.project_columns(projected.mat_mut(), k.mat()).unwrap(),
-                }
-                let got = be.download(projected.mat()).unwrap();
-                let tolerance = golden.tolerance(&file, "projected.atol", 2e-3);
-                assert_close(&key("projected"), &got, &t[&key("projected")].values, 0.0, tolerance);
+            }
+            if let (Some(cov), Some(p)) = (t.get("fallback.cov"), t.get("fallback.P")) {
+                let space = Space::new("x", &cov.values, cov.cols(), (Criterion::Absolute, 0.02), 0).unwrap();
+                let trace: f32 = (0..p.cols()).map(|i| p.values[i * p.cols() + i]).sum();
+                assert_eq!(space.dim - space.kept(), trace.round() as usize, "{case} fallback");
             }
         }
-        if let (Some(cov), Some(p)) = (t.get("fallback.cov"), t.get("fallback.P")) {
-            let space = Space::new("x", &cov.values, cov.cols(), (Criterion::Absolute, 0.02), 0).unwrap();
-            let trace: f32 = (0..p.cols()).map(|i| p.values[i * p.cols() + i]).sum();
-            assert_eq!(space.dim - space.kept(), trace.round() as usize, "{case} fallback");
-        }
-    }
+    });
 }
 
 #[test]
@@ -376,130 +389,138 @@ fn golden_schedules() {
 
 #[test]
 fn golden_clipping() {
-    for case in Golden::open().json("optim/clip.json").as_array().unwrap() {
-        let (most, norm) = (case["max_norm"].as_f64().unwrap(), case["total_norm"].as_f64().unwrap());
-        let want = case["coefficient"].as_f64().unwrap();
-        assert!((clip_factor(norm, most) - want).abs() < 1e-6, "{case}");
-    }
+    on_every_device(|| {
+        for case in Golden::open().json("optim/clip.json").as_array().unwrap() {
+            let (most, norm) = (case["max_norm"].as_f64().unwrap(), case["total_norm"].as_f64().unwrap());
+            let want = case["coefficient"].as_f64().unwrap();
+            assert!((clip_factor(norm, most) - want).abs() < 1e-6, "{case}");
+        }
+    });
 }
 
 #[test]
 fn golden_adamw() {
-    let golden = Golden::open();
-    let be = backend();
-    let t = golden.tensors("optim/adamw.safetensors");
-    for (name, case) in golden.json("optim/adamw.json").as_object().unwrap() {
-        let published = !name.starts_with("torch");
-        let o = OptimizerSettings {
-            eps_before_correction: published,
-            decay: Decay::Weights,
-            ..published_optimizer(case)
-        };
-        let letters: Vec<String> = t.keys().filter_map(|k| k.strip_prefix("W0.").map(String::from)).collect();
-        let steps = t.keys().filter(|k| k.starts_with(&format!("{name}.a.step"))).count() as u64;
-        assert!(steps > 0, "{name}");
-        let mut state: BTreeMap<&String, [Tensor; 3]> = letters
-            .iter()
-            .map(|l| {
-                let w = &t[&format!("W0.{l}")];
-                let zeros = || be.zeros(w.rows(), w.cols(), DType::F32).unwrap();
-                let start = be.tensor(&w.values, w.rows(), w.cols(), DType::F32).unwrap();
-                (l, [start, zeros(), zeros()])
-            })
-            .collect();
-        for step in 1..=steps {
-            let gradient = |l: &String| &t[&format!("grad.{l}.step{step}")];
-            let norm = letters
+    on_every_device(|| {
+        let golden = Golden::open();
+        let be = backend();
+        let t = golden.tensors("optim/adamw.safetensors");
+        for (name, case) in golden.json("optim/adamw.json").as_object().unwrap() {
+            let published = !name.starts_with("torch");
+            let o = OptimizerSettings {
+                eps_before_correction: published,
+                decay: Decay::Weights,
+                ..published_optimizer(case)
+            };
+            let letters: Vec<String> =
+                t.keys().filter_map(|k| k.strip_prefix("W0.").map(String::from)).collect();
+            let steps = t.keys().filter(|k| k.starts_with(&format!("{name}.a.step"))).count() as u64;
+            assert!(steps > 0, "{name}");
+            let mut state: BTreeMap<&String, [Tensor; 3]> = letters
                 .iter()
-                .flat_map(|l| &gradient(l).values)
-                .map(|v| (*v as f64).powi(2))
-                .sum::<f64>()
-                .sqrt();
-            let clip = case["clip_max_norm"].as_f64().map_or(1.0, |most| clip_factor(norm, most));
-            let lr = case["lr_used"][step as usize - 1].as_f64().unwrap_or(case["lr"].as_f64().unwrap());
-            for l in &letters {
-                let g = gradient(l);
-                let g = be.tensor(&g.values, g.rows(), g.cols(), DType::F32).unwrap();
-                let [x, m, v] = state.get_mut(l).unwrap();
-                let block: AdamBlock = adamw(&o, 0..x.cols(), step, lr, clip);
-                be.adam(x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], None, None).unwrap();
-                let want = &t[&format!("{name}.{l}.step{step}")];
-                let got = be.download(x.mat()).unwrap();
-                assert_close(&format!("{name}.{l}.step{step}"), &got, &want.values, 1e-5, 2e-6);
+                .map(|l| {
+                    let w = &t[&format!("W0.{l}")];
+                    let zeros = || be.zeros(w.rows(), w.cols(), DType::F32).unwrap();
+                    let start = be.tensor(&w.values, w.rows(), w.cols(), DType::F32).unwrap();
+                    (l, [start, zeros(), zeros()])
+                })
+                .collect();
+            for step in 1..=steps {
+                let gradient = |l: &String| &t[&format!("grad.{l}.step{step}")];
+                let norm = letters
+                    .iter()
+                    .flat_map(|l| &gradient(l).values)
+                    .map(|v| (*v as f64).powi(2))
+                    .sum::<f64>()
+                    .sqrt();
+                let clip = case["clip_max_norm"].as_f64().map_or(1.0, |most| clip_factor(norm, most));
+                let lr = case["lr_used"][step as usize - 1].as_f64().unwrap_or(case["lr"].as_f64().unwrap());
+                for l in &letters {
+                    let g = gradient(l);
+                    let g = be.tensor(&g.values, g.rows(), g.cols(), DType::F32).unwrap();
+                    let [x, m, v] = state.get_mut(l).unwrap();
+                    let block: AdamBlock = adamw(&o, 0..x.cols(), step, lr, clip);
+                    be.adam(x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], None, None).unwrap();
+                    let want = &t[&format!("{name}.{l}.step{step}")];
+                    let got = be.download(x.mat()).unwrap();
+                    assert_close(&format!("{name}.{l}.step{step}"), &got, &want.values, 1e-5, 2e-6);
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn golden_lora_training() {
-    let golden = Golden::open();
-    for name in golden.folders("lora") {
-        let path = |file: &str| format!("lora/{name}/{file}");
-        if !golden.has(&path("trained_adapter.safetensors")) {
-            continue;
-        }
-        let case = golden.json(&path("case.json"));
-        let training = &case["training"];
-        let mut model = load(&golden, case["model"].as_str().unwrap(), "config.json");
-        let be = Arc::clone(&model.backend);
-        let rank = case["r"].as_u64().unwrap() as usize;
-        let settings = TunerSettings {
-            gems: GemsSettings {
-                method: Method::Lora,
-                rank,
-                lora_alpha: Some(case["scaling"].as_f64().unwrap() * rank as f64),
-                ..Default::default()
-            },
-            null_space: NullSpaceSettings { side: NullSide::None, ..Default::default() },
-            optimizer: OptimizerSettings {
-                weight_decay: training["weight_decay"].as_f64().unwrap(),
-                eps: training["eps"].as_f64().unwrap(),
-                embeddings: Embeddings::None,
-                ..Default::default()
-            },
-        };
-        let sites = site_shapes(&model);
-        let roles = dense_roles(&model, &settings.optimizer, None);
-        let mut tuner = Tuner::new(settings, &sites, &roles, 2, None, &mut model, &be, 0).unwrap();
-        let adapter = golden.tensors(&path("adapter/adapter_model.safetensors"));
-        let tensors: Vec<StateTensor> = sites
-            .iter()
-            .enumerate()
-            .flat_map(|(i, s)| {
-                [("a", "A"), ("b", "B")].map(|(ours, peft)| {
-                    let r = &adapter[&format!("base_model.model.{}.lora_{peft}.weight", s.name)];
-                    let name = format!("site.{i}.{ours}");
-                    StateTensor { name, rows: r.rows(), cols: r.cols(), values: r.values.clone() }
+    on_every_device(|| {
+        let golden = Golden::open();
+        for name in golden.folders("lora") {
+            let path = |file: &str| format!("lora/{name}/{file}");
+            if !golden.has(&path("trained_adapter.safetensors")) {
+                continue;
+            }
+            let case = golden.json(&path("case.json"));
+            let training = &case["training"];
+            let mut model = load(&golden, case["model"].as_str().unwrap(), "config.json");
+            let be = Arc::clone(&model.backend);
+            let rank = case["r"].as_u64().unwrap() as usize;
+            let settings = TunerSettings {
+                gems: GemsSettings {
+                    method: Method::Lora,
+                    rank,
+                    lora_alpha: Some(case["scaling"].as_f64().unwrap() * rank as f64),
+                    ..Default::default()
+                },
+                null_space: NullSpaceSettings { side: NullSide::None, ..Default::default() },
+                optimizer: OptimizerSettings {
+                    weight_decay: training["weight_decay"].as_f64().unwrap(),
+                    eps: training["eps"].as_f64().unwrap(),
+                    embeddings: Embeddings::None,
+                    ..Default::default()
+                },
+            };
+            let sites = site_shapes(&model);
+            let roles = dense_roles(&model, &settings.optimizer, None);
+            let mut tuner = Tuner::new(settings, &sites, &roles, 2, None, &mut model, &be, 0).unwrap();
+            let adapter = golden.tensors(&path("adapter/adapter_model.safetensors"));
+            let tensors: Vec<StateTensor> = sites
+                .iter()
+                .enumerate()
+                .flat_map(|(i, s)| {
+                    [("a", "A"), ("b", "B")].map(|(ours, peft)| {
+                        let r = &adapter[&format!("base_model.model.{}.lora_{peft}.weight", s.name)];
+                        let name = format!("site.{i}.{ours}");
+                        StateTensor { name, rows: r.rows(), cols: r.cols(), values: r.values.clone() }
+                    })
                 })
-            })
-            .collect();
-        tuner.restore(&mut model, &tensors, &json!({"step": 0, "task_steps": [0, 0]})).unwrap();
-        let rows = Rows::read(&golden.tensors(&path("outputs.safetensors")), "batch.");
-        let (batch, _) = rows.batch_of(&model.architecture, 2, |_| true, true);
-        let labels = labels_per_task([&batch], 2);
-        let lr = training["lr"].as_f64().unwrap();
-        for want in floats(&training["losses"]) {
-            tuner.begin_step().unwrap();
-            let nll = micro_step(&model, &mut tuner, &batch, &scales(&labels), false).unwrap();
-            let loss = nll.iter().map(|v| *v as f64).sum::<f64>() / nll.len() as f64;
-            assert!((loss - want).abs() < 1e-4 * want, "{name}: {loss} not {want}");
-            let counts = vec![1.0; 2];
-            let input = StepInput { losses: vec![loss; 2], counts, lr, lr_rows: lr, ..Default::default() };
-            assert!(tuner.finish_step(&mut model, &input).unwrap().finite);
-        }
-        let (state, _) = tuner.state(&mut model).unwrap();
-        let file = path("trained_adapter.safetensors");
-        let atol = golden.tolerance(&file, "atol", 5e-5);
-        let trained = golden.tensors(&file);
-        for (i, site) in sites.iter().enumerate() {
-            for (ours, peft) in [("a", "A"), ("b", "B")] {
-                let got = state.iter().find(|s| s.name == format!("site.{i}.{ours}")).unwrap();
-                let key = format!("base_model.model.{}.lora_{peft}.weight", site.name);
-                assert_close(&key, &got.values, &trained[&key].values, 0.0, atol);
+                .collect();
+            tuner.restore(&mut model, &tensors, &json!({"step": 0, "task_steps": [0, 0]})).unwrap();
+            let rows = Rows::read(&golden.tensors(&path("outputs.safetensors")), "batch.");
+            let (batch, _) = rows.batch_of(&model.architecture, 2, |_| true, true);
+            let labels = labels_per_task([&batch], 2);
+            let lr = training["lr"].as_f64().unwrap();
+            for want in floats(&training["losses"]) {
+                tuner.begin_step().unwrap();
+                let nll = micro_step(&model, &mut tuner, &batch, &scales(&labels), false).unwrap();
+                let loss = nll.iter().map(|v| *v as f64).sum::<f64>() / nll.len() as f64;
+                assert!((loss - want).abs() < 1e-4 * want, "{name}: {loss} not {want}");
+                let counts = vec![1.0; 2];
+                let input =
+                    StepInput { losses: vec![loss; 2], counts, lr, lr_rows: lr, ..Default::default() };
+                assert!(tuner.finish_step(&mut model, &input).unwrap().finite);
+            }
+            let (state, _) = tuner.state(&mut model).unwrap();
+            let file = path("trained_adapter.safetensors");
+            let atol = golden.tolerance(&file, "atol", 5e-5);
+            let trained = golden.tensors(&file);
+            for (i, site) in sites.iter().enumerate() {
+                for (ours, peft) in [("a", "A"), ("b", "B")] {
+                    let got = state.iter().find(|s| s.name == format!("site.{i}.{ours}")).unwrap();
+                    let key = format!("base_model.model.{}.lora_{peft}.weight", site.name);
+                    assert_close(&key, &got.values, &trained[&key].values, 0.0, atol);
+                }
             }
         }
-    }
+    });
 }
 
 // ---- a small world of two layers with known gradients -------------------------------------------
@@ -694,41 +715,46 @@ fn leak(change: &[f32], (m, n): (usize, usize), space: &Space, side: NullSide) -
 
 #[test]
 fn updates_leave_the_knowledge_space_untouched_under_every_method() {
-    for side in [NullSide::Input, NullSide::Output] {
-        let basis = knowledge(side, 5);
-        for method in [Method::Gems, Method::Galore, Method::Lora, Method::Full] {
-            for refresh in [Refresh::Exact, Refresh::Sketch] {
-                let mut settings = small(method);
-                settings.gems.refresh = refresh;
-                settings.null_space.side = side;
-                settings.null_space.item_rows = 0.5;
-                let mut world = World::new();
-                let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
-                let table = world.be.download(world.table.mat()).unwrap();
-                let mut tuner = world.tuner(settings, Some(&basis));
-                for step in 0..9 {
-                    assert!(world.step(&mut tuner, step, [9, 6]).finite);
-                }
-                for site in 0..2 {
-                    let change: Vec<f32> =
-                        world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
-                    let size = change.iter().fold(0f32, |m, v| m.max(v.abs()));
-                    let worst = leak(&change, SHAPES[site], &basis.spaces[site], side);
-                    assert!(size > 0.01, "{side:?} {method:?}: nothing was learned ({size})");
+    on_every_device(|| {
+        for side in [NullSide::Input, NullSide::Output] {
+            let basis = knowledge(side, 5);
+            for method in [Method::Gems, Method::Galore, Method::Lora, Method::Full] {
+                for refresh in [Refresh::Exact, Refresh::Sketch] {
+                    let mut settings = small(method);
+                    settings.gems.refresh = refresh;
+                    settings.null_space.side = side;
+                    settings.null_space.item_rows = 0.5;
+                    let mut world = World::new();
+                    let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
+                    let table = world.be.download(world.table.mat()).unwrap();
+                    let mut tuner = world.tuner(settings, Some(&basis));
+                    for step in 0..9 {
+                        assert!(world.step(&mut tuner, step, [9, 6]).finite);
+                    }
+                    for site in 0..2 {
+                        let change: Vec<f32> =
+                            world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
+                        let size = change.iter().fold(0f32, |m, v| m.max(v.abs()));
+                        let worst = leak(&change, SHAPES[site], &basis.spaces[site], side);
+                        assert!(size > 0.01, "{side:?} {method:?}: nothing was learned ({size})");
+                        assert!(
+                            worst < 2e-5 * size.max(1.0),
+                            "{side:?} {method:?} {refresh:?} layer {site}: {worst}"
+                        );
+                    }
+                    let now = world.be.download(world.table.mat()).unwrap();
+                    let rows: Vec<f32> = now.iter().zip(&table).map(|(a, b)| a - b).collect();
+                    assert!(rows[..4 * 7].iter().all(|v| *v == 0.0), "old rows moved");
+                    assert!(rows[4 * 7..].iter().any(|v| v.abs() > 0.01));
+                    let space = basis.final_hidden.as_ref().unwrap();
                     assert!(
-                        worst < 2e-5 * size.max(1.0),
-                        "{side:?} {method:?} {refresh:?} layer {site}: {worst}"
+                        leak(&rows, (11, 7), space, NullSide::Input) < 2e-5,
+                        "{method:?}: item rows leak"
                     );
                 }
-                let now = world.be.download(world.table.mat()).unwrap();
-                let rows: Vec<f32> = now.iter().zip(&table).map(|(a, b)| a - b).collect();
-                assert!(rows[..4 * 7].iter().all(|v| *v == 0.0), "old rows moved");
-                assert!(rows[4 * 7..].iter().any(|v| v.abs() > 0.01));
-                let space = basis.final_hidden.as_ref().unwrap();
-                assert!(leak(&rows, (11, 7), space, NullSide::Input) < 2e-5, "{method:?}: item rows leak");
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -754,32 +780,34 @@ fn bases_of(world: &World, site: usize) -> (Vec<f32>, usize, usize) {
 
 #[test]
 fn complementary_bases_are_orthonormal_and_independent_ones_are_so_each() {
-    for refresh in [Refresh::Exact, Refresh::Sketch] {
-        for bases in [Bases::Complementary, Bases::Independent] {
-            let mut settings = small(Method::Gems);
-            settings.gems.bases = bases;
-            settings.gems.refresh = refresh;
-            let mut world = World::new();
-            let mut tuner = world.tuner(settings, None);
-            for step in 0..9 {
-                world.step(&mut tuner, step, [9, 6]);
-            }
-            for site in 0..2 {
-                let (a, r, n) = bases_of(&world, site);
-                let blocks: Vec<std::ops::Range<usize>> =
-                    if bases == Bases::Complementary { vec![0..r] } else { vec![0..3, 3..5, 5..7] };
-                for block in blocks {
-                    for i in block.clone() {
-                        for j in block.clone() {
-                            let dot: f32 = (0..n).map(|c| a[i * n + c] * a[j * n + c]).sum();
-                            let want = if i == j { 1.0 } else { 0.0 };
-                            assert!((dot - want).abs() < 1e-5, "{bases:?} {refresh:?} {i} {j}: {dot}");
+    on_every_device(|| {
+        for refresh in [Refresh::Exact, Refresh::Sketch] {
+            for bases in [Bases::Complementary, Bases::Independent] {
+                let mut settings = small(Method::Gems);
+                settings.gems.bases = bases;
+                settings.gems.refresh = refresh;
+                let mut world = World::new();
+                let mut tuner = world.tuner(settings, None);
+                for step in 0..9 {
+                    world.step(&mut tuner, step, [9, 6]);
+                }
+                for site in 0..2 {
+                    let (a, r, n) = bases_of(&world, site);
+                    let blocks: Vec<std::ops::Range<usize>> =
+                        if bases == Bases::Complementary { vec![0..r] } else { vec![0..3, 3..5, 5..7] };
+                    for block in blocks {
+                        for i in block.clone() {
+                            for j in block.clone() {
+                                let dot: f32 = (0..n).map(|c| a[i * n + c] * a[j * n + c]).sum();
+                                let want = if i == j { 1.0 } else { 0.0 };
+                                assert!((dot - want).abs() < 1e-5, "{bases:?} {refresh:?} {i} {j}: {dot}");
+                            }
                         }
                     }
                 }
             }
         }
-    }
+    });
 }
 
 /// One step of GEMS from full gradients in f64, given the basis.
@@ -824,106 +852,120 @@ fn first_update(world: &World, site: usize, step: u64, rows: [usize; 2], lr: f64
 
 #[test]
 fn a_step_equals_the_three_gradients_of_the_definition() {
-    for bases in [Bases::Complementary, Bases::Independent] {
-        let mut settings = small(Method::Gems);
-        settings.gems.bases = bases;
-        settings.gems.gates.fixed = 0.7;
-        let mut world = World::new();
-        let mut tuner = world.tuner(settings, None);
-        let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
-        let wanted: Vec<Vec<f32>> = (0..2).map(|s| first_update(&world, s, 0, [9, 6], 0.01, 0.7)).collect();
-        let report = world.step(&mut tuner, 0, [9, 6]);
-        let mut square = 0.0;
-        for site in 0..2 {
-            let got: Vec<f32> = world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
-            assert_close("update", &got, &wanted[site], 1e-4, 3e-6);
-            square += wanted[site].iter().map(|v| (*v as f64).powi(2)).sum::<f64>();
+    on_every_device(|| {
+        for bases in [Bases::Complementary, Bases::Independent] {
+            let mut settings = small(Method::Gems);
+            settings.gems.bases = bases;
+            settings.gems.gates.fixed = 0.7;
+            let mut world = World::new();
+            let mut tuner = world.tuner(settings, None);
+            let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
+            let wanted: Vec<Vec<f32>> =
+                (0..2).map(|s| first_update(&world, s, 0, [9, 6], 0.01, 0.7)).collect();
+            let report = world.step(&mut tuner, 0, [9, 6]);
+            let mut square = 0.0;
+            for site in 0..2 {
+                let got: Vec<f32> =
+                    world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
+                assert_close("update", &got, &wanted[site], 1e-4, 3e-6);
+                square += wanted[site].iter().map(|v| (*v as f64).powi(2)).sum::<f64>();
+            }
+            assert!(
+                (report.update_norm / square.sqrt() - 1.0).abs() < 1e-4,
+                "{bases:?} {}",
+                report.update_norm
+            );
         }
-        assert!((report.update_norm / square.sqrt() - 1.0).abs() < 1e-4, "{bases:?} {}", report.update_norm);
-    }
+    });
 }
 
 #[test]
 fn sketches_find_nearly_the_best_basis() {
-    // A gradient with a decaying spectrum, as real ones have: energies kept by sketch and by SVD side by side.
-    let kept = |refresh: Refresh| -> Vec<f64> {
-        let mut settings = small(Method::Gems);
-        settings.gems.refresh = refresh;
-        let mut world = World::new();
-        let mut tuner = world.tuner(settings, None);
-        let mut energies = Vec::new();
-        for step in 0..8 {
-            if let Some(refresh) = world.step(&mut tuner, step, [9, 6]).refresh {
-                energies.push(refresh.energy[0]);
+    on_every_device(|| {
+        // A gradient with a decaying spectrum, as real ones have: energies kept by sketch and by SVD side by side.
+        let kept = |refresh: Refresh| -> Vec<f64> {
+            let mut settings = small(Method::Gems);
+            settings.gems.refresh = refresh;
+            let mut world = World::new();
+            let mut tuner = world.tuner(settings, None);
+            let mut energies = Vec::new();
+            for step in 0..8 {
+                if let Some(refresh) = world.step(&mut tuner, step, [9, 6]).refresh {
+                    energies.push(refresh.energy[0]);
+                }
             }
-        }
-        assert_eq!(energies.len(), 2);
-        // Energies are told on the gradient itself: the sketch's bases on the exact sums.
-        let (a, r, n) = bases_of(&world, 1);
-        let mut sum = world.be.zeros(SHAPES[1].0, n, DType::F32).unwrap();
-        for step in 6..8 {
-            let (x, dy) = world.material(1, step, [9, 6]);
-            world.be.outer(dy.mat(), x.mat(), &[OuterPart::whole(15, n)], sum.mat_mut()).unwrap();
-        }
-        let g = world.be.download(sum.mat()).unwrap();
-        let (mut all, mut held) = (0.0, 0.0);
-        for i in 0..SHAPES[1].0 {
-            all += (0..n).map(|j| (g[i * n + j] as f64).powi(2)).sum::<f64>();
-            for c in 0..3.min(r) {
-                held += (0..n).map(|j| g[i * n + j] as f64 * a[c * n + j] as f64).sum::<f64>().powi(2);
+            assert_eq!(energies.len(), 2);
+            // Energies are told on the gradient itself: the sketch's bases on the exact sums.
+            let (a, r, n) = bases_of(&world, 1);
+            let mut sum = world.be.zeros(SHAPES[1].0, n, DType::F32).unwrap();
+            for step in 6..8 {
+                let (x, dy) = world.material(1, step, [9, 6]);
+                world.be.outer(dy.mat(), x.mat(), &[OuterPart::whole(15, n)], sum.mat_mut()).unwrap();
             }
-        }
-        vec![held / all]
-    };
-    let (exact, sketch) = (kept(Refresh::Exact)[0], kept(Refresh::Sketch)[0]);
-    assert!(sketch <= exact + 1e-6 && sketch > 0.9 * exact, "exact {exact}, sketch {sketch}");
+            let g = world.be.download(sum.mat()).unwrap();
+            let (mut all, mut held) = (0.0, 0.0);
+            for i in 0..SHAPES[1].0 {
+                all += (0..n).map(|j| (g[i * n + j] as f64).powi(2)).sum::<f64>();
+                for c in 0..3.min(r) {
+                    held += (0..n).map(|j| g[i * n + j] as f64 * a[c * n + j] as f64).sum::<f64>().powi(2);
+                }
+            }
+            vec![held / all]
+        };
+        let (exact, sketch) = (kept(Refresh::Exact)[0], kept(Refresh::Sketch)[0]);
+        assert!(sketch <= exact + 1e-6 && sketch > 0.9 * exact, "exact {exact}, sketch {sketch}");
+    });
 }
 
 #[test]
 fn folding_changes_nothing_and_moments_rotate() {
-    let mut world = World::new();
-    let mut tuner = world.tuner(small(Method::Gems), None);
-    for step in 0..3 {
-        world.step(&mut tuner, step, [9, 6]);
-    }
-    // Step 4 refreshes: with learning rate 0 only the fold and the new bases happen.
-    let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
-    tuner.begin_step().unwrap();
-    world.observe(&mut tuner, 3, [9, 6]);
-    let input = StepInput { losses: vec![1.0; 2], counts: vec![1.0; 2], ..Default::default() };
-    let report = tuner.finish_step(&mut world, &input).unwrap();
-    assert!(report.refresh.is_some());
-    for (site, before) in before.iter().enumerate() {
-        assert_close("fold", &world.effective(site), before, 1e-5, 1e-6);
-        let b = &world.layers[site].branch.as_ref().unwrap().b;
-        assert!(world.be.download(b.mat()).unwrap().iter().all(|v| *v == 0.0));
-    }
+    on_every_device(|| {
+        let mut world = World::new();
+        let mut tuner = world.tuner(small(Method::Gems), None);
+        for step in 0..3 {
+            world.step(&mut tuner, step, [9, 6]);
+        }
+        // Step 4 refreshes: with learning rate 0 only the fold and the new bases happen.
+        let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
+        tuner.begin_step().unwrap();
+        world.observe(&mut tuner, 3, [9, 6]);
+        let input = StepInput { losses: vec![1.0; 2], counts: vec![1.0; 2], ..Default::default() };
+        let report = tuner.finish_step(&mut world, &input).unwrap();
+        assert!(report.refresh.is_some());
+        for (site, before) in before.iter().enumerate() {
+            assert_close("fold", &world.effective(site), before, 1e-5, 1e-6);
+            let b = &world.layers[site].branch.as_ref().unwrap().b;
+            assert!(world.be.download(b.mat()).unwrap().iter().all(|v| *v == 0.0));
+        }
+    });
 }
 
 #[test]
 fn an_absent_task_is_left_alone() {
-    let mut world = World::new();
-    let mut tuner = world.tuner(small(Method::Gems), None);
-    for step in 0..2 {
-        world.step(&mut tuner, step, [9, 6]);
-    }
-    let b = |world: &World| world.be.download(world.layers[0].branch.as_ref().unwrap().b.mat()).unwrap();
-    let before = b(&world);
-    let report = world.step(&mut tuner, 2, [9, 0]);
-    assert!(report.finite);
-    let after = b(&world);
-    for (i, (x, y)) in before.iter().zip(&after).enumerate() {
-        assert_eq!(i % 7 >= 5, x == y, "column {}", i % 7);
-    }
-    // Absent in the whole window: its basis stays, turned out of the new ones' way.
-    for step in 3..8 {
-        world.step(&mut tuner, step, [9, 0]);
-    }
-    let (a, r, n) = bases_of(&world, 0);
-    for i in 0..r {
-        let norm: f32 = (0..n).map(|c| a[i * n + c].powi(2)).sum();
-        assert!((norm - 1.0).abs() < 1e-4, "row {i}: {norm}");
-    }
+    on_every_device(|| {
+        let mut world = World::new();
+        let mut tuner = world.tuner(small(Method::Gems), None);
+        for step in 0..2 {
+            world.step(&mut tuner, step, [9, 6]);
+        }
+        let b = |world: &World| world.be.download(world.layers[0].branch.as_ref().unwrap().b.mat()).unwrap();
+        let before = b(&world);
+        let report = world.step(&mut tuner, 2, [9, 0]);
+        assert!(report.finite);
+        let after = b(&world);
+        for (i, (x, y)) in before.iter().zip(&after).enumerate() {
+            assert_eq!(i % 7 >= 5, x == y, "column {}", i % 7);
+        }
+        // Absent in the whole window: its basis stays, turned out of the new ones' way.
+        for step in 3..8 {
+            world.step(&mut tuner, step, [9, 0]);
+        }
+        let (a, r, n) = bases_of(&world, 0);
+        for i in 0..r {
+            let norm: f32 = (0..n).map(|c| a[i * n + c].powi(2)).sum();
+            assert!((norm - 1.0).abs() < 1e-4, "row {i}: {norm}");
+        }
+    });
 }
 
 #[test]
@@ -950,50 +992,52 @@ fn a_step_that_is_not_finite_changes_nothing() {
 
 #[test]
 fn resuming_equals_going_on_at_every_step() {
-    for (method, refresh, kind) in [
-        (Method::Gems, Refresh::Exact, GateKind::Learned),
-        (Method::Gems, Refresh::Sketch, GateKind::Heuristic),
-        (Method::Galore, Refresh::Sketch, GateKind::Fixed),
-        (Method::Lora, Refresh::Auto, GateKind::Fixed),
-        (Method::Full, Refresh::Auto, GateKind::Fixed),
-    ] {
-        let settings = || {
-            let mut s = small(method);
-            s.gems.refresh = refresh;
-            s.gems.gates.kind = kind;
-            s
-        };
-        for stop in 1..7 {
-            let mut world = World::new();
-            let mut tuner = world.tuner(settings(), None);
-            for step in 0..stop {
-                world.step(&mut tuner, step, [9, 6]);
+    on_every_device(|| {
+        for (method, refresh, kind) in [
+            (Method::Gems, Refresh::Exact, GateKind::Learned),
+            (Method::Gems, Refresh::Sketch, GateKind::Heuristic),
+            (Method::Galore, Refresh::Sketch, GateKind::Fixed),
+            (Method::Lora, Refresh::Auto, GateKind::Fixed),
+            (Method::Full, Refresh::Auto, GateKind::Fixed),
+        ] {
+            let settings = || {
+                let mut s = small(method);
+                s.gems.refresh = refresh;
+                s.gems.gates.kind = kind;
+                s
+            };
+            for stop in 1..7 {
+                let mut world = World::new();
+                let mut tuner = world.tuner(settings(), None);
+                for step in 0..stop {
+                    world.step(&mut tuner, step, [9, 6]);
+                }
+                let (tensors, numbers) = tuner.state(&mut world).unwrap();
+                let numbers: Value = serde_json::from_str(&numbers.to_string()).unwrap();
+                for step in stop..10 {
+                    world.step(&mut tuner, step, [9, 6]);
+                }
+                let mut other = World::new();
+                let be = Arc::clone(&other.be);
+                let shapes = other.shapes.clone();
+                let roles = [Some(DenseRole::Rows { first_row: 4 })];
+                let mut again = Tuner::new(settings(), &shapes, &roles, 2, None, &mut other, &be, 7).unwrap();
+                again.restore(&mut other, &tensors, &numbers).unwrap();
+                assert_eq!(again.probe_rounds(), 0);
+                for step in stop..10 {
+                    other.step(&mut again, step, [9, 6]);
+                }
+                for site in 0..2 {
+                    assert_eq!(
+                        world.effective(site),
+                        other.effective(site),
+                        "{method:?} {refresh:?} from {stop}"
+                    );
+                }
+                assert_eq!(tuner.state(&mut world).unwrap(), again.state(&mut other).unwrap());
             }
-            let (tensors, numbers) = tuner.state(&mut world).unwrap();
-            let numbers: Value = serde_json::from_str(&numbers.to_string()).unwrap();
-            for step in stop..10 {
-                world.step(&mut tuner, step, [9, 6]);
-            }
-            let mut other = World::new();
-            let be = Arc::clone(&other.be);
-            let shapes = other.shapes.clone();
-            let roles = [Some(DenseRole::Rows { first_row: 4 })];
-            let mut again = Tuner::new(settings(), &shapes, &roles, 2, None, &mut other, &be, 7).unwrap();
-            again.restore(&mut other, &tensors, &numbers).unwrap();
-            assert_eq!(again.probe_rounds(), 0);
-            for step in stop..10 {
-                other.step(&mut again, step, [9, 6]);
-            }
-            for site in 0..2 {
-                assert_eq!(
-                    world.effective(site),
-                    other.effective(site),
-                    "{method:?} {refresh:?} from {stop}"
-                );
-            }
-            assert_eq!(tuner.state(&mut world).unwrap(), again.state(&mut other).unwrap());
         }
-    }
+    });
 }
 
 #[test]

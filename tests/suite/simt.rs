@@ -164,10 +164,20 @@ fn outer_of_parts() {
     let part = |rows: Range<usize>, columns: Range<usize>, to, scale| OuterPart { rows, columns, to, scale };
     // (tokens, M, columns of X, parts): subspaces of tasks; overlapping parts in order; long runs that are split.
     let cases = [
-        (70, 136, 32, vec![part(0..70, 0..16, 0, 1.0), part(0..30, 16..24, 16, 0.5), part(30..70, 24..32, 24, 2.0)]),
+        (
+            70,
+            136,
+            32,
+            vec![part(0..70, 0..16, 0, 1.0), part(0..30, 16..24, 16, 0.5), part(30..70, 24..32, 24, 2.0)],
+        ),
         (41, 13, 9, vec![part(3..20, 1..9, 1, 1.0), part(20..41, 0..5, 4, -1.0), part(5..5, 0..9, 0, 1.0)]),
         (1500, 24, 16, vec![part(0..1500, 0..16, 0, 1.0)]),
-        (1300, 70, 24, vec![part(0..700, 0..8, 0, 1.0), part(700..1300, 8..24, 8, 3.0), part(1..2, 0..24, 0, 1.0)]),
+        (
+            1300,
+            70,
+            24,
+            vec![part(0..700, 0..8, 0, 1.0), part(700..1300, 8..24, 8, 3.0), part(1..2, 0..24, 0, 1.0)],
+        ),
     ];
     for (t, m, n, parts) in &cases {
         parity("outer", |be, dtype, x| {
@@ -208,7 +218,10 @@ fn conversion_rounds_as_half_does() {
     let x = be.tensor(&from, 1, from.len(), DType::BF16).unwrap();
     for (got, f) in be.download(x.mat()).unwrap().iter().zip(&from) {
         let want = bf16::from_f32(*f).to_f32();
-        assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{f:e}: {got:e}, {want:e}");
+        assert!(
+            got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
+            "{f:e}: {got:e}, {want:e}"
+        );
     }
 }
 
@@ -238,7 +251,8 @@ fn rmsnorm_and_its_gradient() {
             let of = |seed, rows, cols| be.tensor(&x(seed, rows * cols), rows, cols, dtype).unwrap();
             let (a, r, w, dy) = (of(1, t, n), of(2, t, n), of(3, 1, n), of(4, t, n));
             let (mut s, mut y, mut inv) = (of(5, t, n), of(6, t, n), be.alloc(t, 1, DType::F32).unwrap());
-            be.rmsnorm(a.mat(), Some((r.mat(), s.mat_mut())), w.mat(), 1e-2, y.mat_mut(), inv.mat_mut()).unwrap();
+            be.rmsnorm(a.mat(), Some((r.mat(), s.mat_mut())), w.mat(), 1e-2, y.mat_mut(), inv.mat_mut())
+                .unwrap();
             let (mut plain, mut inv2) = (of(7, t, n), be.alloc(t, 1, DType::F32).unwrap());
             be.rmsnorm(a.mat(), None, w.mat(), 1e-2, plain.mat_mut(), inv2.mat_mut()).unwrap();
             let segments = [0..t / 2, t / 2..t];
@@ -246,7 +260,8 @@ fn rmsnorm_and_its_gradient() {
             let weight = Some((&segments[..], dw.mat_mut()));
             be.rmsnorm_backward(a.mat(), w.mat(), inv2.mat(), dy.mat(), dx.mat_mut(), true, weight).unwrap();
             let (mut written, mut sums) = (of(9, t, n), be.zeros(2, n, DType::F32).unwrap());
-            be.rmsnorm_backward(a.mat(), w.mat(), inv2.mat(), dy.mat(), written.mat_mut(), false, None).unwrap();
+            be.rmsnorm_backward(a.mat(), w.mat(), inv2.mat(), dy.mat(), written.mat_mut(), false, None)
+                .unwrap();
             be.column_sums(dy.mat(), &segments, sums.mat_mut()).unwrap();
             [&s, &y, &inv, &plain, &dx, &dw, &written, &sums].map(|t| be.download(t.mat()).unwrap()).to_vec()
         });
@@ -258,7 +273,8 @@ fn rope_and_back() {
     for (t, heads, d) in [(1, 1, 2), (11, 3, 10), (40, 2, 64)] {
         parity("rope", |be, dtype, x| {
             let positions: Vec<u32> = (0..t as u32).map(|i| i * 37).collect();
-            let frequencies: Vec<f32> = (0..d / 2).map(|j| 10_000f32.powf(-2.0 * j as f32 / d as f32)).collect();
+            let frequencies: Vec<f32> =
+                (0..d / 2).map(|j| 10_000f32.powf(-2.0 * j as f32 / d as f32)).collect();
             let (list, table) =
                 (be.indices(&positions).unwrap(), be.tensor(&frequencies, 1, d / 2, DType::F32).unwrap());
             let mut a = Padded::new(be, &x(1, t * heads * d), t, heads * d, 5, dtype);
@@ -309,8 +325,17 @@ fn cross_entropy_and_its_gradients() {
             let mut out = be.tensor(&x(3, 2 * (v - first) * d), 2 * (v - first), d, DType::F32).unwrap();
             let gradient = HeadGradient { first_row: first, segments: &segments, out: out.mat_mut() };
             let (x, w) = (h.mat(), weights.mat());
-            be.cross_entropy(x, head.mat(), 0.3, &targets, w, nll.mat_mut(), Some(dx.mat_mut()), Some(gradient))
-                .unwrap();
+            be.cross_entropy(
+                x,
+                head.mat(),
+                0.3,
+                &targets,
+                w,
+                nll.mat_mut(),
+                Some(dx.mat_mut()),
+                Some(gradient),
+            )
+            .unwrap();
             let mut alone = be.alloc(l, 1, DType::F32).unwrap();
             be.cross_entropy(x, head.mat(), 0.3, &targets, w, alone.mat_mut(), None, None).unwrap();
             [&nll, &dx, &out, &alone].map(|t| be.download(t.mat()).unwrap()).to_vec()
@@ -324,9 +349,11 @@ fn dots_and_adam() {
         parity("dots and adam", |be, _, x| {
             let of = |seed| be.tensor(&x(seed, m * r), m, r, DType::F32).unwrap();
             let (mut w, g, mut first) = (of(1), of(2), of(3));
-            let mut second = be.tensor(&x(4, m * r).iter().map(|v| v * v).collect::<Vec<_>>(), m, r, DType::F32).unwrap();
+            let mut second =
+                be.tensor(&x(4, m * r).iter().map(|v| v * v).collect::<Vec<_>>(), m, r, DType::F32).unwrap();
             let mut products = be.alloc(1, 34, DType::F32).unwrap();
-            let pairs: Vec<(Mat, Mat)> = (0..34).map(|i| if i % 2 == 0 { (w.mat(), g.mat()) } else { (g.mat(), g.mat()) }).collect();
+            let pairs: Vec<(Mat, Mat)> =
+                (0..34).map(|i| if i % 2 == 0 { (w.mat(), g.mat()) } else { (g.mat(), g.mat()) }).collect();
             be.dots(&pairs, products.mat_mut()).unwrap();
             let block = |columns, step| AdamBlock {
                 columns,
@@ -342,7 +369,16 @@ fn dots_and_adam() {
             let blocks = [block(0..r / 2, 0.01), block(r / 2..r - r / 4, 0.1)];
             let mut change = be.alloc(m, r, DType::F32).unwrap();
             let mut copy = be.alloc(m, r, be.compute_dtype()).unwrap();
-            be.adam(w.mat_mut(), g.mat(), first.mat_mut(), second.mat_mut(), &blocks, Some(copy.mat_mut()), Some(change.mat_mut())).unwrap();
+            be.adam(
+                w.mat_mut(),
+                g.mat(),
+                first.mat_mut(),
+                second.mat_mut(),
+                &blocks,
+                Some(copy.mat_mut()),
+                Some(change.mat_mut()),
+            )
+            .unwrap();
             [&products, &w, &first, &second, &change, &copy].map(|t| be.download(t.mat()).unwrap()).to_vec()
         });
     }
@@ -358,12 +394,15 @@ fn projections_and_orthonormal_rows() {
             let identity: Vec<f32> = (0..r * r).map(|i| f32::from(i % (r + 1) == 0)).collect();
             let one = be.tensor(&identity, r, r, DType::F32).unwrap();
             be.matmul(k.mat_mut(), 0.0, 1.0, basis.mat(), Op::T, one.mat(), Op::N).unwrap();
-            let (mut rows, mut columns) =
-                (be.tensor(&x(2, 9 * n), 9, n, DType::F32).unwrap(), be.tensor(&x(3, n * 4), n, 4, DType::F32).unwrap());
+            let (mut rows, mut columns) = (
+                be.tensor(&x(2, 9 * n), 9, n, DType::F32).unwrap(),
+                be.tensor(&x(3, n * 4), n, 4, DType::F32).unwrap(),
+            );
             be.project_rows(rows.mat_mut(), k.mat()).unwrap();
             be.project_columns(columns.mat_mut(), k.mat()).unwrap();
             // A 1 x 1 space leaves nothing but rounding: compare with what was there.
-            let add = |t: &Tensor| be.download(t.mat()).unwrap().iter().map(|v| v + 1.0).collect::<Vec<f32>>();
+            let add =
+                |t: &Tensor| be.download(t.mat()).unwrap().iter().map(|v| v + 1.0).collect::<Vec<f32>>();
             vec![be.download(basis.mat()).unwrap(), add(&rows), add(&columns)]
         });
     }
@@ -390,14 +429,20 @@ fn dependent_rows_become_zero() {
 fn fold_to_the_nearest_and_at_random() {
     parity("fold", |be, dtype, x| {
         let mut w = Padded::new(be, &x(1, 70 * 45), 70, 45, 3, dtype);
-        let (b, a) = (be.tensor(&x(2, 70 * 6), 70, 6, DType::F32).unwrap(), be.tensor(&x(3, 6 * 45), 6, 45, dtype).unwrap());
+        let (b, a) = (
+            be.tensor(&x(2, 70 * 6), 70, 6, DType::F32).unwrap(),
+            be.tensor(&x(3, 6 * 45), 6, 45, dtype).unwrap(),
+        );
         be.fold(w.mat_mut(), 0.9, 0.1, b.mat(), a.mat(), Rounding::Nearest).unwrap();
         vec![w.read(be)]
     });
     // 1 + 2^-10 lies an eighth of the way from 1 to the next bf16: that share of 200 x 200 is rounded up.
     let be = Cuda::open_simt(DType::BF16).unwrap();
     let mut w = be.tensor(&[1.0; 40_000], 200, 200, DType::BF16).unwrap();
-    let (b, a) = (be.tensor(&[1.0; 200], 200, 1, DType::F32).unwrap(), be.tensor(&[1.0; 200], 1, 200, DType::F32).unwrap());
+    let (b, a) = (
+        be.tensor(&[1.0; 200], 200, 1, DType::F32).unwrap(),
+        be.tensor(&[1.0; 200], 1, 200, DType::F32).unwrap(),
+    );
     be.fold(w.mat_mut(), 1.0, 2f32.powi(-10), b.mat(), a.mat(), Rounding::Stochastic(7)).unwrap();
     let after = be.download(w.mat()).unwrap();
     assert!(after.iter().all(|v| *v == 1.0 || *v == 1.0078125));

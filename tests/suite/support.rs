@@ -137,3 +137,26 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], rtol: f64, atol: f64)
 pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
     gems_engine::random::normal(seed, gems_engine::random::Purpose::Data, 77, 0, n)
 }
+
+thread_local! {
+    static DEVICE: std::cell::Cell<&'static str> = const { std::cell::Cell::new("cpu") };
+}
+
+/// The backend a test computes on, in f32: the CPU, unless it runs [`on_every_device`].
+pub fn backend() -> std::sync::Arc<dyn gems_engine::backend::Backend> {
+    use gems_engine::backend::{DType, cpu::Cpu, cuda::Cuda};
+    match DEVICE.get() {
+        "simt" => Cuda::open_simt(DType::F32).unwrap(),
+        _ => Cpu::open(None).unwrap(),
+    }
+}
+
+/// Runs a test on the CPU backend, then with the kernels on the SIMT machine.
+pub fn on_every_device(test: impl Fn()) {
+    for device in ["cpu", "simt"] {
+        DEVICE.set(device);
+        println!("on {device}:");
+        test();
+    }
+    DEVICE.set("cpu");
+}
