@@ -1,14 +1,18 @@
 //! The commands: the only place that wires everything together.
 
 mod basis;
+mod console;
+mod demo;
 mod device;
 mod evaluate;
 mod export;
 mod measure;
 mod options;
+mod plan;
 mod rank;
 mod schema;
 mod session;
+mod summary;
 mod train;
 
 use crate::error::{Error, Result};

@@ -1,17 +1,19 @@
 //! `gems-engine train`.
 
+use super::console::Console;
 use super::measure::{measure, reference};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Session, configuration, run_configuration};
+use super::{demo, plan, summary};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{EvaluateSettings, rank_split};
 use crate::export::write_merged;
-use crate::gems::{KnowledgeBasis, RefreshReport, Side};
-use crate::model::{BatchShape, MemoryPlan, Model, StoredType};
-use crate::report::{MetricsLog, Progress, before_after, read};
+use crate::gems::{KnowledgeBasis, Side};
+use crate::model::{Model, StoredType};
+use crate::report::{Progress, read};
 use crate::train::run::RunDirectory;
-use crate::train::{Ending, Listener, StepRecord, Trainer, checkpoint, refresh_json, restore};
+use crate::train::{Ending, Trainer, checkpoint, restore};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -19,6 +21,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Tune a model for search and recommendation together.
+///
+/// Without --model and --data it tunes a tiny embedded model for an embedded world, in minutes on two cores.
 ///
 /// Example: gems-engine train --model Qwen2.5-0.5B --data data --out runs/first
 #[derive(Args)]
@@ -92,17 +96,40 @@ impl TrainArgs {
             return Ok(config);
         }
         let settings = SettingsArgs { config: self.settings.config.clone(), set: self.settings.set.clone() };
-        let mut layers = Vec::new();
-        if let Some(preset) = &self.preset {
-            layers.push(Layer::preset(preset)?);
-        }
-        layers.extend(settings.layers()?);
+        let mut layers = settings.layers()?;
         layers.extend(self.flags());
+        if let Some(preset) = &self.preset {
+            layers.insert(0, Layer::preset(preset)?);
+        }
+        if self.is_demo(&layers) {
+            let mut demo = demo::settings(&self.demo_directory())?;
+            demo.append(&mut layers);
+            layers = demo;
+        }
         configuration(&SettingsArgs::default(), &self.device, layers)
+    }
+
+    /// Whether neither a model nor data are named: the demo is meant.
+    fn is_demo(&self, layers: &[Layer]) -> bool {
+        let named =
+            |section: &str| layers.iter().any(|l| l.get(section).and_then(|s| s.get("path")).is_some());
+        !named("model") && !named("data")
+    }
+
+    /// Where the demo's model and data lie: inside its run, so that the run is whole by itself.
+    fn demo_directory(&self) -> PathBuf {
+        self.demo_out().join("demo")
+    }
+
+    fn demo_out(&self) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| RunDirectory::fresh(Path::new("runs"), "demo"))
     }
 
     fn out(&self, config: &Config) -> PathBuf {
         self.out.clone().unwrap_or_else(|| {
+            if Path::new(&config.data.path).ends_with("demo/data") {
+                return self.demo_out();
+            }
             let name = Path::new(&config.data.path)
                 .file_name()
                 .map_or("run".into(), |n| n.to_string_lossy().into_owned());
@@ -115,9 +142,13 @@ impl TrainArgs {
 pub fn run(args: &TrainArgs) -> Result<()> {
     let config = args.configuration()?;
     let quiet = args.output.json;
+    if config.model.path == args.demo_directory().join("model").display().to_string() && !args.resume {
+        say(quiet, "no --model and no --data: running the embedded demo (see docs/demo.md)");
+        demo::unpack(&args.demo_directory())?;
+    }
     let mut session = Session::open(config, &args.device)?;
     if args.dry_run {
-        return plan(&mut session, args.output.json);
+        return plan::print(&mut session, args.output.json);
     }
     let run = RunDirectory::open(&args.out(&session.config), args.resume)?;
     crate::files::write_atomically(&run.join("config.toml"), session.config.to_toml().as_bytes())?;
@@ -155,21 +186,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if session.config.train.export {
         export(&session, &run, quiet)?;
     }
-    let result = json!({"run": run.path.display().to_string(), "before": before, "after": after});
+    let training = summary::training(&run.path)?;
+    let result = json!({
+        "run": run.path.display().to_string(), "before": before, "after": after, "training": training,
+    });
     crate::files::write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
-    print(&result, args.output.json)
-}
-
-fn print(result: &Value, json: bool) -> Result<()> {
-    let mut out = std::io::stdout();
-    let written = match json {
-        true => writeln!(out, "{result}"),
-        false => {
-            let table = before_after(Some(&result["before"]), &result["after"]);
-            writeln!(out, "{table}\n{}", result["run"].as_str().unwrap_or_default())
-        }
-    };
-    written.map_err(|e| Error::io("write", "standard output", e))
+    summary::write_report(&run.path)?;
+    summary::print(&result, args.output.json)
 }
 
 fn say(quiet: bool, text: &str) {
@@ -231,11 +254,7 @@ fn tune(
         true => checkpoint::list(&run.join("checkpoints"))?.last().map_or(0, |(step, _)| *step),
         false => 0,
     };
-    let mut listener = Console {
-        tasks: data.tasks.clone(),
-        log: MetricsLog::open(&run.join("metrics.jsonl"), keep)?,
-        progress: Progress::new("training", config.train.steps, quiet),
-    };
+    let mut listener = Console::open(run, &data.tasks, (keep, config.train.steps), args.resume, quiet)?;
     let norms = match &args.match_step {
         Some(path) => Some(update_norms(path)?),
         None => None,
@@ -265,7 +284,7 @@ fn tune(
         interrupted,
     };
     let outcome = trainer.run(args.resume, &mut listener, &mut validate);
-    listener.progress.finish();
+    listener.finish();
     outcome
 }
 
@@ -279,48 +298,6 @@ fn update_norms(run: &Path) -> Result<Vec<f64>> {
             .remedy("give a run directory"));
     }
     Ok(norms)
-}
-
-struct Console {
-    tasks: Vec<String>,
-    log: MetricsLog,
-    progress: Progress,
-}
-
-impl Listener for Console {
-    fn probed(&mut self, refresh: &RefreshReport) -> Result<()> {
-        let mut line = Map::from_iter([("step".to_string(), json!(0))]);
-        line.extend(refresh_json(refresh, &self.tasks));
-        self.log.write(&line)
-    }
-    fn step(&mut self, record: &StepRecord) -> Result<()> {
-        self.log.write(&record.to_json(&self.tasks))?;
-        let tasks = &self.tasks;
-        self.progress.tick(record.step, || {
-            let losses: Vec<String> =
-                tasks.iter().zip(&record.losses).map(|(t, l)| format!("{t} {l:.3}")).collect();
-            let gates: Vec<String> = record.report.gates.iter().map(|g| format!("{g:.2}")).collect();
-            format!(
-                "loss {} gates {} {:.0} tokens/s {:.0} MB",
-                losses.join(" "),
-                gates.join("/"),
-                record.tokens as f64 / record.seconds.max(1e-9),
-                record.memory.1 as f64 / 1e6
-            )
-        });
-        Ok(())
-    }
-    fn validated(&mut self, step: u64, metrics: &BTreeMap<String, f64>, best: bool) -> Result<()> {
-        let mut line = Map::from_iter([("step".to_string(), json!(step)), ("best".to_string(), json!(best))]);
-        line.extend(metrics.iter().map(|(k, v)| (format!("valid.{k}"), json!(v))));
-        self.log.write(&line)
-    }
-    fn saved(&mut self, _: u64) -> Result<()> {
-        Ok(())
-    }
-    fn note(&mut self, text: &str) {
-        self.progress.note(text);
-    }
 }
 
 /// A few test prompts, to compare logits with.
@@ -346,73 +323,4 @@ fn export(session: &Session, run: &RunDirectory, quiet: bool) -> Result<()> {
         write_merged(&session.model, &session.base, &dir, StoredType::F32, &tokenizer, &probe(session)?)?;
     say(quiet, &format!("wrote {} (largest logit difference on reading back: {worst:.1e})", dir.display()));
     Ok(())
-}
-
-/// `--dry-run`: what would be done, and what it needs.
-fn plan(session: &mut Session, json: bool) -> Result<()> {
-    let needs = session.needs_basis();
-    let config = session.config.clone();
-    let tuner_settings = config.tuner();
-    let sites = crate::train::site_shapes(&session.model);
-    let adapted = tuner_settings.adapted(&sites)?;
-    let tasks = session.data.tasks.len();
-    let encoder = session.encoder();
-    let lengths: Vec<(usize, usize, usize)> = session
-        .data
-        .train
-        .records
-        .iter()
-        .take(2000)
-        .map(|r| {
-            let e = encoder.encode(r, 0)?;
-            Ok((e.tokens.len() - 1, e.encoder.as_ref().map_or(0, Vec::len), e.labels()))
-        })
-        .collect::<Result<_>>()?;
-    let longest = lengths.iter().max().copied().unwrap_or_default();
-    let batch = match config.train.batch_per_task.is_empty() {
-        true => config.train.batch,
-        false => config.train.batch_per_task.values().sum(),
-    };
-    let limit =
-        if config.train.micro_batch_tokens == 0 { usize::MAX } else { config.train.micro_batch_tokens };
-    let fits = batch.min((limit / (longest.0 + longest.1).max(1)).max(1));
-    let shape =
-        BatchShape { tokens: longest.0 * fits, encoder_tokens: longest.1 * fits, labels: longest.2 * fits };
-    let rank: usize = sites.iter().map(|s| tuner_settings.ranks(s, tasks).iter().sum()).max().unwrap_or(0);
-    let memory = MemoryPlan::predict(
-        &session.model.architecture,
-        shape,
-        rank,
-        config.train.activation_checkpointing,
-        session.model.backend.compute_dtype(),
-    );
-    let parameters: usize = session.model.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
-    let state: usize = sites
-        .iter()
-        .zip(&adapted)
-        .filter(|(_, on)| **on)
-        .map(|(s, _)| {
-            let r: usize = tuner_settings.ranks(s, tasks).iter().sum();
-            4 * (4 * s.outputs * r + r * s.inputs)
-        })
-        .sum();
-    let mb = |bytes: usize| bytes as f64 / 1e6;
-    let facts = json!({
-        "device": session.model.backend.name(),
-        "method": config.gems.method,
-        "parameters": parameters,
-        "adapted_layers": adapted.iter().filter(|a| **a).count(),
-        "tasks": session.data.tasks,
-        "steps": config.train.steps,
-        "examples_a_step": batch,
-        "training_records": session.data.train.records.len(),
-        "learns_a_knowledge_basis": needs,
-        "memory_mb": {
-            "weights": mb(memory.weights), "activations": mb(memory.activations),
-            "workspace": mb(memory.workspace), "method": mb(state), "total": mb(memory.total() + state),
-        },
-    });
-    let text =
-        if json { facts.to_string() } else { serde_json::to_string_pretty(&facts).unwrap_or_default() };
-    writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("write", "standard output", e))
 }

@@ -42,6 +42,10 @@ impl Layer {
             parsed.unwrap_or_else(|| Value::from(value)),
         ))
     }
+    /// The value of a key of the top level.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.table.get(key)
+    }
     /// A single value under a dotted key.
     pub fn value(source: &str, key: &str, value: Value) -> Self {
         let mut parts: Vec<&str> = key.split('.').collect();

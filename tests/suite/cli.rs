@@ -93,7 +93,8 @@ fn the_kernels_train_as_the_cpu_does() {
             (result(&done.get_output().stdout), logged(&out, "loss"))
         };
         let (cpu, losses) = run("cpu", &["--device", "cpu"]);
-        for (name, precision, tolerance) in [("f32", "precision=f32", 2e-4), ("bf16", "precision=bf16", 0.02)] {
+        for (name, precision, tolerance) in [("f32", "precision=f32", 2e-4), ("bf16", "precision=bf16", 0.02)]
+        {
             let (simt, other) = run(name, &["--device", "simt", "--set", precision]);
             assert_eq!(losses.len(), other.len());
             for (a, b) in losses.iter().zip(&other) {

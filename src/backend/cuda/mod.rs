@@ -47,7 +47,7 @@ impl Cuda {
     /// # Errors
     /// None today; the same type as [`Cuda::open_device`].
     pub fn open_simt(dtype: DType) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Self::over(Arc::new(simt::Simt::new()), dtype)))
+        Ok(Arc::new(Self::over(Arc::new(simt::Simt::open()), dtype)))
     }
 
     fn over(driver: Arc<dyn Driver>, dtype: DType) -> Self {

@@ -49,7 +49,7 @@ pub struct Simt;
 
 impl Simt {
     /// The machine, with all kernels known to it.
-    pub fn new() -> Self {
+    pub fn open() -> Self {
         images::keep_simt_kernels();
         Self
     }
@@ -61,7 +61,7 @@ impl Simt {
 /// # Errors
 /// What the machine says about the bug.
 pub fn run_planted(bug: &str) -> Result<Vec<f32>> {
-    let machine = Simt::new();
+    let machine = Simt::open();
     let bytes = 64 * 4;
     let address = machine.alloc(bytes)?.ok_or_else(|| Error::device("out of memory"))?;
     machine.upload(address, bytemuck::cast_slice(&[1f32; 64]))?;

@@ -1,0 +1,60 @@
+//! The embedded demo: a tiny pretrained model and a world of search and recommendation to tune it for.
+//!
+//! Made by `assets/make/build.sh`; `docs/demo.md` says what it is and what it may claim.
+
+use crate::config::Layer;
+use crate::error::{Error, Result};
+use std::path::Path;
+
+const SETTINGS: &str = include_str!("../../assets/demo.toml");
+
+macro_rules! files {
+    ($($name:literal $packed:literal),* $(,)?) => {
+        &[$(($name, $packed, include_bytes!(concat!("../../assets/demo/", $name, $packed)) as &[u8])),*]
+    };
+}
+
+/// (path, `.zst` where packed, content) of every file.
+const FILES: &[(&str, &str, &[u8])] = files![
+    "model/config.json" "",
+    "model/tokenizer_config.json" "",
+    "model/tokenizer.json" ".zst",
+    "model/model.safetensors" ".zst",
+    "data/items.jsonl" ".zst",
+    "data/train.jsonl" ".zst",
+    "data/valid.jsonl" ".zst",
+    "data/test.jsonl" ".zst",
+    "data/test-knowledge.jsonl" ".zst",
+    "data/general.txt" ".zst",
+    "data/general-heldout.txt" ".zst",
+    "data/sentences.txt" ".zst",
+];
+
+/// The demo's settings, with its model and data under `directory`.
+pub fn settings(directory: &Path) -> Result<Vec<Layer>> {
+    let table = SETTINGS.parse().map_err(|e: toml::de::Error| Error::data(e.to_string()).at("the demo"))?;
+    let path = |name: &str| toml::Value::from(directory.join(name).display().to_string());
+    Ok(vec![
+        Layer { source: "the demo's settings".into(), table },
+        Layer::value("the demo", "model.path", path("model")),
+        Layer::value("the demo", "data.path", path("data")),
+    ])
+}
+
+/// Writes the demo's model and data under `directory`; what is there already stays.
+pub fn unpack(directory: &Path) -> Result<()> {
+    for (name, packed, bytes) in FILES {
+        let path = directory.join(name);
+        if path.is_file() {
+            continue;
+        }
+        let parent = path.parent().unwrap_or(directory);
+        std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+        let content = match packed.is_empty() {
+            true => bytes.to_vec(),
+            false => zstd::decode_all(*bytes).map_err(|e| Error::io("unpack", &path, e))?,
+        };
+        crate::files::write_atomically(&path, &content)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What a run comes to: numbers of its training, the table at the end, its report.
+
+use crate::error::{Error, Result};
+use crate::report::{self, Line, ReportData, ReportTable, before_after};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// The measures of the table on the terminal; result.json and report.html have all.
+const HEADLINES: [&str; 6] = ["ndcg@10", "hit@10", "mrr@10", "perplexity", "kl", "item_mass"];
+
+/// Facts of a run's training from its metrics log: steps, tokens, seconds, peak memory, and the mean cosine
+/// between the gradients of each pair of tasks.
+pub fn training(run: &Path) -> Result<Value> {
+    let lines = report::read(&run.join("metrics.jsonl"))?;
+    let steps: Vec<&Line> = lines.iter().filter(|l| l.contains_key("loss")).collect();
+    let values = |key: &str| steps.iter().filter_map(|l| l.get(key)?.as_f64()).collect::<Vec<f64>>();
+    let mut facts = Map::new();
+    facts.insert("steps".into(), json!(steps.len()));
+    facts.insert("tokens".into(), json!(values("tokens").iter().sum::<f64>()));
+    facts.insert("seconds".into(), json!(values("step_ms").iter().sum::<f64>() / 1e3));
+    facts.insert(
+        "peak_memory_bytes".into(),
+        json!(values("peak_memory_bytes").into_iter().fold(0.0, f64::max)),
+    );
+    let mut pairs: Vec<&String> =
+        steps.iter().flat_map(|l| l.keys()).filter(|k| k.starts_with("cosine.")).collect();
+    pairs.sort();
+    pairs.dedup();
+    for pair in pairs {
+        let cosines = values(pair);
+        facts.insert(pair.clone(), json!(cosines.iter().sum::<f64>() / cosines.len().max(1) as f64));
+    }
+    Ok(Value::Object(facts))
+}
+
+/// The headline measures of `{task: {metric: value}}`; all of a task that has none of them.
+fn headlines(all: &Value) -> Value {
+    let empty = Map::new();
+    let tasks = all.as_object().unwrap_or(&empty).iter().map(|(task, metrics)| {
+        let metrics = metrics.as_object().unwrap_or(&empty);
+        let mut kept = metrics.clone();
+        kept.retain(|name, _| HEADLINES.contains(&name.as_str()));
+        (task.clone(), Value::Object(if kept.is_empty() { metrics.clone() } else { kept }))
+    });
+    Value::Object(tasks.collect())
+}
+
+/// Prints a run's result: the table before and after, what training showed, and where everything is.
+pub fn print(result: &Value, json: bool) -> Result<()> {
+    let text = if json { format!("{result}\n") } else { describe(result) };
+    let mut out = std::io::stdout();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|e| Error::io("write", "standard output", e))
+}
+
+fn describe(result: &Value) -> String {
+    let mut text = before_after(Some(&headlines(&result["before"])), &headlines(&result["after"]));
+    text += "\n";
+    let number = |key: &str| result["training"][key].as_f64().unwrap_or(0.0);
+    for (key, value) in result["training"].as_object().into_iter().flatten() {
+        if let (Some(pair), Some(cosine)) = (key.strip_prefix("cosine."), value.as_f64()) {
+            let pair = pair.replacen('.', " and ", 1);
+            text += &format!("cosine between the gradients of {pair}: {cosine:+.3} on average\n");
+        }
+    }
+    text += &format!(
+        "{} steps in {:.0} s, {:.0} tokens/s, at most {:.0} MB of tensors\n",
+        number("steps"),
+        number("seconds"),
+        number("tokens") / number("seconds").max(1e-9),
+        number("peak_memory_bytes") / 1e6
+    );
+    let run = result["run"].as_str().unwrap_or_default();
+    text + &format!("{run}: report.html, result.json, model/ (Hugging Face), checkpoints/, tensorboard/\n")
+}
+
+/// Writes `report.html` of a run from its result and its metrics log.
+pub fn write_report(run: &Path) -> Result<()> {
+    let read = |name: &str| -> Result<String> {
+        let path = run.join(name);
+        std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))
+    };
+    let result: Value = serde_json::from_str(&read("result.json")?)
+        .map_err(|e| Error::data(e.to_string()).at(run.join("result.json").display()))?;
+    let config: toml::Table = read("config.toml")?.parse().unwrap_or_default();
+    let data = ReportData {
+        title: run.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned()),
+        run: facts(&config, &result["training"]),
+        before: result.get("before").filter(|b| b.is_object()).cloned(),
+        after: result.get("after").cloned(),
+        history: report::read(&run.join("metrics.jsonl"))?,
+        tables: vec![settings_table(&config)],
+        notes: NOTES.iter().map(|n| n.to_string()).collect(),
+    };
+    report::write(&data, &run.join("report.html"))
+}
+
+const NOTES: [&str; 3] = [
+    "Ranking metrics are means over test requests, by the standard definitions, over all candidates.",
+    "Perplexity, KL (base to tuned, nats) and item mass are of held-out general text; perplexity and KL are over \
+     the base model's own vocabulary.",
+    "Compare forgetting of two methods at equal ranking quality or equal step length: a longer step changes both.",
+];
+
+fn facts(config: &toml::Table, training: &Value) -> Vec<(String, String)> {
+    let setting = |section: &str, key: &str| {
+        let value = config.get(section).and_then(|s| s.get(key));
+        value.map_or(String::new(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_string))
+    };
+    let number = |key: &str| training[key].as_f64().unwrap_or(0.0);
+    let mut facts = vec![
+        ("model".to_string(), setting("model", "path")),
+        ("data".into(), setting("data", "path")),
+        ("method".into(), setting("gems", "method")),
+        ("null space".into(), setting("null_space", "side")),
+        ("steps".into(), format!("{}", number("steps"))),
+        ("tokens".into(), format!("{:.0}", number("tokens"))),
+        ("seconds in steps".into(), format!("{:.1}", number("seconds"))),
+        ("peak memory of tensors".into(), format!("{:.1} MB", number("peak_memory_bytes") / 1e6)),
+    ];
+    let cosines = training.as_object().into_iter().flatten().filter(|(k, _)| k.starts_with("cosine."));
+    facts.extend(cosines.map(|(k, v)| {
+        (format!("mean {}", k.replace('.', " ")), format!("{:+.3}", v.as_f64().unwrap_or(0.0)))
+    }));
+    facts
+}
+
+fn settings_table(config: &toml::Table) -> ReportTable {
+    let mut rows = Vec::new();
+    collect("", config, &mut rows);
+    ReportTable {
+        title: "Settings".into(),
+        caption: "As resolved; config.toml of the run has them too.".into(),
+        header: vec!["setting".into(), "value".into()],
+        rows,
+    }
+}
+
+fn collect(prefix: &str, table: &toml::Table, rows: &mut Vec<Vec<String>>) {
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => collect(&format!("{prefix}{key}."), inner, rows),
+            other => rows.push(vec![format!("{prefix}{key}"), other.to_string()]),
+        }
+    }
+}
