@@ -119,7 +119,7 @@ mod tensorboard {
 
     fn masked(data: &[u8]) -> u32 {
         let crc = crc32c(data);
-        (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+        crc.rotate_right(15).wrapping_add(0xa282_ead8)
     }
 
     /// The records of a TFRecord file, every checksum checked.
