@@ -1,31 +1,34 @@
-//! What is shown and kept while a run goes on: progress, `metrics.jsonl`, TensorBoard events.
+//! What is shown and kept while a run goes on: progress, `metrics.jsonl`, TensorBoard events, `log.txt`.
 
 use crate::error::Result;
 use crate::gems::RefreshReport;
-use crate::report::{EventWriter, Line, MetricsLog, Progress, training_message};
+use crate::report::{EventWriter, Journal, Line, MetricsLog, Progress, training_message};
 use crate::train::run::RunDirectory;
 use crate::train::{Listener, StepRecord, refresh_json};
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
 
 /// Listens to a training run.
-pub struct Console {
+pub struct Console<'a> {
+    journal: &'a Journal,
     tasks: Vec<String>,
     log: MetricsLog,
     events: EventWriter,
     progress: Progress,
 }
 
-impl Console {
+impl<'a> Console<'a> {
     /// Of a run of `steps` steps that begins after step `done`; `resumed` says that it goes on.
     pub fn open(
         run: &RunDirectory,
+        journal: &'a Journal,
         tasks: &[String],
         (done, steps): (u64, u64),
         resumed: bool,
         quiet: bool,
     ) -> Result<Self> {
         Ok(Self {
+            journal,
             tasks: tasks.to_vec(),
             log: MetricsLog::open(&run.join("metrics.jsonl"), done)?,
             events: EventWriter::open(&run.join("tensorboard"), resumed.then_some(done))?,
@@ -42,7 +45,7 @@ impl Console {
     }
 }
 
-impl Listener for Console {
+impl Listener for Console<'_> {
     fn probed(&mut self, refresh: &RefreshReport) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), json!(0))]);
         line.extend(refresh_json(refresh, &self.tasks));
@@ -50,18 +53,30 @@ impl Listener for Console {
     }
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         let line = record.to_json(&self.tasks);
+        if record.report.refresh.is_some() {
+            self.journal.keep(&format!(
+                "renewed the bases after step {}: {}",
+                record.step,
+                training_message(&line)
+            ));
+        }
         self.progress.tick(record.step, || training_message(&line));
         self.write(&line)
     }
     fn validated(&mut self, step: u64, metrics: &BTreeMap<String, f64>, best: bool) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), json!(step)), ("best".to_string(), json!(best))]);
         line.extend(metrics.iter().map(|(k, v)| (format!("valid.{k}"), json!(v))));
+        let list: Vec<String> = metrics.iter().map(|(k, v)| format!("{k} {v:.4}")).collect();
+        let best = if best { ", the best so far" } else { "" };
+        self.journal.keep(&format!("validated after step {step}{best}: {}", list.join(", ")));
         self.write(&line)
     }
-    fn saved(&mut self, _: u64) -> Result<()> {
+    fn saved(&mut self, step: u64) -> Result<()> {
+        self.journal.keep(&format!("saved a checkpoint after step {step}"));
         self.log.sync()
     }
     fn note(&mut self, text: &str) {
+        self.journal.keep(text);
         self.progress.note(text);
     }
 }

@@ -1,6 +1,7 @@
 //! The commands: the only place that wires everything together.
 
 mod basis;
+mod compare;
 mod console;
 mod demo;
 mod device;
@@ -38,6 +39,7 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     Rank(rank::RankArgs),
     Export(export::ExportArgs),
+    Compare(compare::CompareArgs),
     /// Print the JSON schema of all settings, for editors and for reading.
     ConfigSchema,
     /// Print the completion script of a shell.
@@ -71,6 +73,7 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Rank(args) => rank::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::ConfigSchema => schema::print(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());

@@ -9,8 +9,8 @@ use std::path::Path;
 /// The measures of the table on the terminal; result.json and report.html have all.
 const HEADLINES: [&str; 6] = ["ndcg@10", "hit@10", "mrr@10", "perplexity", "kl", "item_mass"];
 
-/// Facts of a run's training from its metrics log: steps, tokens, seconds, peak memory, and the mean cosine
-/// between the gradients of each pair of tasks.
+/// Facts of a run's training from its metrics log: steps, tokens, seconds, peak memory, mean length of a step, and
+/// the mean cosine between the gradients of each pair of tasks.
 pub fn training(run: &Path) -> Result<Value> {
     let lines = report::read(&run.join("metrics.jsonl"))?;
     let steps: Vec<&Line> = lines.iter().filter(|l| l.contains_key("loss")).collect();
@@ -23,6 +23,8 @@ pub fn training(run: &Path) -> Result<Value> {
         "peak_memory_bytes".into(),
         json!(values("peak_memory_bytes").into_iter().fold(0.0, f64::max)),
     );
+    let norms = values("update_norm");
+    facts.insert("mean_update_norm".into(), json!(norms.iter().sum::<f64>() / norms.len().max(1) as f64));
     let mut pairs: Vec<&String> =
         steps.iter().flat_map(|l| l.keys()).filter(|k| k.starts_with("cosine.")).collect();
     pairs.sort();

@@ -11,13 +11,12 @@ use crate::eval::{EvaluateSettings, rank_split};
 use crate::export::write_merged;
 use crate::gems::{KnowledgeBasis, Side};
 use crate::model::{Model, StoredType};
-use crate::report::{Progress, read};
+use crate::report::{Journal, Progress, read};
 use crate::train::run::RunDirectory;
 use crate::train::{Ending, Trainer, checkpoint, restore};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Tune a model for search and recommendation together.
@@ -143,7 +142,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let config = args.configuration()?;
     let quiet = args.output.json;
     if config.model.path == args.demo_directory().join("model").display().to_string() && !args.resume {
-        say(quiet, "no --model and no --data: running the embedded demo (see docs/demo.md)");
+        if !quiet {
+            eprintln!("no --model and no --data: running the embedded demo (see docs/demo.md)");
+        }
         demo::unpack(&args.demo_directory())?;
     }
     let mut session = Session::open(config, &args.device)?;
@@ -152,6 +153,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let run = RunDirectory::open(&args.out(&session.config), args.resume)?;
     crate::files::write_atomically(&run.join("config.toml"), session.config.to_toml().as_bytes())?;
+    let command = if args.resume { "train --resume" } else { "train" };
+    let journal = Journal::open(&run.join("log.txt"), command, quiet)?;
+    journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.name()));
     let knowledge = knowledge(&session, &run, args, quiet)?;
     let reference = reference(&session)?;
     let stored = run.join("before.json");
@@ -164,7 +168,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
         _ => None,
     };
-    let outcome = tune(&mut session, &run, knowledge.as_ref(), args, quiet)?;
+    let outcome = tune(&mut session, &run, knowledge.as_ref(), args, &journal)?;
+    journal.keep(match outcome.ending {
+        Ending::Finished => "all steps are done",
+        Ending::Early => "stopped early: validation did not improve any more",
+        Ending::Interrupted => "interrupted",
+    });
     if outcome.ending == Ending::Interrupted {
         return Err(Error::new(
             Kind::Interrupted,
@@ -177,14 +186,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         let mut tuner = session.tuner(knowledge.as_ref())?;
         let tasks = session.data.tasks.clone();
         restore(&mut session.model, &mut tuner, &tasks, &found)?;
-        say(quiet, &format!("the best step by {} was {step}: using it", session.config.train.best_metric));
+        journal.say(&format!("the best step by {} was {step}: using it", session.config.train.best_metric));
     }
     let after = match session.config.train.evaluate_after {
         true => measure(&session, reference.as_ref(), quiet)?,
         false => Value::Object(Map::new()),
     };
     if session.config.train.export {
-        export(&session, &run, quiet)?;
+        export(&session, &run, &journal)?;
     }
     let training = summary::training(&run.path)?;
     let result = json!({
@@ -193,12 +202,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     crate::files::write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
     summary::write_report(&run.path)?;
     summary::print(&result, args.output.json)
-}
-
-fn say(quiet: bool, text: &str) {
-    if !quiet {
-        let _ = writeln!(std::io::stderr(), "{text}");
-    }
 }
 
 /// The basis given, kept by an earlier start of the run, or learned now.
@@ -244,7 +247,7 @@ fn tune(
     run: &RunDirectory,
     knowledge: Option<&KnowledgeBasis>,
     args: &TrainArgs,
-    quiet: bool,
+    journal: &Journal,
 ) -> Result<crate::train::Outcome> {
     let mut tuner = session.tuner(knowledge)?;
     let interrupted = super::catch_interrupts()?;
@@ -254,7 +257,8 @@ fn tune(
         true => checkpoint::list(&run.join("checkpoints"))?.last().map_or(0, |(step, _)| *step),
         false => 0,
     };
-    let mut listener = Console::open(run, &data.tasks, (keep, config.train.steps), args.resume, quiet)?;
+    let mut listener =
+        Console::open(run, journal, &data.tasks, (keep, config.train.steps), args.resume, args.output.json)?;
     let norms = match &args.match_step {
         Some(path) => Some(update_norms(path)?),
         None => None,
@@ -313,7 +317,7 @@ pub fn probe(session: &Session) -> Result<crate::model::Inference> {
     Ok(crate::model::general_pass(&session.model, &prompts))
 }
 
-fn export(session: &Session, run: &RunDirectory, quiet: bool) -> Result<()> {
+fn export(session: &Session, run: &RunDirectory, journal: &Journal) -> Result<()> {
     let dir = run.join("model");
     if dir.exists() {
         std::fs::remove_dir_all(&dir).map_err(|e| Error::io("replace", &dir, e))?;
@@ -321,6 +325,6 @@ fn export(session: &Session, run: &RunDirectory, quiet: bool) -> Result<()> {
     let tokenizer = |dir: &Path| session.vocabulary.save(dir, &session.data.items);
     let worst =
         write_merged(&session.model, &session.base, &dir, StoredType::F32, &tokenizer, &probe(session)?)?;
-    say(quiet, &format!("wrote {} (largest logit difference on reading back: {worst:.1e})", dir.display()));
+    journal.say(&format!("wrote {} (largest logit difference on reading back: {worst:.1e})", dir.display()));
     Ok(())
 }

@@ -32,9 +32,7 @@ pub fn write_merged(
     }
     let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let aside = tempfile::Builder::new()
-        .prefix(".exporting-")
-        .tempdir_in(parent)
+    let aside = crate::files::directory_aside(parent, ".exporting-")
         .map_err(|e| Error::io("write an export", parent, e))?;
     let path = aside.path();
     let config = base.join("config.json");

@@ -10,15 +10,19 @@ mod comparison;
 mod figures;
 mod format;
 mod html;
+mod journal;
 mod log;
 mod plot;
 mod progress;
+mod runs;
 mod table;
 mod tensorboard;
 
 pub use html::{ReportData, ReportTable, render, write};
+pub use journal::Journal;
 pub use log::{MetricsLog, read};
 pub use progress::{Progress, training_message};
+pub use runs::side_by_side;
 pub use table::{before_after, print_before_after};
 pub use tensorboard::EventWriter;
 

@@ -1,8 +1,7 @@
 //! Progress of anything that takes a while, on standard error only: standard output belongs to results.
 
 use super::Line;
-use super::format::compact;
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -200,10 +199,10 @@ pub fn training_message(line: &Line) -> String {
         parts.push(format!("gates {gates}"));
     }
     if let Some(rate) = find("tokens_per_second") {
-        parts.push(format!("{} tok/s", compact(rate.round())));
+        parts.push(format!("{} tok/s", HumanCount(rate.round() as u64)));
     }
     if let Some(bytes) = find("memory_bytes") {
-        parts.push(format!("{:.1} GiB", bytes / f64::from(1u32 << 30)));
+        parts.push(BinaryBytes(bytes as u64).to_string());
     }
     parts.join(" · ")
 }

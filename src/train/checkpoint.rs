@@ -53,9 +53,7 @@ pub fn save(
     state: Value,
 ) -> Result<PathBuf> {
     fs::create_dir_all(root).map_err(|e| Error::io("create the checkpoint directory", root, e))?;
-    let aside = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempdir_in(root)
+    let aside = crate::files::directory_aside(root, ".writing-")
         .map_err(|e| Error::io("write a checkpoint", root, e))?;
     let mut files = BTreeMap::new();
     for (stem, tensors) in tensors {

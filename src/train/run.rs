@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 pub struct RunDirectory {
     /// The directory.
     pub path: PathBuf,
-    lock: File,
+    /// Locked as long as it is open. The file itself stays: removing it could part two processes' locks.
+    _lock: File,
 }
 
 impl RunDirectory {
@@ -49,7 +50,7 @@ impl RunDirectory {
         }
         let _ = lock.set_len(0);
         let _ = writeln!(lock, "{}", std::process::id());
-        Ok(Self { path: path.to_path_buf(), lock })
+        Ok(Self { path: path.to_path_buf(), _lock: lock })
     }
     /// A path inside the run directory.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -61,12 +62,5 @@ impl RunDirectory {
             .map(|n| root.join(if n == 1 { stem.to_string() } else { format!("{stem}-{n}") }))
             .find(|p| !p.join("metrics.jsonl").exists() && !p.join("checkpoints").exists())
             .unwrap_or_else(|| root.join(stem))
-    }
-}
-
-impl Drop for RunDirectory {
-    fn drop(&mut self) {
-        let _ = self.lock.unlock();
-        let _ = fs::remove_file(self.path.join(".lock"));
     }
 }

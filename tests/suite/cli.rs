@@ -147,6 +147,12 @@ fn train_evaluate_rank_and_export_on_every_family() {
         }
         assert!(steps.iter().any(|l| l.get("energy.shared").is_some() && l.get("room").is_some()));
         assert!(out.join("model/model.safetensors").is_file());
+        let told = fs::read_to_string(out.join("log.txt")).unwrap();
+        for text in
+            ["train", "saved a checkpoint after step 8", "validated after step 4", "all steps are done"]
+        {
+            assert!(told.contains(text), "{text:?} in {told}");
+        }
 
         let evaluated = engine()
             .args(["evaluate", "--json", "--run"])
@@ -224,6 +230,25 @@ fn every_method_and_identity_trains() {
     for (a, b) in norms(&matched).iter().zip(norms(&dir.path().join("galore"))) {
         assert!((a - b).abs() < 1e-4 * b, "{a} not {b}");
     }
+
+    let compare = |names: &[&str]| {
+        let runs = names.iter().map(|n| dir.path().join(n));
+        engine().args(["compare", "--json"]).args(runs).assert()
+    };
+    let done = compare(&["galore", "matched", "full"]).success();
+    let compared = result(&done.get_output().stdout);
+    assert_eq!(compared["runs"][2]["settings"]["gems.method"], "full");
+    for (run, name) in [(0, "galore"), (1, "matched"), (2, "full")] {
+        let mean = norms(&dir.path().join(name)).iter().sum::<f64>() / 3.0;
+        let told = compared["runs"][run]["training"]["mean_update_norm"].as_f64().unwrap();
+        assert!((told - mean).abs() < 1e-9 * mean, "{name}: {told} not {mean}");
+        assert!(compared["runs"][run]["rec"]["ndcg@10"].is_number());
+    }
+    // Only the run whose steps are of another length is warned of.
+    let notes: Vec<&str> =
+        compared["notes"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    assert!(notes.len() == 1 && notes[0].starts_with("full: its steps are"), "{notes:?}");
+    compare(&["galore", "nowhere"]).code(1).stderr(predicate::str::contains("a run that has finished"));
 }
 
 #[test]

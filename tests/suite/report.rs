@@ -321,7 +321,7 @@ mod progress {
             "tokens_per_second": 12345.6, "memory_bytes": 1.5 * 1024.0 * 1024.0 * 1024.0,
         });
         let message = training_message(&line(step));
-        assert_eq!(message, "loss rec 1.500 search 2.500 · gates rec 0.250 · 12.346k tok/s · 1.5 GiB");
+        assert_eq!(message, "loss rec 1.500 search 2.500 · gates rec 0.250 · 12,346 tok/s · 1.50 GiB");
         assert_eq!(training_message(&line(json!({"loss": 0.5}))), "loss 0.500");
         assert_eq!(training_message(&Line::new()), "");
     }

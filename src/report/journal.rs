@@ -1,0 +1,42 @@
+//! `log.txt`: what a run told its user, with the time since it was opened; a resumed run appends to it.
+
+use crate::error::{Error, Result};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Tells the user on standard error, unless quiet, and keeps what was told.
+pub struct Journal {
+    file: File,
+    opened: Instant,
+    quiet: bool,
+}
+
+impl Journal {
+    /// Opens `path` for appending. `command` is the first thing noted.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn open(path: &Path, command: &str, quiet: bool) -> Result<Self> {
+        let failed = |e| Error::io("write the log", path, e);
+        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        writeln!(file, "# {command} (gems-engine {}, Unix time {now})", env!("CARGO_PKG_VERSION"))
+            .map_err(failed)?;
+        Ok(Self { file, opened: Instant::now(), quiet })
+    }
+
+    /// Tells and keeps.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+        self.keep(text);
+    }
+
+    /// Keeps only: what was shown in another way. A log that cannot be written is no reason to stop the work.
+    pub fn keep(&self, text: &str) {
+        let _ = writeln!(&self.file, "{:9.1} s  {text}", self.opened.elapsed().as_secs_f64());
+    }
+}
