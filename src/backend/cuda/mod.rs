@@ -1,6 +1,6 @@
 //! The kernel backend: launches the kernels in `kernels/` on a GPU or on the host SIMT machine.
 //!
-//! Everything above [`Driver`] is the same for both: memory, launch geometry, arguments, the choice between
+//! Everything above `Driver` is the same for both: memory, launch geometry, arguments, the choice between
 //! tensor-core and plain kernels. So `cargo test` runs, on any CPU, what a GPU will run.
 
 mod attention;
