@@ -15,8 +15,10 @@ pub enum Kind {
     Data,
     /// A checkpoint, a tokenizer or a basis cannot be read or does not fit (exit code 1).
     Model,
-    /// A device is missing, too old, out of memory or lost (exit code 1).
+    /// A device is missing, too old or lost (exit code 1).
     Device,
+    /// A device's memory is full (exit code 1).
+    Memory,
     /// The file system said no (exit code 1).
     Io,
     /// NaN, infinity, a decomposition that does not converge (exit code 1).

@@ -13,6 +13,8 @@ mod data;
 mod eval;
 #[path = "suite/gems.rs"]
 mod gems;
+#[path = "suite/gpu.rs"]
+mod gpu;
 #[path = "suite/model.rs"]
 mod model;
 #[path = "suite/prepare.rs"]

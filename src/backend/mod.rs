@@ -17,6 +17,8 @@ pub mod cpu;
 pub mod cuda;
 mod pool;
 mod tensor;
+pub mod timed;
+pub mod trace;
 
 pub use pool::{HostBuffer, HostPool, MemoryUse};
 pub use tensor::{DType, DeviceBuffer, Indices, Mat, MatMut, Storage, Tensor};
@@ -205,6 +207,22 @@ pub trait Backend: Send + Sync {
     fn reset_peak_memory(&self);
     /// Waits for everything launched; an error that occurred meanwhile comes out here.
     fn synchronize(&self) -> Result<()>;
+    /// From now on remembers what is launched. The CPU backend does so inside a [`timed::Timed`].
+    fn record(&self) -> Result<()> {
+        Ok(())
+    }
+    /// What was launched since [`Backend::record`], and ends that. Waits.
+    fn recorded(&self) -> Result<Vec<trace::Record>> {
+        Ok(Vec::new())
+    }
+    /// What the device can do at most, where it says so.
+    fn peaks(&self) -> Option<trace::Peaks> {
+        None
+    }
+    /// Tells an external profiler (Nsight) that the steps worth looking at begin or end.
+    fn profiler(&self, _on: bool) -> Result<()> {
+        Ok(())
+    }
 
     // ---- memory -----------------------------------------------------------------------------
     /// `rows x cols` elements of unspecified value.

@@ -27,18 +27,27 @@ pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
     }
 }
 
-fn auto(precision: Precision, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
-    if precision != Precision::F32 && driver_present() {
-        if architectures().is_empty() {
-            eprintln!(
-                "note: this binary has no GPU kernels; computing on the CPU (`gems-engine doctor` says more)"
-            );
-        } else {
-            match Cuda::open_device(0) {
-                Ok(gpu) => return Ok(gpu),
-                Err(error) => eprintln!("note: computing on the CPU, because: {error}"),
-            }
-        }
+/// What `auto` takes: the first GPU, if it works (`None`: the CPU), and why.
+pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
+    if precision == Precision::F32 {
+        return (None, "precision is f32, which is the CPU's".into());
     }
-    Cpu::open(args.threads)
+    if !driver_present() {
+        return (None, "there is no CUDA driver on this machine".into());
+    }
+    if architectures().is_empty() {
+        return (None, "there is a driver, but this program was built without GPU kernels".into());
+    }
+    match Cuda::open_device(0) {
+        Ok(gpu) => (Some(gpu), "the driver, a GPU and kernels for it are there".into()),
+        Err(error) => (None, error.to_string()),
+    }
+}
+
+fn auto(precision: Precision, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
+    let (gpu, why) = automatic(precision);
+    if gpu.is_none() && precision != Precision::F32 && driver_present() {
+        eprintln!("note: computing on the CPU, because {why} (`gems-engine doctor` says more)");
+    }
+    gpu.map_or_else(|| Ok(Cpu::open(args.threads)? as Arc<dyn Backend>), Ok)
 }

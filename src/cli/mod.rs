@@ -5,6 +5,7 @@ mod compare;
 mod console;
 mod demo;
 mod device;
+mod doctor;
 mod evaluate;
 mod export;
 mod measure;
@@ -40,6 +41,7 @@ enum Command {
     Rank(rank::RankArgs),
     Export(export::ExportArgs),
     Compare(compare::CompareArgs),
+    Doctor(doctor::DoctorArgs),
     /// Print the JSON schema of all settings, for editors and for reading.
     ConfigSchema,
     /// Print the completion script of a shell.
@@ -74,6 +76,7 @@ fn run(command: Command) -> Result<()> {
         Command::Rank(args) => rank::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::ConfigSchema => schema::print(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());

@@ -17,7 +17,7 @@ use super::settings::{
 use super::subspaces::{SubspaceOptions, Subspaces};
 use super::surgery::pcgrad_weights;
 use super::window::Streams;
-use crate::backend::{Backend, DType, Mat, Tensor};
+use crate::backend::{Backend, DType, Mat, Tensor, trace};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -422,6 +422,7 @@ impl Tuner {
     /// Ends a step: applies its update. Nothing is changed when a loss or gradient is not finite.
     pub fn finish_step(&mut self, parameters: &mut dyn Parameters, input: &StepInput) -> Result<StepReport> {
         self.observing = false;
+        let _span = trace::span("optimizer");
         let products = self.products()?;
         let finite = input.losses.iter().all(|l| l.is_finite()) && products.finite();
         if !finite {
@@ -508,6 +509,12 @@ impl Tuner {
                 None => layer.engine().apply(parameters.linear(site), update, 1.0, &step)?,
             }
         }
+        for (i, p) in self.dense.iter_mut().enumerate() {
+            let Some(p) = p else { continue };
+            let lr = if matches!(p.role, DenseRole::Rows { .. }) { input.lr_rows } else { input.lr };
+            p.step(parameters.dense(i), lr, &step, self.protected_rows.as_ref())?;
+        }
+        // The only wait of the update, after all of it was launched.
         let squares = be.download(norms.mat())?;
         let mut norm = squares.iter().map(|v| *v as f64).sum::<f64>().max(0.0).sqrt();
         if let Some(target) = input.target_norm {
@@ -519,15 +526,11 @@ impl Tuner {
                 }
             }
         }
-        for (i, p) in self.dense.iter_mut().enumerate() {
-            let Some(p) = p else { continue };
-            let lr = if matches!(p.role, DenseRole::Rows { .. }) { input.lr_rows } else { input.lr };
-            p.step(parameters.dense(i), lr, &step, self.protected_rows.as_ref())?;
-        }
         Ok(norm)
     }
 
     fn refresh(&mut self, parameters: &mut dyn Parameters) -> Result<RefreshReport> {
+        let _span = trace::span("refresh");
         let mut report = RefreshReport::default();
         let (mut energies, mut rooms) = (Vec::<Vec<f64>>::new(), Vec::new());
         for (site, s) in self.subspaces() {

@@ -5,7 +5,7 @@ use super::forward::{
 };
 use super::layout::{AttentionBlock, Block, FeedForward, Stack};
 use super::{LinearGradient, Model, Tap, Want};
-use crate::backend::{DType, Mat, RowGroups, Tensor};
+use crate::backend::{DType, Mat, RowGroups, Tensor, trace};
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -67,6 +67,7 @@ impl Backward<'_> {
         self.norm(stack.final_norm, &saved.s, &saved.inv_rms, g.mat(), &mut stream, false, segments)?;
         drop((g, saved.s, saved.inv_rms));
         for (index, (block, kept)) in stack.blocks.iter().zip(saved.blocks).enumerate().rev() {
+            let _span = trace::numbered(block.name(), index);
             let inner = match kept.inner {
                 Some(inner) => inner,
                 None => {

@@ -6,7 +6,7 @@
 
 use super::layout::{AttentionBlock, Block, FeedForward, Stack};
 use super::{Model, Packed};
-use crate::backend::{Attention, DType, Indices, Mask, Mat, RelativeBias, Tensor};
+use crate::backend::{Attention, DType, Indices, Mask, Mat, RelativeBias, Tensor, trace};
 use crate::error::Result;
 use std::ops::Range;
 
@@ -131,6 +131,7 @@ impl Model {
         let mut stream = Some(embedded);
         let mut delta: Option<Tensor> = None;
         for (index, block) in stack.blocks.iter().enumerate() {
+            let _span = trace::numbered(block.name(), index);
             let last = index + 1 == stack.blocks.len();
             let rows = wanted.filter(|_| last).map(|(rows, _)| rows);
             let (s, n, inv_rms) = self.advance(&mut stream, &saved, delta.take(), block.norm(), rows)?;

@@ -124,6 +124,13 @@ pub enum Block {
 }
 
 impl Block {
+    /// What it is, for traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Block::Attention(_) => "attention",
+            Block::FeedForward(_) => "feed-forward",
+        }
+    }
     /// The norm in front.
     pub fn norm(&self) -> usize {
         match self {

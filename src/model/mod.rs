@@ -12,6 +12,7 @@ mod layout;
 mod load;
 mod plan;
 mod save;
+pub mod shapes;
 mod tap;
 mod text;
 mod weights;
@@ -27,7 +28,7 @@ pub use tap::{LinearGradient, Tap, Want};
 pub use text::{general_pass, passes};
 pub use weights::Weights;
 
-use crate::backend::{AdaptedLinear, Backend, DType, HeadGradient, Indices, Mat, MatMut, Tensor};
+use crate::backend::{AdaptedLinear, Backend, DType, HeadGradient, Indices, Mat, MatMut, Tensor, trace};
 use crate::error::Result;
 use backward::{Backward, DenseSums};
 use forward::{Rows, SavedStack, Surroundings};
@@ -116,6 +117,7 @@ impl Model {
     /// Runs a batch: the negative log-likelihood of every label and, with a `tap` (whose wishes decide
     /// what is computed), everything a backward pass needs. `checkpointing` keeps block inputs only.
     pub fn forward(&self, batch: &Batch, checkpointing: bool, tap: Option<&dyn Tap>) -> Result<Forward> {
+        let _span = trace::span("forward");
         let be = &self.backend;
         let keep = match (tap, checkpointing) {
             (None, _) => Keep::Nothing,
@@ -141,6 +143,7 @@ impl Model {
         let (x, saved) =
             self.run_stack(self.layout.decoder(), &around, self.embed(&rows)?, wanted, keep, &mut None)?;
 
+        let _span = trace::span("head");
         let count = labels.rows.len();
         let targets = be.indices(&labels.targets)?;
         let weights = be.tensor(&labels.weights, count, 1, DType::F32)?;
@@ -167,9 +170,12 @@ impl Model {
         Ok(Forward { nll, saved: Some(saved) })
     }
 
-    /// The backward pass of `forward` (which must have been run with a tap that wanted the same).
-    pub fn backward(&self, forward: Forward, tap: &mut dyn Tap) -> Result<()> {
-        let Some(saved) = forward.saved else { return Ok(()) };
+    /// The backward pass of `forward` (which must have been run with a tap that wanted the same); gives back
+    /// the negative log-likelihoods, `[labels x 1]`.
+    pub fn backward(&self, forward: Forward, tap: &mut dyn Tap) -> Result<Tensor> {
+        let Forward { nll, saved } = forward;
+        let Some(saved) = saved else { return Ok(nll) };
+        let _span = trace::span("backward");
         let Saved { encoder, decoder, decoder_saved, label_rows, label_segments, dx, sums } = saved;
         let mut pass = Backward { model: self, tap, sums };
         let mut memory_gradient = match &encoder {
@@ -198,7 +204,7 @@ impl Model {
         for (index, sum) in sums.0 {
             tap.dense(index, sum.mat())?;
         }
-        Ok(())
+        Ok(nll)
     }
 
     /// Whether anybody wants the gradient of a stack's embedded input, or of its first norm.

@@ -1,6 +1,6 @@
 //! One optimizer step: where the model's gradients meet the method.
 
-use crate::backend::{AdaptedLinear, Mat, MatMut};
+use crate::backend::{AdaptedLinear, Mat, MatMut, Tensor};
 use crate::error::Result;
 use crate::gems::{DenseRole, Embeddings, OptimizerSettings, Parameters, Scales, SiteShape, Tapped, Tuner};
 use crate::model::{Batch, DenseKind, LinearGradient, Model, Tap, Want};
@@ -87,17 +87,15 @@ impl Tap for GradientTap<'_> {
 }
 
 /// Runs one micro-batch forward and backward and hands its gradients to the tuner; returns the negative
-/// log-likelihood of every label.
+/// log-likelihood of every label, `[labels x 1]` on the device: nothing here waits for it.
 pub fn micro_step(
     model: &Model,
     tuner: &mut Tuner,
     batch: &Batch,
     scales: &Scales,
     checkpointing: bool,
-) -> Result<Vec<f32>> {
+) -> Result<Tensor> {
     let mut tap = GradientTap { tuner, scales };
     let forward = model.forward(batch, checkpointing, Some(&tap))?;
-    let nll = forward.nll(&*model.backend)?;
-    model.backward(forward, &mut tap)?;
-    Ok(nll)
+    model.backward(forward, &mut tap)
 }

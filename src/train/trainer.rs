@@ -248,11 +248,16 @@ impl Trainer<'_> {
         let tasks = self.tasks.len();
         let step_scales = scales(&labels_per_task(&data.batches, tasks));
         let mut losses = vec![(0.0, 0); tasks];
+        let mut negatives = Vec::new();
         for batch in &data.batches {
             let own = self.published.then(|| scales(&labels_per_task([batch], tasks)));
             let scales = own.as_ref().unwrap_or(&step_scales);
             let checkpointing = self.settings.activation_checkpointing;
-            let nll = micro_step(self.model, self.tuner, batch, scales, checkpointing)?;
+            negatives.push(micro_step(self.model, self.tuner, batch, scales, checkpointing)?);
+        }
+        // The losses are waited for once every pass was launched.
+        for (batch, nll) in data.batches.iter().zip(&negatives) {
+            let nll = self.model.backend.download(nll.mat())?;
             for (loss, range) in losses.iter_mut().zip(&batch.labels.segments) {
                 loss.0 += nll[range.clone()].iter().map(|v| *v as f64).sum::<f64>();
                 loss.1 += range.len();

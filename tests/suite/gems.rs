@@ -213,6 +213,7 @@ fn golden_published_runs_end_to_end() {
                     batch.labels.weights.iter_mut().for_each(|w| *w /= micro as f32);
                     let labels = labels_per_task([&batch], 2);
                     let nll = micro_step(&model, &mut tuner, &batch, &scales(&labels), j % 2 == 1).unwrap();
+                    let nll = model.backend.download(nll.mat()).unwrap();
                     let losses = &log["micro_losses"][j];
                     let mean = |r: std::ops::Range<usize>| {
                         nll[r.clone()].iter().map(|v| *v as f64).sum::<f64>() / r.len() as f64
@@ -501,6 +502,7 @@ fn golden_lora_training() {
             for want in floats(&training["losses"]) {
                 tuner.begin_step().unwrap();
                 let nll = micro_step(&model, &mut tuner, &batch, &scales(&labels), false).unwrap();
+                let nll = model.backend.download(nll.mat()).unwrap();
                 let loss = nll.iter().map(|v| *v as f64).sum::<f64>() / nll.len() as f64;
                 assert!((loss - want).abs() < 1e-4 * want, "{name}: {loss} not {want}");
                 let counts = vec![1.0; 2];

@@ -5,6 +5,7 @@ use super::driver::Shape;
 use super::launch::{View, address, tag, view, view_mut};
 use super::rows::{Segment, segments};
 use crate::backend::cpu::relative_position_bucket;
+use crate::backend::trace::{Work, bytes};
 use crate::backend::{Attention, DType, Indices, Mask, Mat, MatMut, RelativeBias};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -140,6 +141,7 @@ impl Cuda {
         (offsets, tile, heads): (&Indices, usize, usize),
         shared: usize,
         a: &AttentionArguments,
+        work: Work,
     ) -> Result<()> {
         let count = offsets.len().saturating_sub(1);
         for start in (0..count).step_by(SEQUENCES) {
@@ -152,7 +154,8 @@ impl Cuda {
             let arguments =
                 AttentionArguments { q_offsets: a.q_offsets + shift, k_offsets: a.k_offsets + shift, ..*a };
             let shape = Shape::line(tiles, 128).grid_yz(heads, end - start).shared(shared);
-            self.launch(kernel, shape, &arguments)?;
+            let work = if start == 0 { work } else { Work::default() };
+            self.launch(kernel, shape, &arguments, work)?;
         }
         Ok(())
     }
@@ -168,15 +171,16 @@ impl Cuda {
         let dtype = qkv.0.dtype;
         let a = self.attention_arguments(spec, qkv)?;
         let a = AttentionArguments { out: view_mut(&out), lse: view_mut(&lse), ..a };
+        let work = Work::attention(spec, dtype, (2, 2, 2));
         match Self::tile_size(spec, dtype, &[a.q, a.k, a.v]) {
             Some(d) => {
                 let over = (spec.q_offsets, 64, spec.heads);
-                self.over_sequences(&format!("attention_tc_{d}"), over, 3 * 64 * d * 2, &a)
+                self.over_sequences(&format!("attention_tc_{d}"), over, 3 * 64 * d * 2, &a, work)
             }
             None => {
                 let over = (spec.q_offsets, 4, spec.heads);
                 let name = format!("attention_rows_{}", tag(dtype));
-                self.over_sequences(&name, over, rows_shared(spec.head_dim), &a)
+                self.over_sequences(&name, over, rows_shared(spec.head_dim), &a, work)
             }
         }
     }
@@ -208,22 +212,38 @@ impl Cuda {
         };
         if out.rows > 0 {
             let threads = out.rows * spec.heads * 32;
-            self.launch(&format!("attention_delta_{}", tag(dtype)), Shape::cover(threads), &a)?;
+            let work = Work::new(2 * bytes(out) + bytes(delta.mat()), 2 * (out.rows * out.cols) as u64);
+            self.launch(&format!("attention_delta_{}", tag(dtype)), Shape::cover(threads), &a, work)?;
         }
+        // Both compute scores and their gradients: three products for dq, four for dk and dv.
+        let work_q = Work::attention(spec, dtype, (3, 2, 3));
+        let work_k = Work::attention(spec, dtype, (2, 4, 4));
         match Self::tile_size(spec, dtype, &[a.q, a.k, a.v, a.dout]) {
             Some(d) => {
                 let queries = if d == 64 { 64 } else { 32 };
                 let (over_q, over_k) =
                     ((spec.q_offsets, 64, spec.heads), (spec.k_offsets, 64, spec.kv_heads));
-                self.over_sequences(&format!("attention_dq_tc_{d}"), over_q, 4 * 64 * d * 2, &a)?;
+                self.over_sequences(&format!("attention_dq_tc_{d}"), over_q, 4 * 64 * d * 2, &a, work_q)?;
                 let shared = (2 * 64 + 2 * queries) * d * 2 + 8 * queries;
-                self.over_sequences(&format!("attention_dkv_tc_{d}"), over_k, shared, &a)?;
+                self.over_sequences(&format!("attention_dkv_tc_{d}"), over_k, shared, &a, work_k)?;
             }
             None => {
                 let (over_q, over_k) = ((spec.q_offsets, 4, spec.heads), (spec.k_offsets, 4, spec.kv_heads));
                 let shared = rows_shared(spec.head_dim);
-                self.over_sequences(&format!("attention_dq_rows_{}", tag(dtype)), over_q, shared, &a)?;
-                self.over_sequences(&format!("attention_dkv_rows_{}", tag(dtype)), over_k, shared, &a)?;
+                self.over_sequences(
+                    &format!("attention_dq_rows_{}", tag(dtype)),
+                    over_q,
+                    shared,
+                    &a,
+                    work_q,
+                )?;
+                self.over_sequences(
+                    &format!("attention_dkv_rows_{}", tag(dtype)),
+                    over_k,
+                    shared,
+                    &a,
+                    work_k,
+                )?;
             }
         }
         match (dbias, &spec.bias) {
@@ -252,7 +272,10 @@ impl Cuda {
         let partial = self.scratch(sequences * buckets, spec.heads)?;
         let arguments = AttentionBiasArguments { attention: *a, partial: view(partial.mat()) };
         let shape = Shape::line(1, 64).grid_yz(spec.heads, sequences).shared(64 * buckets * 4);
-        self.launch(&format!("attention_bias_{}", tag(dtype)), shape, &arguments)?;
+        // Scores and their gradients once more, of every pair.
+        let pairs = Work::attention(spec, dtype, (2, 2, 2));
+        let work = Work::new(pairs.bytes + bytes(partial.mat()), pairs.flops);
+        self.launch(&format!("attention_bias_{}", tag(dtype)), shape, &arguments, work)?;
         for (i, ranges) in ranges.chunks(64).enumerate() {
             let first = i * 64 * buckets;
             let rows = dbias.reborrow().row_range(first..first + ranges.len() * buckets);
@@ -264,7 +287,8 @@ impl Cuda {
                 segment: segments(ranges),
             };
             let shape = Shape::cover(buckets * spec.heads).grid_yz(ranges.len(), 1);
-            self.launch("attention_bias_sum", shape, &arguments)?;
+            let work = Work::new(bytes(partial.mat()) + 2 * bytes(rows.as_mat()), bytes(partial.mat()) / 4);
+            self.launch("attention_bias_sum", shape, &arguments, work)?;
         }
         Ok(())
     }

@@ -1,6 +1,10 @@
-//! What a device must offer to run the kernels. Two drivers: a GPU, and the host SIMT machine.
+//! What a device must offer to run the kernels. Two drivers compute, a GPU and the host SIMT machine; two
+//! are for tests and measurements: one that computes nothing, and one that fails on purpose.
 
+use crate::backend::trace::Peaks;
 use crate::error::Result;
+use cudarc::driver::CudaEvent;
+use std::time::Instant;
 
 /// A device that holds memory and launches kernels by name. Work is done in the order it is given.
 pub trait Driver: Send + Sync {
@@ -24,6 +28,46 @@ pub trait Driver: Send + Sync {
     fn max_shared(&self) -> usize;
     /// Whether memory is worth keeping for the next tensor (false where each allocation is watched).
     fn recycles(&self) -> bool;
+
+    /// Whether kernels compute something, so that their times mean something.
+    fn computes(&self) -> bool {
+        true
+    }
+    /// The moment at which all work given so far will be done.
+    fn mark(&self) -> Result<Moment> {
+        Ok(Moment::Host(Instant::now()))
+    }
+    /// What the device can do at most, where it says so.
+    fn peaks(&self) -> Option<Peaks> {
+        None
+    }
+    /// How much of the device's memory is left, and who else uses it, in words.
+    fn room(&self) -> Option<String> {
+        None
+    }
+    /// Tells an external profiler that what it should look at begins or ends.
+    fn profiler(&self, _on: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A moment in a device's work.
+pub enum Moment {
+    /// On the host's clock, for drivers that are done when they return.
+    Host(Instant),
+    /// On the device's.
+    Device(CudaEvent),
+}
+
+impl Moment {
+    /// Seconds from `earlier` to this moment; waits for it.
+    pub fn since(&self, earlier: &Moment) -> Option<f64> {
+        match (earlier, self) {
+            (Moment::Host(a), Moment::Host(b)) => Some(b.duration_since(*a).as_secs_f64()),
+            (Moment::Device(a), Moment::Device(b)) => a.elapsed_ms(b).ok().map(|ms| ms as f64 / 1e3),
+            _ => None,
+        }
+    }
 }
 
 /// How a kernel is spread out: blocks, threads of a block, bytes of shared memory of a block.
@@ -53,5 +97,9 @@ impl Shape {
     /// The same with `y` and `z` blocks in the other directions.
     pub fn grid_yz(self, y: usize, z: usize) -> Self {
         Self { grid: [self.grid[0], y as u32, z as u32], ..self }
+    }
+    /// Blocks in all directions.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|n| u64::from(*n)).product()
     }
 }

@@ -1,10 +1,18 @@
 //! A GPU as a driver, through the CUDA driver library, which is loaded when the first device is opened.
+//!
+//! All work goes to one stream of its own, in order. Memory is taken from the stream's pool; uploads go through
+//! pinned memory and are not waited for. Only downloads and [`Driver::synchronize`] wait.
 
-use super::driver::{Driver, Shape};
+use super::driver::{Driver, Moment, Shape};
+use super::faulty::lost;
 use super::images;
+use super::staging::Ring;
+use crate::backend::trace::Peaks;
 use crate::error::{Error, Result};
-use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum, CUresult};
-use cudarc::driver::{CudaContext, DriverError, result, sys};
+use cudarc::driver::sys::{
+    CUdevice_attribute_enum as Attribute, CUevent_flags_enum, CUfunction_attribute_enum, CUresult,
+};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
@@ -12,18 +20,34 @@ use std::sync::{Arc, Mutex};
 /// Shared memory of a block that needs no asking.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 
+/// Half of the pinned ring that uploads go through.
+const HALF: usize = 4 << 20;
+
 #[derive(Clone, Copy)]
 struct Function(sys::CUfunction);
 // Sound: a function handle may be used from any thread once the context is current there.
 unsafe impl Send for Function {}
 
+/// Pinned memory for uploads.
+struct Staging {
+    ring: Ring,
+    base: *mut u8,
+    read: [Option<CudaEvent>; 2],
+}
+// Sound: the memory belongs to this structure alone, which a mutex guards.
+unsafe impl Send for Staging {}
+
 /// One GPU and the modules loaded on it.
 pub struct Gpu {
     context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
     name: String,
     multiprocessors: usize,
     max_shared: usize,
+    pooled: bool,
+    peaks: Option<Peaks>,
     functions: Mutex<HashMap<String, Function>>,
+    staging: Mutex<Staging>,
 }
 
 /// Whether there is a driver library at all.
@@ -32,20 +56,54 @@ pub fn driver_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-fn explain(error: DriverError) -> Error {
-    let base = Error::device(format!("the CUDA driver says {error}"));
+/// What a driver's error means, and what to do about it.
+pub fn explain(error: DriverError) -> Error {
+    use CUresult as C;
+    let base = Error::device(format!("the CUDA driver says {:?}", error.0));
     match error.0 {
-        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
-        | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-        | CUresult::CUDA_ERROR_INVALID_IMAGE => base.remedy(
+        C::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | C::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | C::CUDA_ERROR_INVALID_IMAGE => base.remedy(
             "update the driver, or build with an older CUDA compiler or for this GPU (GEMS_CUDA_ARCHS)",
         ),
-        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS | CUresult::CUDA_ERROR_LAUNCH_FAILED => base.remedy(
-            "this is a bug of a kernel: run the same command with --device simt, which names it, and report it",
+        C::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | C::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
+            base.remedy("the driver library and the kernel module differ: reboot, or reinstall the driver")
+        }
+        C::CUDA_ERROR_NO_DEVICE | C::CUDA_ERROR_INVALID_DEVICE => {
+            base.remedy("see nvidia-smi and CUDA_VISIBLE_DEVICES for the GPUs there are, or use --device cpu")
+        }
+        C::CUDA_ERROR_ILLEGAL_ADDRESS
+        | C::CUDA_ERROR_LAUNCH_FAILED
+        | C::CUDA_ERROR_MISALIGNED_ADDRESS
+        | C::CUDA_ERROR_ILLEGAL_INSTRUCTION => base.remedy(
+            "this is a bug of a kernel: run the same command with --device simt, which names it, and report it; \
+             the last checkpoint is good",
         ),
-        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => base.remedy("another process may own the GPU: see nvidia-smi"),
+        C::CUDA_ERROR_DEVICE_UNAVAILABLE => base.remedy(
+            "another process has the GPU for itself (compute mode, MPS): see nvidia-smi, wait for it, or use \
+             another one with --device cuda:N",
+        ),
+        C::CUDA_ERROR_OUT_OF_MEMORY => base.remedy(
+            "other processes may hold the GPU's memory: see nvidia-smi; or make the batch smaller",
+        ),
+        C::CUDA_ERROR_ECC_UNCORRECTABLE => lost("its memory has an uncorrectable error"),
+        C::CUDA_ERROR_HARDWARE_STACK_ERROR | C::CUDA_ERROR_EXTERNAL_DEVICE | C::CUDA_ERROR_UNKNOWN => {
+            lost(&format!("{:?}", error.0))
+        }
+        C::CUDA_ERROR_LAUNCH_TIMEOUT => lost("a kernel took longer than the display driver allows"),
         _ => base,
     }
+}
+
+/// Multiplications and additions a multiprocessor's tensor cores do in bf16 per clock, without sparsity.
+fn tensor_rate(major: u32, minor: u32) -> Option<f64> {
+    Some(match (major, minor) {
+        (8, 0) => 2048.0,
+        (8, _) | (12, _) => 1024.0,
+        (9, _) => 4096.0,
+        (10, _) => 8192.0,
+        _ => return None,
+    })
 }
 
 impl Gpu {
@@ -68,9 +126,7 @@ impl Gpu {
 
     fn open_present(ordinal: usize) -> Result<Self> {
         let place = format!("cuda:{ordinal}");
-        let context = CudaContext::new(ordinal).map_err(|e| {
-            explain(e).at(&place).remedy("see nvidia-smi for the devices there are, or use --device cpu")
-        })?;
+        let context = CudaContext::new(ordinal).map_err(|e| explain(e).at(&place))?;
         let attribute = |a| context.attribute(a).map_err(explain);
         let capability = (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
@@ -78,9 +134,13 @@ impl Gpu {
         );
         let gpu = Self {
             name: context.name().map_err(explain)?,
+            stream: context.new_stream().map_err(explain)?,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             max_shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+            pooled: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED).unwrap_or(0) != 0,
+            peaks: peaks(&context, capability),
             functions: Mutex::new(HashMap::new()),
+            staging: Mutex::new(Staging::new()?),
             context,
         };
         gpu.load(capability).map_err(|e| e.at(place))?;
@@ -89,18 +149,7 @@ impl Gpu {
 
     /// Loads every kernel file's image for this GPU and remembers its functions by name.
     fn load(&self, (major, minor): (u32, u32)) -> Result<()> {
-        let Some(architecture) = images::choose(major, minor) else {
-            let embedded = images::architectures().join(", ");
-            let what = if embedded.is_empty() {
-                "this program was built without GPU kernels".to_string()
-            } else {
-                format!(
-                    "no kernels for compute capability {major}.{minor} are built in (there are {embedded})"
-                )
-            };
-            return Err(Error::device(what)
-                .remedy("`just cuda-toolchain`, then build again (GEMS_CUDA_ARCHS chooses architectures)"));
-        };
+        let architecture = images::choose(&images::architectures(), major, minor)?;
         for (_, _, image) in images::IMAGES.iter().filter(|(_, arch, _)| *arch == architecture) {
             // Aligned as an ELF file must be, and ended by a NUL as PTX must be.
             let mut aligned = vec![0u64; image.len() / 8 + 1];
@@ -135,6 +184,62 @@ impl Gpu {
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(explain)
     }
+
+    fn event(&self, flags: CUevent_flags_enum) -> Result<CudaEvent> {
+        let event = self.context.new_event(Some(flags)).map_err(explain)?;
+        event.record(&self.stream).map_err(explain)?;
+        Ok(event)
+    }
+}
+
+/// What the device's clocks and widths allow: the bus on both edges, the tensor cores at the highest clock.
+fn peaks(context: &CudaContext, (major, minor): (u32, u32)) -> Option<Peaks> {
+    let attribute = |a| context.attribute(a).ok().filter(|v| *v > 0).map(f64::from);
+    let bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)? / 8.0;
+    let memory_clock = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? * 1e3;
+    let clock = attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? * 1e3;
+    let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Some(Peaks {
+        bytes_per_second: 2.0 * memory_clock * bytes,
+        flops_per_second: tensor_rate(major, minor)? * multiprocessors * clock,
+    })
+}
+
+impl Staging {
+    fn new() -> Result<Self> {
+        // Sound: freed once, in `drop`; the context that pins it is current.
+        let base = unsafe { result::malloc_host(2 * HALF, 0) }.map_err(explain)?;
+        Ok(Self { ring: Ring::new(HALF), base: base.cast(), read: [None, None] })
+    }
+
+    /// Puts bytes into the ring and starts their copy to the device.
+    fn send(&mut self, gpu: &Gpu, to: u64, bytes: &[u8]) -> Result<()> {
+        for (i, chunk) in bytes.chunks(HALF).enumerate() {
+            let place = self.ring.place(chunk.len());
+            if let Some(half) = place.filled {
+                self.read[half] = Some(gpu.event(CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)?);
+            }
+            if let Some(event) = place.wait.and_then(|half| self.read[half].take()) {
+                event.synchronize().map_err(explain)?;
+            }
+            // Sound: `place` lies in the ring and the device has read what was there; the caller's tensor has
+            // at least this size, and the copy reads the ring before that half is written again.
+            unsafe {
+                let staged = std::slice::from_raw_parts_mut(self.base.add(place.offset), chunk.len());
+                staged.copy_from_slice(chunk);
+                result::memcpy_htod_async(to + (i * HALF) as u64, staged, gpu.stream.cu_stream())
+            }
+            .map_err(explain)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Sound: see `new`. Copies under way end before the context does; a failure means a lost device.
+        let _ = unsafe { result::free_host(self.base.cast()) };
+    }
 }
 
 impl Driver for Gpu {
@@ -144,7 +249,11 @@ impl Driver for Gpu {
     fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
         self.bind()?;
         // Sound: the address is owned by the caller, who gives it to `free` once.
-        match unsafe { result::malloc_sync(bytes.max(1)) } {
+        let taken = match self.pooled {
+            true => unsafe { result::malloc_async(self.stream.cu_stream(), bytes.max(1)) },
+            false => unsafe { result::malloc_sync(bytes.max(1)) },
+        };
+        match taken {
             Ok(address) => Ok(Some(address)),
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
             Err(e) => Err(explain(e)),
@@ -153,19 +262,21 @@ impl Driver for Gpu {
     fn free(&self, address: u64, _bytes: usize) {
         if self.bind().is_ok() {
             // Sound: see `alloc`. A failure here means the device is lost, which the next call reports.
-            let _ = unsafe { result::free_sync(address) };
+            let _ = match self.pooled {
+                true => unsafe { result::free_async(address, self.stream.cu_stream()) },
+                false => unsafe { result::free_sync(address) },
+            };
         }
     }
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.bind()?;
-        // Sound: the caller's tensor has at least this size. From pageable memory the call returns once
-        // `bytes` has been staged, without waiting for the kernels before it.
-        unsafe { result::memcpy_htod_async(to, bytes, result::stream::null()) }.map_err(explain)
+        self.staging.lock().unwrap_or_else(|p| p.into_inner()).send(self, to, bytes)
     }
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.bind()?;
-        // Sound: as in `upload`; the copy follows all work of the default stream.
-        unsafe { result::memcpy_dtoh_sync(bytes, from) }.map_err(explain)
+        // Sound: the tensor has at least this size, and `bytes` outlives the wait that follows.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }.map_err(explain)?;
+        self.synchronize()
     }
     fn launch(&self, kernel: &str, shape: Shape, arguments: &[u8]) -> Result<()> {
         self.bind()?;
@@ -178,21 +289,19 @@ impl Driver for Gpu {
         // compares the sizes in every test).
         unsafe {
             let mut parameters = [arguments.as_ptr().cast_mut().cast::<c_void>()];
-            let stream = result::stream::null();
             result::launch_kernel(
                 function.0,
                 (gx, gy, gz),
                 (bx, by, bz),
                 shape.shared,
-                stream,
+                self.stream.cu_stream(),
                 &mut parameters,
             )
         }
         .map_err(|e| explain(e).at(format!("launch of {kernel}")))
     }
     fn synchronize(&self) -> Result<()> {
-        self.bind()?;
-        result::ctx::synchronize().map_err(explain)
+        self.stream.synchronize().map_err(|e| explain(e).at(self.name()))
     }
     fn wide(&self) -> usize {
         2 * self.multiprocessors
@@ -202,5 +311,28 @@ impl Driver for Gpu {
     }
     fn recycles(&self) -> bool {
         true
+    }
+    fn mark(&self) -> Result<Moment> {
+        self.event(CUevent_flags_enum::CU_EVENT_DEFAULT).map(Moment::Device)
+    }
+    fn peaks(&self) -> Option<Peaks> {
+        self.peaks
+    }
+    fn profiler(&self, on: bool) -> Result<()> {
+        self.bind()?;
+        // Sound: no arguments; without a profiler attached it does nothing.
+        let said = unsafe { if on { sys::cuProfilerStart() } else { sys::cuProfilerStop() } };
+        said.result().map_err(explain)
+    }
+    fn room(&self) -> Option<String> {
+        self.bind().ok()?;
+        let (free, total) = result::mem_get_info().ok()?;
+        let others = super::probe::other_processes(self.context.ordinal());
+        let mib = |bytes: usize| bytes >> 20;
+        let others = match others {
+            0 => String::new(),
+            n => format!("; {n} other processes use it"),
+        };
+        Some(format!("the GPU has {} of {} MiB free{others}", mib(free), mib(total)))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::driver::Shape;
+use crate::backend::trace::Work;
 use crate::backend::{DType, Indices, Mat, MatMut, Storage};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -71,8 +72,9 @@ pub fn chunks(m: &View) -> Shape {
 }
 
 impl Cuda {
-    /// Starts a kernel with its one structure of arguments.
-    pub(super) fn launch<A: Pod>(&self, kernel: &str, shape: Shape, arguments: &A) -> Result<()> {
-        self.driver.launch(kernel, shape, bytemuck::bytes_of(arguments))
+    /// Starts a kernel with its one structure of arguments; `work` is its floor.
+    pub(super) fn launch<A: Pod>(&self, kernel: &str, shape: Shape, arguments: &A, work: Work) -> Result<()> {
+        let launch = (kernel, shape, bytemuck::bytes_of(arguments));
+        self.recorder.launch(self.driver.as_ref(), launch, work)
     }
 }

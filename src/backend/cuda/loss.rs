@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::driver::Shape;
 use super::launch::{View, address, tag, view, view_mut};
+use crate::backend::trace::Work;
 use crate::backend::{DType, HeadGradient, Indices, Mat, MatMut, Op, Tensor};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -117,7 +118,11 @@ impl Cuda {
             unused: 0.0,
         };
         let shape = Shape::line(rows.len(), 256).shared(256);
-        self.launch(&format!("cross_entropy_{}", tag(dtype)), shape, &arguments)?;
+        // Logits read once; their gradient written (in place, or beside them).
+        let elements = (rows.len() * vocabulary) as u64;
+        let written = if wants_gradient { dtype.bytes() as u64 } else { 0 };
+        let work = Work::new(elements * (4 + written), 6 * elements);
+        self.launch(&format!("cross_entropy_{}", tag(dtype)), shape, &arguments, work)?;
         Ok(part)
     }
 }

@@ -5,7 +5,7 @@
 
 use super::driver::Driver;
 use crate::backend::{DeviceBuffer, MemoryUse};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -89,11 +89,15 @@ impl Owner {
         self.trim();
         self.driver.alloc(bytes)?.ok_or_else(|| {
             let live = self.state().usage.live;
-            Error::device(format!(
-                "out of memory: {:.0} MiB more are needed, {:.0} MiB in use",
-                mib(bytes),
-                mib(live)
-            ))
+            let room = self.driver.room().map_or(String::new(), |room| format!("; {room}"));
+            Error::new(
+                Kind::Memory,
+                format!(
+                    "out of memory: {:.1} MiB more are needed, {:.1} MiB in use{room}",
+                    mib(bytes),
+                    mib(live)
+                ),
+            )
             .at(self.driver.name())
             .remedy("make the batch smaller (fewer tokens a step), lower gems.rank, or use another device")
         })

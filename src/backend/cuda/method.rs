@@ -5,6 +5,7 @@ use super::driver::Shape;
 use super::launch::{View, tag, view, view_mut};
 use super::products::Product;
 use crate::backend::cpu::Cpu;
+use crate::backend::trace::{Work, bytes};
 use crate::backend::{AdamBlock, Backend, DType, Mat, MatMut, Op, Rounding};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -80,8 +81,11 @@ impl Cuda {
             let (pairs, blocks_i) = (some.len() as i32, blocks as i32);
             let arguments =
                 DotsArguments { partial: partial.address, out: to.data, pairs, blocks: blocks_i, x, y };
-            self.launch("dots", Shape::line(blocks, 256).grid_yz(some.len(), 1).shared(256), &arguments)?;
-            self.launch("dots_sum", Shape::line(some.len(), 32), &arguments)?;
+            let read: u64 = some.iter().map(|(a, b)| bytes(*a) + bytes(*b)).sum();
+            let shape = Shape::line(blocks, 256).grid_yz(some.len(), 1).shared(256);
+            self.launch("dots", shape, &arguments, Work::new(read, read / 4))?;
+            let work = Work::new((some.len() * (8 * blocks + 4)) as u64, (some.len() * blocks) as u64);
+            self.launch("dots_sum", Shape::line(some.len(), 32), &arguments, work)?;
         }
         Ok(())
     }
@@ -115,7 +119,12 @@ impl Cuda {
                 only_blocks: i32::from(start > 0),
                 block,
             };
-            self.launch(&format!("adam_{}", tag(copy_dtype)), Shape::cover(x.rows * x.cols), &arguments)?;
+            // x, m, v read and written, g read; the columns of this launch's blocks count.
+            let elements = x.rows * some.iter().map(|b| b.columns.len()).sum::<usize>();
+            let more = copy.as_ref().map_or(0, |c| c.dtype.bytes()) + if change.is_some() { 4 } else { 0 };
+            let work = Work::new((elements * (28 + more)) as u64, 12 * elements as u64);
+            let name = format!("adam_{}", tag(copy_dtype));
+            self.launch(&name, Shape::cover(x.rows * x.cols), &arguments, work)?;
         }
         Ok(())
     }
@@ -165,7 +174,8 @@ impl Cuda {
         let kept = self.upload_indices(&[0])?;
         let arguments = OrthonormalizeArguments { a: view_mut(&a), kept: super::launch::address(&kept) };
         let threads = if a.cols <= 1024 { 256 } else { 1024 };
-        self.launch("orthonormalize", Shape::line(1, threads).shared(shared), &arguments)?;
+        let work = Work::new(2 * bytes(a.as_mat()), 4 * (a.rows * a.rows * a.cols) as u64);
+        self.launch("orthonormalize", Shape::line(1, threads).shared(shared), &arguments, work)?;
         let mut bytes = [0u8; 4];
         self.driver.download(arguments.kept, &mut bytes)?;
         Ok(u32::from_le_bytes(bytes) as usize)

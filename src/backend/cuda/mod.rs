@@ -5,30 +5,38 @@
 
 mod attention;
 mod driver;
+mod faulty;
 mod gpu;
 mod images;
 mod launch;
 mod loss;
 mod memory;
 mod method;
+mod null;
+pub mod probe;
 mod products;
+mod recorder;
 mod rows;
 pub mod simt;
+pub mod staging;
 
 use super::*;
 use crate::error::Result;
 use attention::BucketTables;
 use driver::Driver;
 use memory::Arena;
+use recorder::Recorder;
 use std::sync::{Arc, Mutex};
 
-pub use gpu::driver_present;
-pub use images::architectures;
+pub use faulty::Faults;
+pub use gpu::{driver_present, explain};
+pub use images::{architectures, choose};
 
 /// The kernel backend on one device.
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     arena: Arena,
+    recorder: Recorder,
     dtype: DType,
     buckets: Mutex<BucketTables>,
 }
@@ -50,8 +58,20 @@ impl Cuda {
         Ok(Arc::new(Self::over(Arc::new(simt::Simt::open()), dtype)))
     }
 
+    /// A device that computes nothing, in bf16: for the launches of a step and what they cost the host.
+    pub fn open_null() -> Arc<dyn Backend> {
+        Arc::new(Self::over(Arc::new(null::Null::open()), DType::BF16))
+    }
+
+    /// The host SIMT machine with faults, for tests of how they are reported.
+    pub fn open_faulty(dtype: DType, faults: Faults) -> Arc<dyn Backend> {
+        let machine = Arc::new(simt::Simt::open());
+        Arc::new(Self::over(Arc::new(faulty::Faulty::over(machine, faults)), dtype))
+    }
+
     fn over(driver: Arc<dyn Driver>, dtype: DType) -> Self {
-        Self { arena: Arena::new(driver.clone()), driver, dtype, buckets: Mutex::default() }
+        let (arena, recorder) = (Arena::new(driver.clone()), Recorder::default());
+        Self { arena, recorder, driver, dtype, buckets: Mutex::default() }
     }
 
     fn new_tensor(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
@@ -88,6 +108,19 @@ impl Backend for Cuda {
     }
     fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
+    }
+    fn record(&self) -> Result<()> {
+        self.recorder.start();
+        Ok(())
+    }
+    fn recorded(&self) -> Result<Vec<trace::Record>> {
+        self.recorder.finish(self.driver.as_ref())
+    }
+    fn peaks(&self) -> Option<trace::Peaks> {
+        self.driver.peaks()
+    }
+    fn profiler(&self, on: bool) -> Result<()> {
+        self.driver.profiler(on)
     }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {

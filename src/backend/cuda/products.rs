@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::driver::Shape;
 use super::launch::{View, tag, view, view_mut, view_or_none};
+use crate::backend::trace::Work;
 use crate::backend::{AdaptedLinear, DType, Mat, MatMut, Op, OuterPart, Rounding};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -93,16 +94,18 @@ impl Cuda {
             same(operands[2], p.a.0) && same(operands[3], p.b.0),
             "the two products have different types"
         );
+        let inner = (arguments.k0 + arguments.k1) as usize;
+        let work = Work::product((m, n, inner), p.a.0.dtype, p.b.0.dtype, c, p.beta != 0.0);
         let fast = operands.iter().flatten().all(|x| x.dtype == DType::BF16 && view(*x).aligned(x.dtype));
         if fast && arguments.stochastic == 0 {
             let letter = |op| if op == Op::N { "n" } else { "t" };
             let name = format!("matmul_tc_{}{}_{}", letter(p.a.1), letter(p.b.1), tag(c));
             let shape = Shape::line(m.div_ceil(128) * n.div_ceil(128), 256).shared(TILE_SHARED[1]);
-            return self.launch(&name, shape, &arguments);
+            return self.launch(&name, shape, &arguments, work);
         }
         let name = format!("matmul_plain_{}_{}_{}", tag(p.a.0.dtype), tag(p.b.0.dtype), tag(c));
         let shape = Shape::line(m.div_ceil(64) * n.div_ceil(64), 256).shared(PLAIN_SHARED);
-        self.launch(&name, shape, &arguments)
+        self.launch(&name, shape, &arguments, work)
     }
 
     /// See [`crate::backend::Backend::matmul`].
@@ -257,10 +260,17 @@ impl Cuda {
         let shape = Shape::line(tiles_m, 256).grid_yz(tiles_n, splits).shared(shared);
         let name =
             if fast { "outer_tc".into() } else { format!("outer_plain_{}_{}", tag(y.dtype), tag(x.dtype)) };
-        self.launch(&name, shape, &arguments)?;
+        let product = |p: &OuterPart| {
+            let shape = (y.cols, p.columns.len(), p.rows.len());
+            Work::product(shape, y.dtype, x.dtype, DType::F32, true)
+        };
+        let work = parts.iter().map(product).fold(Work::default(), |a, b| a + b);
+        self.launch(&name, shape, &arguments, work)?;
         let Some(partial) = partial else { return Ok(()) };
         let (partial, out) = (view(partial.mat()), view_mut(out));
         let sum = OuterSumArguments { partial, out, splits: splits_i, parts: parts_i, part };
-        self.launch("outer_sum", Shape::cover(out.rows as usize * out.cols as usize), &sum)
+        let written: usize = parts.iter().map(|p| y.cols * p.columns.len()).sum();
+        let work = Work::new((4 * written * (splits + 2)) as u64, (written * splits) as u64);
+        self.launch("outer_sum", Shape::cover(out.rows as usize * out.cols as usize), &sum, work)
     }
 }

@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::driver::Shape;
 use super::launch::{View, address, chunks, tag, view, view_mut, view_or_none};
+use crate::backend::trace::{Work, bytes, bytes_or_none};
 use crate::backend::{Activation, Indices, Mat, MatMut, RowGroups};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -142,7 +143,9 @@ impl Cuda {
         if x.rows == 0 || x.cols == 0 {
             return Ok(());
         }
-        self.launch(&format!("combine_{}_{}", tag(x.dtype), tag(y.dtype)), chunks(&arguments.y), &arguments)
+        let work = Work::new(bytes(x) + bytes(y.as_mat()) * if beta == 0.0 { 1 } else { 2 }, 0);
+        let name = format!("combine_{}_{}", tag(x.dtype), tag(y.dtype));
+        self.launch(&name, chunks(&arguments.y), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::fill`].
@@ -151,7 +154,8 @@ impl Cuda {
             return Ok(());
         }
         let arguments = FillArguments { y: view_mut(y), value, unused: 0.0 };
-        self.launch(&format!("fill_{}", tag(y.dtype)), chunks(&arguments.y), &arguments)
+        let work = Work::new(bytes(y.as_mat()), 0);
+        self.launch(&format!("fill_{}", tag(y.dtype)), chunks(&arguments.y), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::embed`] (and `gather_rows`, with scale 1).
@@ -164,7 +168,8 @@ impl Cuda {
         }
         let arguments =
             GatherArguments { table: view(table), y: view_mut(&y), ids: address(ids), scale, unused: 0.0 };
-        self.launch(&format!("gather_{}", tag(y.dtype)), chunks(&arguments.y), &arguments)
+        let work = Work::new(2 * bytes(y.as_mat()) + 4 * ids.len() as u64, 0);
+        self.launch(&format!("gather_{}", tag(y.dtype)), chunks(&arguments.y), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::scatter_add_rows`].
@@ -192,7 +197,10 @@ impl Cuda {
             unused: 0.0,
         };
         let shape = Shape::cover(to.cols.div_ceil(8)).grid_yz(groups.rows.len().min(65_535), 1);
-        self.launch(&format!("scatter_{}_{}", tag(from.dtype), tag(to.dtype)), shape, &arguments)
+        let (sources, targets) = ((groups.sources.len() * to.cols) as u64, groups.rows.len() * to.cols);
+        let moved = sources * from.dtype.bytes() as u64 + 2 * (targets * to.dtype.bytes()) as u64;
+        let name = format!("scatter_{}_{}", tag(from.dtype), tag(to.dtype));
+        self.launch(&name, shape, &arguments, Work::new(moved, sources))
     }
 
     /// See [`crate::backend::Backend::rmsnorm`].
@@ -216,7 +224,9 @@ impl Cuda {
         let (w, inv_rms) = (view(w), view_mut(&inv_rms));
         let arguments =
             RmsnormArguments { x: view(x), residual, sum, w, y: view_mut(&y), inv_rms, eps, unused: 0.0 };
-        self.launch(&format!("rmsnorm_{}", tag(x.dtype)), row_blocks(x.rows, x.cols), &arguments)
+        let streams = if arguments.residual.data == 0 { 2 } else { 4 };
+        let work = Work::new(streams * bytes(x) + 4 * x.rows as u64, 4 * (x.rows * x.cols) as u64);
+        self.launch(&format!("rmsnorm_{}", tag(x.dtype)), row_blocks(x.rows, x.cols), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::rmsnorm_backward`].
@@ -247,7 +257,10 @@ impl Cuda {
             accumulate: i32::from(accumulate),
             unused: 0,
         };
-        self.launch(&format!("rmsnorm_backward_{}", tag(s.dtype)), row_blocks(s.rows, s.cols), &arguments)
+        let streams = if accumulate { 4 } else { 3 };
+        let work = Work::new(streams * bytes(s) + 4 * s.rows as u64, 8 * (s.rows * s.cols) as u64);
+        let name = format!("rmsnorm_backward_{}", tag(s.dtype));
+        self.launch(&name, row_blocks(s.rows, s.cols), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::rope`].
@@ -271,7 +284,9 @@ impl Cuda {
             heads: heads as i32,
             sign: if inverse { -1.0 } else { 1.0 },
         };
-        self.launch(&format!("rope_{}", tag(x.dtype)), Shape::cover(x.rows * inv_freq.cols), &arguments)
+        let work = Work::new(2 * bytes(x.as_mat()), 3 * (x.rows * x.cols) as u64);
+        let shape = Shape::cover(x.rows * inv_freq.cols);
+        self.launch(&format!("rope_{}", tag(x.dtype)), shape, &arguments, work)
     }
 
     /// See [`crate::backend::Backend::activation`].
@@ -281,7 +296,8 @@ impl Cuda {
         if y.rows == 0 || y.cols == 0 {
             return Ok(());
         }
-        self.launch(&format!("activation_{}", tag(gate.dtype)), chunks(&arguments.y), &arguments)
+        let work = Work::new(2 * bytes(gate) + bytes_or_none(up), 5 * (gate.rows * gate.cols) as u64);
+        self.launch(&format!("activation_{}", tag(gate.dtype)), chunks(&arguments.y), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::activation_backward`].
@@ -299,7 +315,9 @@ impl Cuda {
         if dy.rows == 0 || dy.cols == 0 {
             return Ok(());
         }
-        self.launch(&format!("activation_backward_{}", tag(gate.dtype)), chunks(&arguments.y), &arguments)
+        let work = Work::new(3 * bytes(gate) + 2 * bytes_or_none(up), 8 * (gate.rows * gate.cols) as u64);
+        let name = format!("activation_backward_{}", tag(gate.dtype));
+        self.launch(&name, chunks(&arguments.y), &arguments, work)
     }
 
     /// Adds the column sums of every segment of dy, or of `x * inv_rms * dy`, to a row of `out` each.
@@ -323,7 +341,10 @@ impl Cuda {
             let grid = Shape::line(dy.cols.div_ceil(32), 256).grid_yz(ranges.len(), 1);
             let shape = Shape { block: [32, 8, 1], ..grid }.shared(1024);
             if dy.cols > 0 {
-                self.launch(&format!("column_sums_{}", tag(dy.dtype)), shape, &arguments)?;
+                let summed: usize = ranges.iter().map(|r| r.len() * dy.cols).sum();
+                let each = dy.dtype.bytes() * if x.is_some() { 2 } else { 1 };
+                let work = Work::new((summed * each) as u64, summed as u64);
+                self.launch(&format!("column_sums_{}", tag(dy.dtype)), shape, &arguments, work)?;
             }
         }
         Ok(())

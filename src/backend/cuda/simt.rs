@@ -44,6 +44,9 @@ pub fn configure(threads: u32, schedule: Schedule) {
     unsafe { gems_simt_configure(threads, kind, seed) }
 }
 
+/// How the machine calls itself.
+pub const NAME: &str = "simt (host SIMT machine)";
+
 /// The SIMT machine. Launches run to their end before they return.
 pub struct Simt;
 
@@ -76,7 +79,7 @@ pub fn run_planted(bug: &str) -> Result<Vec<f32>> {
 
 impl Driver for Simt {
     fn name(&self) -> String {
-        "simt (host SIMT machine)".into()
+        NAME.into()
     }
     fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
         // Sound: the machine checks for failure and returns null.

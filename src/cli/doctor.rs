@@ -1,0 +1,358 @@
+//! `gems-engine doctor`.
+
+use super::options::OutputArgs;
+use crate::backend::cuda::probe::{self, Facts, GpuFacts};
+use crate::backend::cuda::{architectures, simt};
+use crate::config::Precision;
+use crate::error::{Error, Result};
+use crate::model::{Architecture, Weights};
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Say what this program and this machine can do together, and what would bring more.
+///
+/// Example: gems-engine doctor --model Qwen2.5-0.5B --out runs
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// A base model to look at: can it be read, do tokenizer and weights fit?
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Where runs would be written.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Status {
+    Pass,
+    Warn,
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: String,
+    status: Status,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+fn pass(name: &str, found: impl Into<String>) -> Check {
+    Check { name: name.into(), status: Status::Pass, found: found.into(), hint: None }
+}
+
+fn warn(name: &str, found: impl Into<String>, hint: impl Into<String>) -> Check {
+    Check { name: name.into(), status: Status::Warn, found: found.into(), hint: Some(hint.into()) }
+}
+
+fn fail(name: &str, found: impl Into<String>, hint: impl Into<String>) -> Check {
+    Check { name: name.into(), status: Status::Fail, found: found.into(), hint: Some(hint.into()) }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A check failed.
+pub fn run(args: &DoctorArgs) -> Result<()> {
+    let facts = probe::facts();
+    let (gpu, why) = super::device::automatic(Precision::Auto);
+    let device = gpu.map_or("cpu".to_string(), |gpu| gpu.name());
+    let mut checks = vec![kernels(&facts), compiler(), driver(&facts)];
+    checks.extend(facts.gpus.iter().map(gpu_check));
+    checks.extend(facts.libraries.iter().map(|l| library(l, !facts.gpus.is_empty())));
+    checks.extend([processor(), memory(), disk(&args.out), writable(&args.out)]);
+    checks.extend(launcher());
+    checks.extend(args.model.as_deref().map(model));
+    checks.push(pass("--device auto", format!("{device}, because {why}")));
+    let failed = checks.iter().filter(|c| c.status == Status::Fail).count();
+    let out = &mut std::io::stdout();
+    let written = match args.output.json {
+        true => writeln!(out, "{}", document(&facts, &checks, (&device, &why))),
+        false => checks.iter().try_for_each(|c| line(out, c)),
+    };
+    written.map_err(|e| Error::io("write", "standard output", e))?;
+    match failed {
+        0 => Ok(()),
+        n => {
+            Err(Error::device(format!("{n} of {} checks failed", checks.len())).remedy("see the FAIL lines"))
+        }
+    }
+}
+
+fn line(out: &mut impl Write, check: &Check) -> std::io::Result<()> {
+    let status = match check.status {
+        Status::Pass => "PASS",
+        Status::Warn => "WARN",
+        Status::Fail => "FAIL",
+    };
+    writeln!(out, "{status}  {:<14} {}", check.name, check.found)?;
+    check.hint.iter().try_for_each(|hint| writeln!(out, "{:<20} -> {hint}", ""))
+}
+
+fn document(facts: &Facts, checks: &[Check], (device, why): (&str, &str)) -> serde_json::Value {
+    let (binary, ptx): (Vec<&str>, Vec<&str>) =
+        architectures().into_iter().partition(|a| a.starts_with("sm_"));
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "architectures": binary,
+        "ptx": ptx,
+        "simt": simt::NAME,
+        "device": {"auto": device, "why": why},
+        "gpu": facts,
+        "checks": checks,
+    })
+}
+
+// ---- the kernels and the GPU ------------------------------------------------------------------
+
+fn kernels(facts: &Facts) -> Check {
+    let built = architectures();
+    let simt = "and for the host SIMT machine (--device simt)";
+    match (built.is_empty(), facts.driver) {
+        (false, _) => pass("kernels", format!("for {} {simt}", built.join(", "))),
+        (true, false) => warn(
+            "kernels",
+            format!("for no GPU, {simt}"),
+            "to build them: `just cuda-toolchain`, then `cargo build --release`",
+        ),
+        (true, true) => fail(
+            "kernels",
+            format!("for no GPU, though there is a driver, {simt}"),
+            "`just cuda-toolchain`, then `cargo build --release`; or use --device cpu",
+        ),
+    }
+}
+
+/// The compiler that a build here would find.
+fn compiler() -> Check {
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = homes.map(|h| h.join("bin")).chain([PathBuf::from(".cuda/bin")]);
+    let candidates = std::env::var_os("NVCC").map(PathBuf::from).into_iter().chain(
+        places
+            .chain(std::env::split_paths(&path).collect::<Vec<_>>())
+            .map(|directory| directory.join("nvcc")),
+    );
+    let Some(nvcc) = candidates.into_iter().find(|p| p.is_file()) else {
+        let hint = "only needed to build kernels: `just cuda-toolchain` brings it, without root";
+        return warn("compiler", "no nvcc in $NVCC, $CUDA_HOME, $CUDA_PATH, .cuda or PATH", hint);
+    };
+    let said = Command::new(&nvcc).arg("--version").output().ok();
+    let text = said.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let release = text.split("release ").nth(1).and_then(|t| t.split(',').next()).unwrap_or("?");
+    pass("compiler", format!("nvcc {release} ({})", nvcc.display()))
+}
+
+fn driver(facts: &Facts) -> Check {
+    let version = facts.driver_version.as_deref().unwrap_or("of unknown version");
+    match (facts.driver, facts.gpus.is_empty(), facts.cuda) {
+        (false, _, _) => warn(
+            "driver",
+            "no CUDA driver library (libcuda)",
+            "on a machine with a GPU, install the NVIDIA driver, 570 or later; without a GPU, --device cpu",
+        ),
+        (true, true, _) => fail(
+            "driver",
+            format!("{version}, but no GPU ({})", facts.nvml_error.as_deref().unwrap_or("none is listed")),
+            "see nvidia-smi; in a container, pass the GPU through (--gpus all)",
+        ),
+        (true, false, Some((major, minor))) if (major, minor) < (12, 8) => fail(
+            "driver",
+            format!("{version}, for CUDA {major}.{minor} at most"),
+            "the kernels need CUDA 12.8: update the NVIDIA driver to 570 or later",
+        ),
+        (true, false, cuda) => {
+            let cuda = cuda.map_or(String::new(), |(major, minor)| format!(", for CUDA {major}.{minor}"));
+            pass("driver", format!("{version}{cuda}"))
+        }
+    }
+}
+
+fn gpu_check(gpu: &GpuFacts) -> Check {
+    let name = format!("cuda:{}", gpu.index);
+    let mut found = vec![gpu.name.clone()];
+    let mut say = |text: Option<String>| found.extend(text);
+    say(gpu.capability.map(|(major, minor)| format!("compute capability {major}.{minor}")));
+    say(gpu.image.as_ref().map(|image| format!("runs {image}")));
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    say(gpu.memory.map(|(all, free)| format!("{:.1} of {:.1} GiB free", gib(free), gib(all))));
+    say(gpu.processes.map(|n| format!("{n} processes")));
+    say(gpu.watts.map(|(now, most)| format!("{now:.0} of {most:.0} W")));
+    say(gpu.clock.map(|(now, most)| format!("{now} of {most} MHz")));
+    say(gpu.memory_clock.map(|(now, most)| format!("memory {now} of {most} MHz")));
+    say(gpu.temperature.map(|t| format!("{t} °C")));
+    say(gpu.ecc.map(|on| format!("ECC {}", if on { "on" } else { "off" })));
+    say(gpu.mig.filter(|on| *on).map(|_| "split into MIG instances".to_string()));
+    let found = found.join(", ");
+    let full = gpu.memory.is_some_and(|(all, free)| free < all / 2);
+    if gpu.image.is_none() && !architectures().is_empty() {
+        return fail(
+            &name,
+            found,
+            "no kernels for it are built in: build with GEMS_CUDA_ARCHS set to its compute capability",
+        );
+    }
+    if full || gpu.processes.is_some_and(|n| n > 0) {
+        return warn(&name, found, "other processes use it: times and memory are shared with them");
+    }
+    pass(&name, found)
+}
+
+fn library(library: &probe::Library, gpu: bool) -> Check {
+    match library.found {
+        Some(file) => pass(library.name, format!("{file}: {}", library.purpose)),
+        None if gpu => warn(
+            library.name,
+            format!("not found ({}): {}", library.searched.join(", "), library.purpose),
+            "optional: comes with the CUDA toolkit (NCCL apart); put it on the library path",
+        ),
+        None => pass(library.name, format!("not found, not needed without a GPU: {}", library.purpose)),
+    }
+}
+
+// ---- the machine ------------------------------------------------------------------------------
+
+fn processor() -> Check {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let read = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        read.lines().find_map(|l| l.strip_prefix("model name")).map(|l| l.trim_matches([' ', '\t', ':']));
+    let vectors = vector_units().join(", ");
+    pass("processor", format!("{}, {threads} threads, {vectors}", model.unwrap_or(std::env::consts::ARCH)))
+}
+
+fn vector_units() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let known = [
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("AVX-512", is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let known = [("128-bit vectors", true)];
+    known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
+
+fn memory() -> Check {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let gib = |key: &str| -> Option<f64> {
+        let value = text.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?;
+        Some(value.parse::<f64>().ok()? / f64::from(1 << 20))
+    };
+    match (gib("MemTotal:"), gib("MemAvailable:")) {
+        (Some(all), Some(free)) if free < 2.0 => warn(
+            "memory",
+            format!("{free:.1} of {all:.1} GiB available"),
+            "`train --dry-run` says what a run needs",
+        ),
+        (Some(all), Some(free)) => pass("memory", format!("{free:.1} of {all:.1} GiB available")),
+        _ => pass("memory", "unknown on this system"),
+    }
+}
+
+fn disk(out: &Path) -> Check {
+    let Some(free) = free_space(&existing(out)) else {
+        return pass("disk", "free space is unknown on this system");
+    };
+    let found = format!("{:.1} GiB free for {}", free as f64 / f64::from(1 << 30), out.display());
+    match free < 5 << 30 {
+        true => warn("disk", found, "a checkpoint holds weights and moments: free some space or use --out"),
+        false => pass("disk", found),
+    }
+}
+
+/// The path itself, or the nearest directory above it that there is.
+fn existing(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    absolute.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_path_buf()
+}
+
+#[cfg(unix)]
+fn free_space(path: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_space(_path: &Path) -> Option<u64> {
+    None
+}
+
+/// Writes, reads back and removes a file where runs would go.
+fn writable(out: &Path) -> Check {
+    let place = existing(out);
+    let test = || -> std::io::Result<bool> {
+        let mut file = tempfile::NamedTempFile::new_in(&place)?;
+        let bytes: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+        file.write_all(&bytes)?;
+        file.as_file().sync_all()?;
+        Ok(std::fs::read(file.path())? == bytes)
+    };
+    match test() {
+        Ok(true) => pass("output", format!("{} can be written", place.display())),
+        Ok(false) => fail(
+            "output",
+            format!("{}: what was written is not what is read back", place.display()),
+            "check the file system, or use another --out",
+        ),
+        Err(error) => fail("output", format!("{}: {error}", place.display()), "choose another --out"),
+    }
+}
+
+/// Variables by which launchers and containers change what a run sees.
+fn launcher() -> Option<Check> {
+    let names = [
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "OMPI_COMM_WORLD_RANK",
+        "PMI_RANK",
+        "SLURM_PROCID",
+        "RANK",
+        "WORLD_SIZE",
+    ];
+    let seen: Vec<String> =
+        names.iter().filter_map(|n| std::env::var(n).ok().map(|v| format!("{n}={v}"))).collect();
+    (!seen.is_empty()).then(|| pass("environment", seen.join(", ")))
+}
+
+/// Whether a model can be read, and its tokenizer fits it.
+fn model(dir: &Path) -> Check {
+    let look = || -> Result<(Architecture, usize, usize)> {
+        let architecture = Architecture::read(dir)?;
+        let weights = Weights::open(dir)?;
+        let path = dir.join("tokenizer.json");
+        let tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(|e| {
+            Error::model(e.to_string()).at(path.display()).remedy("the model needs a tokenizer.json")
+        })?;
+        Ok((architecture, weights.names().count(), tokenizer.get_vocab_size(true)))
+    };
+    match look() {
+        Err(error) => {
+            fail("model", error.to_string().replace('\n', ";"), "`gems-engine train --dry-run` says more")
+        }
+        Ok((a, tensors, words)) if words > a.vocabulary => warn(
+            "model",
+            format!(
+                "{tensors} tensors; the tokenizer has {words} tokens, the embedding {} rows",
+                a.vocabulary
+            ),
+            "tokens beyond the embedding cannot be read: use the tokenizer that belongs to the model",
+        ),
+        Ok((a, tensors, words)) => pass(
+            "model",
+            format!(
+                "{:?}, {} + {} layers, {tensors} tensors, {words} tokens in {} rows",
+                a.family, a.layers, a.encoder_layers, a.vocabulary
+            ),
+        ),
+    }
+}

@@ -1,0 +1,198 @@
+//! The GPU's side of the house as far as it can be seen without one: doctor, images, errors, launches,
+//! profiles, scripts up to the device boundary.
+
+use crate::support::numbers;
+use assert_cmd::Command;
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+use gems_engine::backend::cuda::staging::Ring;
+use gems_engine::backend::cuda::{Cuda, Faults, choose, explain};
+use gems_engine::backend::trace::{self, Work};
+use gems_engine::backend::{Backend, DType, Op};
+use gems_engine::error::Kind;
+use predicates::prelude::*;
+use serde_json::Value;
+
+fn engine() -> Command {
+    Command::cargo_bin("gems-engine").unwrap()
+}
+
+fn golden_model(name: &str) -> String {
+    format!("{}/tests/golden/models/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn doctor_reports_in_lines_and_in_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().display().to_string();
+    engine()
+        .args(["doctor", "--out", &out])
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("PASS  output").and(predicate::str::contains("--device auto")));
+    let said = engine().args(["doctor", "--json", "--out", &out]).assert().success().get_output().clone();
+    let report: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let architectures = report["architectures"].as_array().unwrap();
+    let built = gems_engine::backend::cuda::architectures();
+    assert_eq!(architectures.len(), built.iter().filter(|a| a.starts_with("sm_")).count());
+    assert!(architectures.iter().all(|a| a.as_str().unwrap().starts_with("sm_")));
+    for check in report["checks"].as_array().unwrap() {
+        let status = check["status"].as_str().unwrap();
+        assert!(["PASS", "WARN", "FAIL"].contains(&status), "{check}");
+        assert!(status == "PASS" || !check["hint"].as_str().unwrap().is_empty(), "{check} without a hint");
+    }
+    assert!(report["device"]["auto"].is_string() && report["device"]["why"].is_string());
+}
+
+#[test]
+fn doctor_looks_at_a_model_and_fails_on_a_broken_one() {
+    engine()
+        .args(["doctor", "--model", &golden_model("llama_tied")])
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("PASS  model"));
+    let empty = tempfile::tempdir().unwrap();
+    engine()
+        .args(["doctor", "--model"])
+        .arg(empty.path())
+        .assert()
+        .code(1)
+        .stdout(predicate::str::contains("FAIL  model").and(predicate::str::contains("config.json")));
+}
+
+#[test]
+fn the_image_is_the_newest_that_fits() {
+    let built = ["ptx_80", "sm_100", "sm_80", "sm_86", "sm_89", "sm_90a"];
+    let of = |major, minor| choose(&built, major, minor).unwrap();
+    assert_eq!(of(8, 0), "sm_80");
+    assert_eq!(of(8, 7), "sm_86");
+    assert_eq!(of(8, 9), "sm_89");
+    assert_eq!(of(9, 0), "sm_90a");
+    // sm_103 is not older than sm_100; sm_120 has nothing of its own and takes PTX.
+    assert_eq!(of(10, 3), "sm_100");
+    assert_eq!(of(12, 0), "ptx_80");
+    let error = choose(&["sm_90a"], 8, 0).unwrap_err();
+    assert!(error.to_string().contains("compute capability 8.0") && error.to_string().contains("sm_90a"));
+    assert!(error.to_string().contains("GEMS_CUDA_ARCHS"), "{error}");
+    let error = choose(&[], 9, 0).unwrap_err();
+    assert!(error.to_string().contains("without GPU kernels"), "{error}");
+}
+
+#[test]
+fn driver_errors_say_what_to_do() {
+    use CUresult as C;
+    for (code, word) in [
+        (C::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "update the driver"),
+        (C::CUDA_ERROR_NO_BINARY_FOR_GPU, "GEMS_CUDA_ARCHS"),
+        (C::CUDA_ERROR_NO_DEVICE, "nvidia-smi"),
+        (C::CUDA_ERROR_DEVICE_UNAVAILABLE, "another process"),
+        (C::CUDA_ERROR_ILLEGAL_ADDRESS, "--device simt"),
+        (C::CUDA_ERROR_ECC_UNCORRECTABLE, "--resume"),
+        (C::CUDA_ERROR_UNKNOWN, "the last checkpoint is good"),
+        (C::CUDA_ERROR_LAUNCH_TIMEOUT, "the GPU is lost"),
+    ] {
+        let error = explain(DriverError(code));
+        assert!(error.to_string().contains(word), "{code:?}: {error}");
+        assert_eq!((error.kind, error.exit_code()), (Kind::Device, 1));
+    }
+}
+
+#[test]
+fn asking_for_a_gpu_that_is_not_there_is_an_error() {
+    if gems_engine::backend::cuda::driver_present() {
+        return;
+    }
+    let error = Cuda::open_device(0).err().unwrap();
+    assert!(error.to_string().contains("no CUDA driver"), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    engine()
+        .args(["train", "--device", "cuda", "--model", &golden_model("llama_tied"), "--data"])
+        .arg(dir.path())
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("there is no CUDA driver on this machine"));
+}
+
+#[test]
+fn a_full_device_says_what_is_in_use() {
+    let be = Cuda::open_faulty(DType::F32, Faults { memory: Some(1 << 20), lost_at: None });
+    let held = be.alloc(300, 512, DType::F32).unwrap();
+    let error = be.alloc(300, 512, DType::F32).err().unwrap();
+    assert_eq!((error.kind, error.exit_code()), (Kind::Memory, 1));
+    assert!(error.to_string().contains("0.6 MiB more are needed, 0.6 MiB in use"), "{error}");
+    drop(held);
+    be.alloc(300, 512, DType::F32).unwrap();
+}
+
+#[test]
+fn a_lost_device_stays_lost() {
+    let be = Cuda::open_faulty(DType::F32, Faults { memory: None, lost_at: Some(2) });
+    let mut x = be.zeros(4, 4, DType::F32).unwrap();
+    be.fill(x.mat_mut(), 1.0).unwrap();
+    let error = be.fill(x.mat_mut(), 2.0).unwrap_err();
+    assert!(error.to_string().contains("launch of fill_f32: the GPU is lost"), "{error}");
+    assert!(be.download(x.mat()).unwrap_err().to_string().contains("--resume"));
+    assert!(be.synchronize().is_err());
+}
+
+#[test]
+fn the_upload_ring_never_hands_out_what_the_device_may_still_read() {
+    let half = 1 << 10;
+    let mut ring = Ring::new(half);
+    // What was handed out since each half was last waited for; a half may be written again only after a wait.
+    let mut unread = [vec![], vec![]];
+    let mut filled = [false; 2];
+    for (i, random) in numbers(7, 5000).into_iter().enumerate() {
+        let bytes = 1 + (random.abs() * 300.0) as usize % half;
+        let place = ring.place(bytes);
+        if let Some(half) = place.filled {
+            filled[half] = true;
+        }
+        if let Some(half) = place.wait {
+            assert!(filled[half], "step {i}: waiting for a half that nothing filled");
+            unread[half].clear();
+            filled[half] = false;
+        }
+        assert!(place.offset % 16 == 0 && place.offset % half + bytes <= half, "{place:?} of {bytes}");
+        let now = place.offset / half;
+        let range = place.offset..place.offset + bytes;
+        let overlaps = |r: &std::ops::Range<usize>| r.start < range.end && range.start < r.end;
+        assert!(!unread[now].iter().any(overlaps), "step {i}: {range:?} may still be read");
+        unread[now].push(range);
+    }
+}
+
+#[test]
+fn launches_are_recorded_with_place_and_floor() {
+    for (be, computes) in [(Cuda::open_simt(DType::F32).unwrap(), true), (Cuda::open_null(), false)] {
+        let dtype = be.compute_dtype();
+        let (m, n, k) = (72, 40, 24);
+        let a = be.tensor(&numbers(1, m * k), m, k, dtype).unwrap();
+        let b = be.tensor(&numbers(2, k * n), k, n, dtype).unwrap();
+        let mut c = be.alloc(m, n, dtype).unwrap();
+        be.record().unwrap();
+        trace::start(false);
+        {
+            let _outer = trace::span("forward");
+            let _inner = trace::numbered("layer", 3);
+            be.matmul(c.mat_mut(), 0.0, 1.0, a.mat(), Op::N, b.mat(), Op::N).unwrap();
+        }
+        be.fill(c.mat_mut(), 0.0).unwrap();
+        let spans = trace::stop();
+        let records = be.recorded().unwrap();
+        let names: Vec<&str> = spans.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["layer 3", "forward"]);
+        assert_eq!(records.len(), 2);
+        assert!(records[0].name.starts_with("matmul_"), "{}", records[0].name);
+        assert_eq!((records[0].place.as_str(), records[1].place.as_str()), ("forward/layer 3", ""));
+        // By hand: both operands read, the result written; a multiplication and an addition each.
+        let e = dtype.bytes();
+        let floor = Work::new(((m * k + k * n + m * n) * e) as u64, (2 * m * n * k) as u64);
+        assert_eq!(records[0].work, Some(floor));
+        assert_eq!(records[1].work, Some(Work::new((m * n * e) as u64, 0)));
+        assert!(records.iter().all(|r| r.seconds.is_some() == computes && r.blocks > 0 && r.host >= 0.0));
+        // Nothing is recorded afterwards.
+        be.fill(c.mat_mut(), 0.0).unwrap();
+        assert!(be.recorded().unwrap().is_empty());
+    }
+}
