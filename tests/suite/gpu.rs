@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUresult;
 use gems_engine::backend::cuda::staging::Ring;
 use gems_engine::backend::cuda::{Cuda, Faults, choose, explain};
 use gems_engine::backend::trace::{self, Work};
-use gems_engine::backend::{Backend, DType, Op};
+use gems_engine::backend::{DType, Op};
 use gems_engine::error::Kind;
 use predicates::prelude::*;
 use serde_json::Value;
@@ -153,7 +153,10 @@ fn the_upload_ring_never_hands_out_what_the_device_may_still_read() {
             unread[half].clear();
             filled[half] = false;
         }
-        assert!(place.offset % 16 == 0 && place.offset % half + bytes <= half, "{place:?} of {bytes}");
+        assert!(
+            place.offset.is_multiple_of(16) && place.offset % half + bytes <= half,
+            "{place:?} of {bytes}"
+        );
         let now = place.offset / half;
         let range = place.offset..place.offset + bytes;
         let overlaps = |r: &std::ops::Range<usize>| r.start < range.end && range.start < r.end;
