@@ -151,6 +151,7 @@ impl Training {
     pub fn step(&mut self) -> Result<f64> {
         self.tuner.begin_step()?;
         let nll = micro_step(&self.model, &mut self.tuner, &self.batch, &self.scales, false)?;
+        let nll = self.model.backend.download(nll.mat())?;
         let tasks = &self.batch.labels.segments;
         let mean = |r: &std::ops::Range<usize>| {
             nll[r.clone()].iter().map(|v| *v as f64).sum::<f64>() / r.len() as f64
