@@ -5,7 +5,7 @@ use crate::gems::RefreshReport;
 use crate::report::{EventWriter, Journal, Line, MetricsLog, Progress, training_message};
 use crate::train::run::RunDirectory;
 use crate::train::{Listener, StepRecord, refresh_json};
-use serde_json::{Map, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Listens to a training run.
@@ -15,6 +15,8 @@ pub struct Console<'a> {
     log: MetricsLog,
     events: EventWriter,
     progress: Progress,
+    /// What belongs to a step whose line is not written yet: a line of the log is all there is of a step.
+    held: Line,
 }
 
 impl<'a> Console<'a> {
@@ -33,26 +35,33 @@ impl<'a> Console<'a> {
             log: MetricsLog::open(&run.join("metrics.jsonl"), done)?,
             events: EventWriter::open(&run.join("tensorboard"), resumed.then_some(done))?,
             progress: Progress::new("training", steps, quiet).starting_at(done),
+            held: Line::new(),
         })
     }
-    /// The end of the progress display.
-    pub fn finish(&mut self) {
+    /// The end of the progress display, and of the log.
+    pub fn finish(&mut self) -> Result<()> {
         self.progress.finish();
+        self.write()
     }
-    fn write(&mut self, line: &Line) -> Result<()> {
-        self.log.write(line)?;
-        self.events.write(line)
+    fn write(&mut self) -> Result<()> {
+        let line = std::mem::take(&mut self.held);
+        // What the first bases are like waits for the first step.
+        if !line.contains_key("step") {
+            self.held = line;
+            return Ok(());
+        }
+        self.log.write(&line)?;
+        self.events.write(&line)
     }
 }
 
 impl Listener for Console<'_> {
     fn probed(&mut self, refresh: &RefreshReport) -> Result<()> {
-        let mut line = Map::from_iter([("step".to_string(), json!(0))]);
-        line.extend(refresh_json(refresh, &self.tasks));
-        self.write(&line)
+        self.held = refresh_json(refresh, &self.tasks);
+        Ok(())
     }
     fn step(&mut self, record: &StepRecord) -> Result<()> {
-        let line = record.to_json(&self.tasks);
+        let mut line = record.to_json(&self.tasks);
         if record.report.refresh.is_some() {
             self.journal.keep(&format!(
                 "renewed the bases after step {}: {}",
@@ -61,15 +70,17 @@ impl Listener for Console<'_> {
             ));
         }
         self.progress.tick(record.step, || training_message(&line));
-        self.write(&line)
+        line.extend(std::mem::take(&mut self.held));
+        self.held = line;
+        if record.validates { Ok(()) } else { self.write() }
     }
     fn validated(&mut self, step: u64, metrics: &BTreeMap<String, f64>, best: bool) -> Result<()> {
-        let mut line = Map::from_iter([("step".to_string(), json!(step)), ("best".to_string(), json!(best))]);
-        line.extend(metrics.iter().map(|(k, v)| (format!("valid.{k}"), json!(v))));
+        self.held.insert("best".into(), json!(best));
+        self.held.extend(metrics.iter().map(|(k, v)| (format!("valid.{k}"), json!(v))));
         let list: Vec<String> = metrics.iter().map(|(k, v)| format!("{k} {v:.4}")).collect();
         let best = if best { ", the best so far" } else { "" };
         self.journal.keep(&format!("validated after step {step}{best}: {}", list.join(", ")));
-        self.write(&line)
+        self.write()
     }
     fn saved(&mut self, step: u64) -> Result<()> {
         self.journal.keep(&format!("saved a checkpoint after step {step}"));

@@ -288,8 +288,9 @@ fn tune(
         interrupted,
     };
     let outcome = trainer.run(args.resume, &mut listener, &mut validate);
-    listener.finish();
-    outcome
+    let told = listener.finish();
+    let outcome = outcome?;
+    told.map(|()| outcome)
 }
 
 /// The update norms of another run's steps.

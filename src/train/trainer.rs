@@ -35,6 +35,8 @@ pub struct StepRecord {
     pub report: StepReport,
     /// Steps skipped so far because a loss or gradient was not finite.
     pub skipped: u64,
+    /// A validation follows.
+    pub validates: bool,
 }
 
 impl StepRecord {
@@ -289,9 +291,9 @@ impl Trainer<'_> {
             });
             while at.step < last {
                 let Ok(data) = receiver.recv() else { break };
-                self.one_step(at, data?, listener)?;
                 let every = self.settings.validate_every;
-                let validates = every > 0 && at.step.is_multiple_of(every);
+                let validates = every > 0 && (at.step + 1).is_multiple_of(every);
+                self.one_step(at, data?, validates, listener)?;
                 if validates && !self.validate(at, listener, validate)? {
                     self.save(at, listener)?;
                     return Ok(Ending::Early);
@@ -309,7 +311,13 @@ impl Trainer<'_> {
         })
     }
 
-    fn one_step(&mut self, at: &mut Progress, data: StepData, listener: &mut dyn Listener) -> Result<()> {
+    fn one_step(
+        &mut self,
+        at: &mut Progress,
+        data: StepData,
+        validates: bool,
+        listener: &mut dyn Listener,
+    ) -> Result<()> {
         let start = Instant::now();
         let t = self.settings;
         let shape = match t.schedule {
@@ -348,6 +356,7 @@ impl Trainer<'_> {
             memory: (memory.live, memory.peak),
             report,
             skipped: at.skipped,
+            validates,
         };
         listener.step(&record)?;
         if !record.report.finite {
@@ -393,6 +402,8 @@ impl Trainer<'_> {
         let value = chosen(&metrics, &self.settings.best_metric)?;
         let lower = self.settings.best_metric.ends_with("loss");
         let better = at.best.is_none_or(|(_, best)| if lower { value < best } else { value > best });
+        // Told first: what a checkpoint follows on must be in the log when it counts.
+        listener.validated(at.step, &metrics, better)?;
         if better {
             at.best = Some((at.step, value));
             at.waiting = 0;
@@ -401,7 +412,6 @@ impl Trainer<'_> {
         } else {
             at.waiting += 1;
         }
-        listener.validated(at.step, &metrics, better)?;
         Ok(self.settings.patience == 0 || at.waiting < self.settings.patience)
     }
 

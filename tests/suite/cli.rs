@@ -131,7 +131,11 @@ fn train_evaluate_rank_and_export_on_every_family() {
         assert!(result["before"]["general"]["kl"].as_f64().unwrap() < 1e-6);
         let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let steps: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert_eq!(steps.iter().filter(|l| l.get("loss").is_some()).count(), 8);
+        // A line a step, whatever else belongs to it.
+        let numbers: Vec<u64> = steps.iter().map(|l| l["step"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (1..=8).collect::<Vec<u64>>());
+        assert!(steps.iter().all(|l| l["loss"].is_number()));
+        assert!(steps[3].get("valid.rec.ndcg@10").is_some() && steps[0].get("energy.shared").is_some());
         let line = steps.iter().find(|l| l.get("cosine.search.rec").is_some()).unwrap();
         for key in [
             "step",
