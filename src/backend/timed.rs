@@ -42,6 +42,7 @@ impl Timed {
             name,
             place,
             start,
+            at: Some(start),
             host: seconds,
             seconds: seconds_of_device,
             work: Some(work),

@@ -91,6 +91,8 @@ pub struct Record {
     pub place: String,
     /// Seconds from the start of the recording to when the host began it.
     pub start: f64,
+    /// Seconds from the start of the recording to when the device began it.
+    pub at: Option<f64>,
     /// Seconds the host spent on it.
     pub host: f64,
     /// Seconds it took the device; `None` where the device computes nothing.

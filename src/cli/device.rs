@@ -2,7 +2,7 @@
 
 use super::options::DeviceArgs;
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::{Cuda, architectures, driver_present};
+use crate::backend::cuda::{Cuda, Faults, architectures, driver_present};
 use crate::backend::{Backend, DType};
 use crate::config::{Config, Device, Precision};
 use crate::error::{Error, Result};
@@ -17,13 +17,26 @@ pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
             refuse("the CPU backend computes in f32 only", "use precision f32, or --device simt")
         }
         (Device::Cpu, _) => Ok(Cpu::open(args.threads)?),
-        (Device::Simt, Precision::Bf16) => Cuda::open_simt(DType::BF16),
-        (Device::Simt, _) => Cuda::open_simt(DType::F32),
+        (Device::Simt, Precision::Bf16) => simt(DType::BF16),
+        (Device::Simt, _) => simt(DType::F32),
         (Device::Cuda(_), Precision::F32) => {
             refuse("on a GPU layers compute in bf16", "use precision bf16 or auto, or --device cpu")
         }
         (Device::Cuda(ordinal), _) => Cuda::open_device(ordinal),
         (Device::Auto, precision) => auto(precision, args),
+    }
+}
+
+/// The SIMT machine; `GEMS_SIMT_MEMORY` (bytes) and `GEMS_SIMT_LOST_AT` (a launch) give it a GPU's faults.
+fn simt(dtype: DType) -> Result<Arc<dyn Backend>> {
+    let number = |name: &str| match std::env::var(name) {
+        Err(_) => Ok(None),
+        Ok(text) => text.parse().map(Some).map_err(|_| Error::usage(format!("{text:?}")).at(name)),
+    };
+    let faults = Faults { memory: number("GEMS_SIMT_MEMORY")?, lost_at: number("GEMS_SIMT_LOST_AT")? };
+    match faults {
+        Faults { memory: None, lost_at: None } => Cuda::open_simt(dtype),
+        _ => Ok(Cuda::open_faulty(dtype, faults)),
     }
 }
 

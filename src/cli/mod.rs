@@ -11,6 +11,7 @@ mod export;
 mod measure;
 mod options;
 mod plan;
+mod profile;
 mod rank;
 mod schema;
 mod session;
@@ -42,6 +43,7 @@ enum Command {
     Export(export::ExportArgs),
     Compare(compare::CompareArgs),
     Doctor(doctor::DoctorArgs),
+    Profile(profile::ProfileArgs),
     /// Print the JSON schema of all settings, for editors and for reading.
     ConfigSchema,
     /// Print the completion script of a shell.
@@ -77,6 +79,7 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::ConfigSchema => schema::print(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());

@@ -59,12 +59,17 @@ pub fn run_configuration(run: &Path, settings: &SettingsArgs, device: &DeviceArg
 impl Session {
     /// Opens the base model and the data of a configuration.
     pub fn open(config: Config, device: &DeviceArgs) -> Result<Self> {
+        Self::open_on(config, |config| super::device::open(config, device))
+    }
+
+    /// The same on the device that `open` gives, once it is clear that it is needed.
+    pub fn open_on(config: Config, open: impl FnOnce(&Config) -> Result<Arc<dyn Backend>>) -> Result<Self> {
         if config.model.path.is_empty() || config.data.path.is_empty() {
             return Err(Error::usage("a base model and a data directory are needed").remedy(
                 "give --model DIR (a Hugging Face directory) and --data DIR (items.jsonl, train.jsonl, ...)",
             ));
         }
-        let backend = super::device::open(&config, device)?;
+        let backend = open(&config)?;
         let base = PathBuf::from(&config.model.path);
         let data = Dataset::load(Path::new(&config.data.path), &config.data)?;
         let described = crate::model::Architecture::read(&base)?;

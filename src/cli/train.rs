@@ -149,7 +149,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let mut session = Session::open(config, &args.device)?;
     if args.dry_run {
-        return plan::print(&mut session, args.output.json);
+        return plan::print(&session, args.output.json);
     }
     let run = RunDirectory::open(&args.out(&session.config), args.resume)?;
     crate::files::write_atomically(&run.join("config.toml"), session.config.to_toml().as_bytes())?;
@@ -168,7 +168,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
         _ => None,
     };
-    let outcome = tune(&mut session, &run, knowledge.as_ref(), args, &journal)?;
+    let outcome = tune(&mut session, &run, knowledge.as_ref(), args, &journal)
+        .map_err(|error| plan::explain(error, &session))?;
     journal.keep(match outcome.ending {
         Ending::Finished => "all steps are done",
         Ending::Early => "stopped early: validation did not improve any more",

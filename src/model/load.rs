@@ -36,7 +36,6 @@ impl Model {
         backend: Arc<dyn Backend>,
         options: &LoadOptions,
     ) -> Result<Self> {
-        let stored_vocabulary = architecture.vocabulary;
         if let (Family::T5, Some(weights)) = (architecture.family, weights) {
             // transformers 5 writes `tie_word_embeddings: true` for every T5: the stored head decides.
             architecture.tied = !weights.has("lm_head.weight");
@@ -45,10 +44,37 @@ impl Model {
         if let Some(weights) = weights {
             check(&layout, weights)?;
         }
-        let source =
-            Source { weights, seed: options.random.unwrap_or(0), std: architecture.initializer_range };
-        let fingerprint = fingerprint(&architecture, &layout, &source)?;
-        architecture.vocabulary = stored_vocabulary.max(options.vocabulary);
+        let source = Source {
+            weights,
+            seed: options.random.unwrap_or(0),
+            std: architecture.initializer_range,
+            block: Vec::new(),
+        };
+        Self::from_source(architecture, layout, &source, backend, options.vocabulary)
+    }
+
+    /// A model for measurements: one block of random numbers, repeated, so that even a large model is ready in
+    /// seconds. As good as random for every kernel's time, and for nothing else.
+    pub fn synthetic(architecture: Architecture, backend: Arc<dyn Backend>, seed: u64) -> Result<Self> {
+        let std = architecture.initializer_range;
+        // A prime length: no two rows of a weight are alike.
+        let mut block = random::normal(seed, Purpose::Init, 3, 0, 1_048_573);
+        block.iter_mut().for_each(|v| *v *= std);
+        let source = Source { weights: None, seed, std, block };
+        let layout = Layout::new(&architecture);
+        Self::from_source(architecture, layout, &source, backend, 0)
+    }
+
+    fn from_source(
+        mut architecture: Architecture,
+        layout: Layout,
+        source: &Source,
+        backend: Arc<dyn Backend>,
+        vocabulary: usize,
+    ) -> Result<Self> {
+        let stored_vocabulary = architecture.vocabulary;
+        let fingerprint = fingerprint(&architecture, &layout, source)?;
+        architecture.vocabulary = stored_vocabulary.max(vocabulary);
         let layout = Layout::new(&architecture);
 
         let dtype = backend.compute_dtype();
@@ -149,6 +175,8 @@ struct Source<'a> {
     weights: Option<&'a Weights>,
     seed: u64,
     std: f32,
+    /// Numbers to repeat instead of drawing new ones, if any.
+    block: Vec<f32>,
 }
 
 impl Source<'_> {
@@ -157,6 +185,13 @@ impl Source<'_> {
         weights.read(found.unwrap_or(name))
     }
     fn normal(&self, kind: u64, index: usize, count: usize) -> Vec<f32> {
+        if !self.block.is_empty() {
+            let mut values = Vec::with_capacity(count);
+            while values.len() < count {
+                values.extend_from_slice(&self.block[..self.block.len().min(count - values.len())]);
+            }
+            return values;
+        }
         let mut values = random::normal(self.seed, Purpose::Init, kind, index as u64, count);
         values.iter_mut().for_each(|v| *v *= self.std);
         values

@@ -15,7 +15,7 @@ fn golden_model(name: &str) -> PathBuf {
 }
 
 /// A data directory of 12 items and two tasks, and general text.
-fn world(dir: &Path) -> PathBuf {
+pub fn world(dir: &Path) -> PathBuf {
     let data = dir.join("world");
     fs::create_dir_all(&data).unwrap();
     let lines = |rows: Vec<Value>| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
@@ -64,7 +64,7 @@ const FAST: &[&str] = &[
     "data.item_token=<new_{}>",
 ];
 
-fn train(model: &str, data: &Path, out: &Path, more: &[&str]) -> Command {
+pub fn train(model: &str, data: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = engine();
     command.args(["train", "--json", "--model"]).arg(golden_model(model)).arg("--data").arg(data);
     command.arg("--out").arg(out).args(FAST).args(more);

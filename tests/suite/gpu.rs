@@ -199,3 +199,156 @@ fn launches_are_recorded_with_place_and_floor() {
         assert!(be.recorded().unwrap().is_empty());
     }
 }
+
+/// Runs `profile --json` and returns its object.
+fn profile(args: &[&str]) -> Value {
+    let said = engine()
+        .args(["profile", "--json", "--steps", "1"])
+        .args(args)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    serde_json::from_slice(&said.stdout).unwrap()
+}
+
+#[test]
+fn profile_of_every_device_has_times_floors_and_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = crate::cli::world(dir.path()).display().to_string();
+    let trace = dir.path().join("trace.json").display().to_string();
+    let model = golden_model("llama_tied");
+    for device in ["cpu", "simt", "null"] {
+        let sizes =
+            ["--set", "gems.rank=4", "--set", "train.batch=4", "--set", "train.micro_batch_tokens=4096"];
+        let run =
+            ["--model", &model, "--data", &data, "--device", device, "--trace", &trace, "--warmup", "1"];
+        let report = profile(&[&run[..], &sizes[..]].concat());
+        assert!(report["device"].as_str().unwrap().starts_with(device), "{}", report["device"]);
+        assert!(report["step_ms"].as_f64().unwrap() > 0.0 && report["launches"].as_f64().unwrap() > 50.0);
+        assert!(report["peak_memory_bytes"].as_f64().unwrap() > 0.0);
+        let phases = report["phases_ms"].as_object().unwrap();
+        assert!(["forward", "backward", "optimizer"].iter().all(|p| phases.contains_key(*p)), "{phases:?}");
+        let kernels = report["kernels"].as_array().unwrap();
+        for row in kernels {
+            let name = row["name"].as_str().unwrap();
+            assert!(row["gb"].as_f64().unwrap() > 0.0, "{name} has no floor");
+            assert_eq!(row["ms"].is_null(), device == "null", "{name} on {device}");
+            // Only the CPU's limits are measured here; a floor is never above what was measured there.
+            assert_eq!(row["percent_of_floor"].is_null(), device != "cpu", "{name} on {device}");
+        }
+        let lost: Vec<f64> = kernels.iter().filter_map(|r| r["lost_ms"].as_f64()).collect();
+        assert!(lost.is_sorted_by(|a, b| a >= b), "{lost:?}");
+        let events: Value = serde_json::from_str(&std::fs::read_to_string(&trace).unwrap()).unwrap();
+        let events = events["traceEvents"].as_array().unwrap();
+        let named = |name: &str| events.iter().filter(|e| e["name"] == name && e["ph"] == "X").count();
+        assert_eq!(named("step"), 1);
+        assert_eq!((named("forward"), named("backward"), named("head")), (1, 1, 1));
+        assert!(events.iter().filter(|e| e["ph"] == "X").all(|e| e["dur"].as_f64().unwrap() >= 0.0));
+    }
+}
+
+/// What a step must compute at least, by hand: every linear layer forward and its input gradient (4 flops a
+/// weight and token; the first layer's inputs need none), with its low-rank branch and the coordinates.
+#[test]
+fn a_known_shape_on_the_null_device_launches_what_the_arithmetic_needs() {
+    let tokens = 1024;
+    let report = profile(&["--shape", "t5-base", "--tokens", "1024", "--length", "128", "--device", "null"]);
+    assert_eq!(report["what"], "t5-base");
+    let encoder = 12 * (4 * 768 * 768 + 2 * 768 * 3072);
+    // The decoder's cross attention projects the encoder's rows too.
+    let cross = 12 * 2 * 768 * 768;
+    let flops = 4.0 * (encoder + cross) as f64 * tokens as f64;
+    let kernels = report["kernels"].as_array().unwrap();
+    let all: f64 = kernels.iter().map(|r| r["gflop"].as_f64().unwrap()).sum::<f64>() * 1e9;
+    // The decoder sees 4 tokens a sequence, the head 3 labels of each; branches and coordinates of all
+    // ranks come on top.
+    assert!(all > flops && all < 1.6 * flops, "{all:e} flops, {flops:e} by hand");
+    assert!(report["launching_ms"].as_f64().unwrap() < report["step_ms"].as_f64().unwrap());
+    engine()
+        .args(["profile", "--shape", "gpt-5"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("llama-3.1-8b"));
+    engine()
+        .args([
+            "profile", "--shape", "t5-base", "--device", "null", "--steps", "1", "--tokens", "64",
+            "--length", "64",
+        ])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("--tokens, --length"));
+}
+
+/// On the SIMT machine without evaluation, saving after every step.
+const SIMT: &[&str] = &[
+    "--device",
+    "simt",
+    "--steps",
+    "3",
+    "--set",
+    "checkpoint.every=1",
+    "--set",
+    "train.evaluate_before=false",
+    "--set",
+    "train.evaluate_after=false",
+    "--set",
+    "train.validate_every=0",
+    "--set",
+    "train.export=false",
+    "--set",
+    "null_space.side=none",
+    "--set",
+    "null_space.item_rows=0.0",
+];
+
+#[test]
+fn a_run_that_does_not_fit_prints_its_memory_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = crate::cli::world(dir.path());
+    crate::cli::train("llama_tied", &data, &dir.path().join("run"), SIMT)
+        .env("GEMS_SIMT_MEMORY", "1500000")
+        .assert()
+        .code(1)
+        .stderr(
+            predicate::str::contains("out of memory")
+                .and(predicate::str::contains("the run is planned with weights"))
+                .and(predicate::str::contains("train.micro_batch_tokens"))
+                .and(predicate::str::contains("train.activation_checkpointing"))
+                .and(predicate::str::contains("gems.rank (now 4)")),
+        );
+}
+
+#[test]
+fn a_gpu_lost_in_the_middle_leaves_a_checkpoint_that_resumes_to_the_same_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = crate::cli::world(dir.path());
+    let losses = |out: &std::path::Path| -> Vec<f64> {
+        let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap().get("loss")?.as_f64()).collect()
+    };
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    crate::cli::train("llama_tied", &data, &whole, SIMT).assert().success();
+    // Somewhere in the second or third step: between too early (nothing was saved) and too late (it ends well).
+    let (mut early, mut late) = (1, 1 << 14);
+    loop {
+        let at = (early + late) / 2;
+        assert!(late - early > 1, "no launch after the first checkpoint");
+        let _ = std::fs::remove_dir_all(&broken);
+        let mut run = crate::cli::train("llama_tied", &data, &broken, SIMT);
+        let ended = run.env("GEMS_SIMT_LOST_AT", at.to_string()).output().unwrap();
+        if ended.status.success() {
+            late = at;
+            continue;
+        }
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains("the GPU is lost") && said.contains("--resume"), "{said}");
+        if broken.join("checkpoints/step-1").is_dir() {
+            break;
+        }
+        early = at;
+    }
+    engine().args(["train", "--resume", "--json", "--out"]).arg(&broken).assert().success();
+    assert_eq!(losses(&broken), losses(&whole));
+}

@@ -54,8 +54,16 @@ impl Recorder {
         if let Some(recording) = &mut *self.recording() {
             let start = host.duration_since(recording.began).as_secs_f64();
             let (name, blocks) = (kernel.to_string(), shape.blocks());
-            let record =
-                Record { name, place: place(), start, host: spent, seconds: None, work: Some(work), blocks };
+            let record = Record {
+                name,
+                place: place(),
+                start,
+                at: None,
+                host: spent,
+                seconds: None,
+                work: Some(work),
+                blocks,
+            };
             recording.launches.push(Launched { record, from, to });
         }
         Ok(())
@@ -66,8 +74,15 @@ impl Recorder {
         self.on.store(false, Ordering::Relaxed);
         let Some(recording) = self.recording().take() else { return Ok(Vec::new()) };
         driver.synchronize()?;
-        let computes = driver.computes();
-        let timed = |l: Launched| Record { seconds: l.to.since(&l.from).filter(|_| computes), ..l.record };
-        Ok(recording.launches.into_iter().map(timed).collect())
+        if !driver.computes() {
+            return Ok(recording.launches.into_iter().map(|l| l.record).collect());
+        }
+        // The device's clock runs from the first launch on.
+        let first = recording.launches.first().map_or(0.0, |l| l.record.start);
+        let timed = |l: &Launched| {
+            let at = l.from.since(&recording.launches[0].from).map(|seconds| first + seconds);
+            Record { at, seconds: l.to.since(&l.from), ..l.record.clone() }
+        };
+        Ok(recording.launches.iter().map(timed).collect())
     }
 }
