@@ -7,16 +7,15 @@ use super::session::{Session, configuration, run_configuration};
 use super::{demo, plan, summary};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Kind, Result};
-use crate::eval::{EvaluateSettings, rank_split};
+use crate::eval::EvaluateSettings;
 use crate::export::write_merged;
 use crate::gems::{KnowledgeBasis, Side};
 use crate::model::{Model, StoredType};
 use crate::report::{Journal, Progress, read};
 use crate::train::run::RunDirectory;
-use crate::train::{Ending, Trainer, checkpoint, restore};
+use crate::train::{Ending, Trainer, checkpoint, restore, validation};
 use clap::Args;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Tune a model for search and recommendation together.
@@ -148,6 +147,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         demo::unpack(&args.demo_directory())?;
     }
     let mut session = Session::open(config, &args.device)?;
+    if session.config.train.validate_every > 0 {
+        let (chosen, tasks) = (&session.config.train.best_metric, &session.data.tasks);
+        validation::check_metric(chosen, tasks, &session.config.evaluate)?;
+    }
     if args.dry_run {
         return plan::print(&session, args.output.json);
     }
@@ -265,14 +268,7 @@ fn tune(
         None => None,
     };
     let evaluate = EvaluateSettings { records: config.train.validate_records, ..config.evaluate.clone() };
-    let mut validate = |model: &Model| -> Result<BTreeMap<String, f64>> {
-        let ranked = rank_split(model, &encoder, data, &data.valid, &evaluate, &mut |_, _| {})?;
-        let metrics = ranked.metrics(&data.tasks, &evaluate);
-        let flat = metrics
-            .into_iter()
-            .flat_map(|(task, m)| m.into_iter().map(move |(k, v)| (format!("{task}.{k}"), v)));
-        Ok(flat.collect())
-    };
+    let mut validate = |model: &Model| validation::measure(model, &encoder, data, &evaluate);
     let mut trainer = Trainer {
         model,
         tuner: &mut tuner,

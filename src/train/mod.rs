@@ -6,8 +6,9 @@ pub mod run;
 mod settings;
 mod step;
 mod trainer;
+pub mod validation;
 
 pub use basis::{knowledge_basis, needs_basis, rule_text};
 pub use settings::{CheckpointSettings, Schedule, TrainSettings};
 pub use step::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
-pub use trainer::{Ending, Listener, Outcome, StepRecord, Trainer, Validate, chosen, refresh_json, restore};
+pub use trainer::{Ending, Listener, Outcome, StepRecord, Trainer, Validate, refresh_json, restore};

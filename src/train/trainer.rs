@@ -4,6 +4,7 @@ use super::checkpoint::{self, NamedTensor};
 use super::run::RunDirectory;
 use super::settings::{CheckpointSettings, Schedule, TrainSettings};
 use super::step::{labels_per_task, micro_step, scales};
+use super::validation::chosen;
 use crate::data::{Encoder, Example, Pick, Sampler, Split, StepSize, micro_batches};
 use crate::error::{Error, Result};
 use crate::gems::{RefreshReport, Shape, StepInput, StepReport, Tuner, factor};
@@ -519,21 +520,4 @@ fn prepare(
     let rows = |b: &Batch| b.decoder.rows() + b.encoder.as_ref().map_or(0, |e| e.rows());
     let tokens = batches.iter().map(rows).sum();
     Ok(StepData { picks, batches, counts, tokens })
-}
-
-/// The metric a run is judged by: `TASK.metric`, or the mean of `metric` over tasks.
-pub fn chosen(metrics: &BTreeMap<String, f64>, name: &str) -> Result<f64> {
-    if let Some(value) = metrics.get(name) {
-        return Ok(*value);
-    }
-    let ending = format!(".{name}");
-    let all: Vec<f64> = metrics.iter().filter(|(k, _)| k.ends_with(&ending)).map(|(_, v)| *v).collect();
-    if all.is_empty() {
-        let known: Vec<&str> = metrics.keys().map(String::as_str).collect();
-        return Err(Error::usage(format!(
-            "train.best_metric: there is no {name:?}; there are {}",
-            known.join(", ")
-        )));
-    }
-    Ok(all.iter().sum::<f64>() / all.len() as f64)
 }

@@ -117,7 +117,8 @@ fn train_evaluate_rank_and_export_on_every_family() {
     let data = world(dir.path());
     for model in ["llama_tied", "qwen3_qknorm", "t5_v10"] {
         let out = dir.path().join(model);
-        let done = train(model, &data, &out, &["--steps", "8"]).assert().success();
+        let more = ["--steps", "8", "--set", "train.best_metric=loss"];
+        let done = train(model, &data, &out, &more).assert().success();
         let result = result(&done.get_output().stdout);
         for when in ["before", "after"] {
             for task in ["rec", "search"] {
@@ -135,6 +136,15 @@ fn train_evaluate_rank_and_export_on_every_family() {
         let numbers: Vec<u64> = steps.iter().map(|l| l["step"].as_u64().unwrap()).collect();
         assert_eq!(numbers, (1..=8).collect::<Vec<u64>>());
         assert!(steps.iter().all(|l| l["loss"].is_number()));
+        for loss in ["valid.loss", "valid.rec.loss", "valid.search.loss"] {
+            assert!(steps[3][loss].as_f64().is_some_and(|v| v > 0.0), "{loss} in {}", steps[3]);
+        }
+        // 4 of the 12 validation records search, and all have as many labels.
+        let loss = |name: &str| steps[3][name].as_f64().unwrap();
+        let mean = (8.0 * loss("valid.rec.loss") + 4.0 * loss("valid.search.loss")) / 12.0;
+        assert!((loss("valid.loss") - mean).abs() < 1e-6 * mean);
+        let better = steps[7]["valid.loss"].as_f64() < steps[3]["valid.loss"].as_f64();
+        assert_eq!(steps[7]["best"], better);
         assert!(steps[3].get("valid.rec.ndcg@10").is_some() && steps[0].get("energy.shared").is_some());
         let line = steps.iter().find(|l| l.get("cosine.search.rec").is_some()).unwrap();
         for key in [
@@ -311,7 +321,8 @@ fn what_cannot_work_says_so() {
     fails(&["--set", "gems.rank=60"], 2, "gems.rank");
     fails(&["--method", "magic"], 2, "magic");
     fails(&["--device", "cuda:x"], 2, "cuda:x");
-    fails(&["--set", "train.best_metric=fame", "--steps", "4"], 2, "fame");
+    fails(&["--set", "train.best_metric=fame"], 2, "one of hit@1");
+    fails(&["--set", "train.best_metric=rec.ndcg@7"], 2, "rec.ndcg@7");
     train("llama_tied", &dir.path().join("nowhere"), &out, &[])
         .assert()
         .failure()
