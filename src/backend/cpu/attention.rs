@@ -1,9 +1,11 @@
-//! Attention over packed sequences, one sequence a task; a row's scores are all that is ever held.
+//! Attention over packed sequences, one sequence a task; a tile of rows' scores is all that is ever held.
 
+use super::products::{block, block_mut, product};
 use super::rows::{row, softmax};
-use super::simd::{axpy, dot, fast};
+use super::simd::{axpy, dot, exp, fast};
 use super::{host, host_mut};
-use crate::backend::{Attention, Mask, Mat, MatMut, RelativeBias};
+use crate::backend::{Attention, Indices, Mask, Mat, MatMut, RelativeBias};
+use faer::MatRef;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -33,57 +35,6 @@ fn sequence(offsets: &[u32], s: usize) -> Range<usize> {
     offsets[s] as usize..offsets[s + 1] as usize
 }
 
-/// Which key rows query row `i` of a sequence sees.
-enum Keys<'a> {
-    Run(Range<usize>),
-    List(&'a [u32]),
-}
-
-impl Keys<'_> {
-    #[inline(always)]
-    fn len(&self) -> usize {
-        match self {
-            Keys::Run(r) => r.len(),
-            Keys::List(l) => l.len(),
-        }
-    }
-    #[inline(always)]
-    fn get(&self, j: usize) -> usize {
-        match self {
-            Keys::Run(r) => r.start + j,
-            Keys::List(l) => l[j] as usize,
-        }
-    }
-}
-
-fn keys<'a>(spec: &Attention<'a>, q: &Range<usize>, k: &Range<usize>, i: usize) -> Keys<'a> {
-    match spec.mask {
-        Mask::Causal => Keys::Run(k.start..k.start + (i - q.start) + 1),
-        Mask::Full => Keys::Run(k.clone()),
-        Mask::Listed { offsets, keys } => {
-            Keys::List(&keys.host[offsets.host[i] as usize..offsets.host[i + 1] as usize])
-        }
-    }
-}
-
-/// The bias of query row i for all key rows of `keys`, of every head: what the table says for the buckets.
-struct Bias<'a> {
-    table: &'a [f32],
-    ld: usize,
-    spec: RelativeBias<'a>,
-}
-
-impl<'a> Bias<'a> {
-    fn new(spec: RelativeBias<'a>) -> Self {
-        Self { table: host(spec.table), ld: spec.table.ld, spec }
-    }
-    #[inline(always)]
-    fn bucket(&self, i: usize, j: usize) -> usize {
-        let relative = self.spec.k_positions.host[j] as i64 - self.spec.q_positions.host[i] as i64;
-        bucket(relative, self.spec.bidirectional, self.spec.table.rows, self.spec.max_distance)
-    }
-}
-
 /// A mutable matrix cut into the rows of every sequence.
 fn cut<'a>(m: &'a mut MatMut<'_>, offsets: &[u32]) -> Vec<&'a mut [f32]> {
     let ld = m.ld;
@@ -98,57 +49,141 @@ fn cut<'a>(m: &'a mut MatMut<'_>, offsets: &[u32]) -> Vec<&'a mut [f32]> {
     parts
 }
 
-/// The probabilities of one row and head, from scratch; returns the log-sum-exp.
-#[inline(always)]
-fn scores(
-    spec: &Attention,
-    query: &[f32],
-    key_rows: &Keys,
-    k: &Mat,
-    k_data: &[f32],
-    kv_head: usize,
-    bias: Option<(&Bias, usize, usize)>,
-    out: &mut Vec<f32>,
-) -> f32 {
-    let d = spec.head_dim;
-    out.clear();
-    for j in 0..key_rows.len() {
-        let at = key_rows.get(j);
-        let mut score = spec.scale * dot(query, &row(k_data, k, at)[kv_head * d..(kv_head + 1) * d]);
-        if let Some((bias, i, head)) = bias {
-            score += bias.table[bias.bucket(i, at) * bias.ld + head];
-        }
-        out.push(score);
+/// Query rows worked on at once: their scores and keys stay in the cache.
+const TILE: usize = 64;
+
+/// One sequence of an attention call. Rows are counted from its first.
+struct Sequence<'a> {
+    spec: &'a Attention<'a>,
+    q_rows: Range<usize>,
+    k_rows: Range<usize>,
+}
+
+impl<'a> Sequence<'a> {
+    fn new(spec: &'a Attention<'a>, s: usize) -> Self {
+        let q_rows = sequence(&spec.q_offsets.host, s);
+        Self { spec, q_rows, k_rows: sequence(&spec.k_offsets.host, s) }
     }
-    softmax(out)
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let count = self.q_rows.len();
+        (0..count).step_by(TILE).map(move |start| start..(start + TILE).min(count))
+    }
+    /// Row i sees the first so many keys.
+    fn seen(&self, i: usize) -> usize {
+        if matches!(self.spec.mask, Mask::Causal) { i + 1 } else { self.k_rows.len() }
+    }
+    /// The head's columns of some rows of q, or of an output shaped like it.
+    fn query(&self, (data, m): (&'a [f32], &Mat), rows: &Range<usize>, head: usize) -> MatRef<'a, f32> {
+        let first = self.q_rows.start;
+        block(data, m.ld, first + rows.start..first + rows.end, columns(head, self.spec.head_dim))
+    }
+    /// The columns that serve `head` of the first `n` rows of k or v.
+    fn key(&self, (data, m): (&'a [f32], &Mat), n: usize, head: usize) -> MatRef<'a, f32> {
+        let first = self.k_rows.start;
+        block(data, m.ld, first..first + n, columns(self.kv_head(head), self.spec.head_dim))
+    }
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.spec.heads / self.spec.kv_heads)
+    }
+    /// The buckets of a tile's rows and its first `n` keys; empty without a bias.
+    fn buckets(&self, rows: &Range<usize>, n: usize) -> Vec<u32> {
+        let Some(bias) = &self.spec.bias else { return Vec::new() };
+        let (first, keys) = (self.q_rows.start, self.k_rows.start..self.k_rows.start + n);
+        let of_row = |i: usize| keys.clone().map(move |j| relative_bucket(bias, first + i, j));
+        rows.clone().flat_map(of_row).collect()
+    }
+    /// `scale * q kᵀ + bias` of a tile and head, for its first `n` keys.
+    fn scores(&self, q: MatRef<f32>, k: MatRef<f32>, head: usize, buckets: &[u32], out: &mut [f32]) {
+        let (rows, n) = (q.nrows(), k.nrows());
+        product(block_mut(out, n, 0..rows, 0..n), false, self.spec.scale, q, k.transpose());
+        if let Some(bias) = &self.spec.bias {
+            let table = host(bias.table);
+            for (score, bucket) in out.iter_mut().zip(buckets) {
+                *score += table[*bucket as usize * bias.table.ld + head];
+            }
+        }
+    }
+}
+
+/// The bucket of key row j as query row i sees it.
+fn relative_bucket(bias: &RelativeBias, i: usize, j: usize) -> u32 {
+    let relative = bias.k_positions.host[j] as i64 - bias.q_positions.host[i] as i64;
+    bucket(relative, bias.bidirectional, bias.table.rows, bias.max_distance) as u32
+}
+
+fn columns(head: usize, d: usize) -> Range<usize> {
+    head * d..(head + 1) * d
 }
 
 /// See [`crate::backend::Backend::attention`].
 pub fn forward(spec: &Attention, q: Mat, k: Mat, v: Mat, mut out: MatMut, mut lse: MatMut) {
+    if let Mask::Listed { offsets, keys } = spec.mask {
+        return listed(spec, (offsets, keys), q, k, v, out, lse);
+    }
+    let (heads, d) = (spec.heads, spec.head_dim);
+    let (qd, kd, vd) = (host(q), host(k), host(v));
+    let outs = cut(&mut out, &spec.q_offsets.host);
+    let lses = cut(&mut lse, &spec.q_offsets.host);
+    outs.into_par_iter().zip(lses).enumerate().for_each(|(s, (out, lse))| {
+        let sequence = Sequence::new(spec, s);
+        let mut scores = Vec::new();
+        for rows in sequence.tiles() {
+            let n = sequence.seen(rows.end - 1);
+            let buckets = sequence.buckets(&rows, n);
+            scores.resize(rows.len() * n, 0.0);
+            for head in 0..heads {
+                let p = &mut scores[..rows.len() * n];
+                let (query, key) = (sequence.query((qd, &q), &rows, head), sequence.key((kd, &k), n, head));
+                sequence.scores(query, key, head, &buckets, p);
+                fast(|| {
+                    for (at, i) in rows.clone().enumerate() {
+                        let (seen, hidden) = p[at * n..(at + 1) * n].split_at_mut(sequence.seen(i));
+                        lse[i * heads + head] = softmax(seen);
+                        hidden.fill(0.0);
+                    }
+                });
+                let to = block_mut(out, heads * d, rows.clone(), columns(head, d));
+                product(to, false, 1.0, block(p, n, 0..rows.len(), 0..n), sequence.key((vd, &v), n, head));
+            }
+        }
+    });
+}
+
+/// Attention of rows that each see the keys they list: a trie's. Row by row, for lists are short.
+fn listed(
+    spec: &Attention,
+    (offsets, keys): (&Indices, &Indices),
+    q: Mat,
+    k: Mat,
+    v: Mat,
+    mut out: MatMut,
+    mut lse: MatMut,
+) {
     let (heads, d) = (spec.heads, spec.head_dim);
     let group = heads / spec.kv_heads;
     let (qd, kd, vd) = (host(q), host(k), host(v));
-    let (q_offsets, k_offsets) = (&spec.q_offsets.host, &spec.k_offsets.host);
-    let bias = spec.bias.map(Bias::new);
-    let outs = cut(&mut out, q_offsets);
-    let lses = cut(&mut lse, q_offsets);
-    outs.into_par_iter().zip(lses).enumerate().for_each(|(s, (out, lse))| {
-        let (q_rows, k_rows) = (sequence(q_offsets, s), sequence(k_offsets, s));
-        let mut p = Vec::new();
+    let (out_ld, lse_ld) = (out.ld, lse.ld);
+    let rows = host_mut(&mut out).par_chunks_mut(out_ld).zip(host_mut(&mut lse).par_chunks_mut(lse_ld));
+    rows.enumerate().for_each_init(Vec::new, |p: &mut Vec<f32>, (i, (out, lse))| {
+        let seen = &keys.host[offsets.host[i] as usize..offsets.host[i + 1] as usize];
         fast(|| {
-            for i in q_rows.clone() {
-                let local = i - q_rows.start;
-                let seen = keys(spec, &q_rows, &k_rows, i);
-                for head in 0..heads {
-                    let kv = head / group;
-                    let query = &row(qd, &q, i)[head * d..(head + 1) * d];
-                    lse[local * heads + head] =
-                        scores(spec, query, &seen, &k, kd, kv, bias.as_ref().map(|b| (b, i, head)), &mut p);
-                    let o = &mut out[local * heads * d + head * d..][..d];
-                    o.fill(0.0);
-                    for (j, &p) in p.iter().enumerate() {
-                        axpy(p, &row(vd, &v, seen.get(j))[kv * d..(kv + 1) * d], o);
-                    }
+            for head in 0..heads {
+                let (own, shared) = (columns(head, d), columns(head / group, d));
+                let query = &row(qd, &q, i)[own.clone()];
+                let key = |j: &u32| &row(kd, &k, *j as usize)[shared.clone()];
+                let bias = |j: &u32| {
+                    spec.bias.map_or(0.0, |bias| {
+                        let at = relative_bucket(&bias, i, *j as usize) as usize * bias.table.ld + head;
+                        host(bias.table)[at]
+                    })
+                };
+                p.clear();
+                p.extend(seen.iter().map(|j| spec.scale * dot(query, key(j)) + bias(j)));
+                lse[head] = softmax(p);
+                let to = &mut out[own];
+                to.fill(0.0);
+                for (p, j) in p.iter().zip(seen) {
+                    axpy(*p, &row(vd, &v, *j as usize)[shared.clone()], to);
                 }
             }
         });
@@ -159,18 +194,15 @@ pub fn forward(spec: &Attention, q: Mat, k: Mat, v: Mat, mut out: MatMut, mut ls
 pub fn backward(
     spec: &Attention,
     (q, k, v): (Mat, Mat, Mat),
-    out: Mat,
+    (out, lse): (Mat, Mat),
     dout: Mat,
     (mut dq, mut dk, mut dv): (MatMut, MatMut, MatMut),
     dbias: Option<(&[Range<usize>], MatMut)>,
 ) {
-    let (heads, d, kv_heads) = (spec.heads, spec.head_dim, spec.kv_heads);
-    let group = heads / kv_heads;
-    let (qd, kd, vd, od, dod) = (host(q), host(k), host(v), host(out), host(dout));
     let (q_offsets, k_offsets) = (&spec.q_offsets.host, &spec.k_offsets.host);
-    let bias = spec.bias.map(Bias::new);
-    let table_len = spec.bias.map_or(0, |b| b.table.rows * heads);
+    let table_len = spec.bias.map_or(0, |b| b.table.rows * spec.heads);
     let want_bias = dbias.is_some();
+    let given = Given { q, k, v, out, lse, dout };
     let (dqs, dks, dvs) = (cut(&mut dq, q_offsets), cut(&mut dk, k_offsets), cut(&mut dv, k_offsets));
     let bias_sums: Vec<Vec<f32>> = dqs
         .into_par_iter()
@@ -178,48 +210,91 @@ pub fn backward(
         .zip(dvs)
         .enumerate()
         .map(|(s, ((dq, dk), dv))| {
-            let (q_rows, k_rows) = (sequence(q_offsets, s), sequence(k_offsets, s));
             let mut bias_sum = vec![0f32; if want_bias { table_len } else { 0 }];
-            let mut p = Vec::new();
             dk.fill(0.0);
             dv.fill(0.0);
-            fast(|| {
-                for i in q_rows.clone() {
-                    let local = i - q_rows.start;
-                    let seen = keys(spec, &q_rows, &k_rows, i);
-                    for head in 0..heads {
-                        let kv = head / group;
-                        let columns = head * d..(head + 1) * d;
-                        let query = &row(qd, &q, i)[columns.clone()];
-                        let upstream = &row(dod, &dout, i)[columns.clone()];
-                        let delta = dot(upstream, &row(od, &out, i)[columns.clone()]);
-                        scores(spec, query, &seen, &k, kd, kv, bias.as_ref().map(|b| (b, i, head)), &mut p);
-                        let dq = &mut dq[local * heads * d + head * d..][..d];
-                        dq.fill(0.0);
-                        for (j, &p) in p.iter().enumerate() {
-                            let at = seen.get(j);
-                            let to = ((at - k_rows.start) * kv_heads + kv) * d;
-                            axpy(p, upstream, &mut dv[to..to + d]);
-                            let ds = p * (dot(upstream, &row(vd, &v, at)[kv * d..(kv + 1) * d]) - delta);
-                            axpy(spec.scale * ds, &row(kd, &k, at)[kv * d..(kv + 1) * d], dq);
-                            axpy(spec.scale * ds, query, &mut dk[to..to + d]);
-                            if let (true, Some(bias)) = (want_bias, &bias) {
-                                bias_sum[bias.bucket(i, at) * heads + head] += ds;
-                            }
-                        }
-                    }
-                }
-            });
+            sequence_backward(&Sequence::new(spec, s), &given, (dq, dk, dv), &mut bias_sum);
             bias_sum
         })
         .collect();
     if let Some((segments, mut dbias)) = dbias {
-        let ld = dbias.ld;
+        let (ld, heads) = (dbias.ld, spec.heads);
         let out = host_mut(&mut dbias);
         for (segment, sequences) in segments.iter().enumerate() {
             for sums in &bias_sums[sequences.clone()] {
                 for (row, values) in sums.chunks(heads).enumerate() {
                     axpy(1.0, values, &mut out[(segment * table_len / heads + row) * ld..][..heads]);
+                }
+            }
+        }
+    }
+}
+
+/// What the gradients are made of.
+struct Given<'a> {
+    q: Mat<'a>,
+    k: Mat<'a>,
+    v: Mat<'a>,
+    out: Mat<'a>,
+    lse: Mat<'a>,
+    dout: Mat<'a>,
+}
+
+/// The gradients of one sequence: dq written, dk, dv and the bias's sums added to.
+fn sequence_backward(
+    sequence: &Sequence,
+    given: &Given,
+    (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
+    bias_sum: &mut [f32],
+) {
+    let Given { q, k, v, out, lse, dout } = given;
+    let spec = sequence.spec;
+    let (heads, d, kv_ld) = (spec.heads, spec.head_dim, spec.kv_heads * spec.head_dim);
+    let (qd, kd, vd, od, dod, lsed) = (host(*q), host(*k), host(*v), host(*out), host(*dout), host(*lse));
+    let (mut scores, mut gradients) = (Vec::new(), Vec::new());
+    for rows in sequence.tiles() {
+        let n = sequence.seen(rows.end - 1);
+        let buckets = sequence.buckets(&rows, n);
+        scores.resize(rows.len() * n, 0.0);
+        gradients.resize(rows.len() * n, 0.0);
+        for head in 0..heads {
+            let shared = columns(sequence.kv_head(head), d);
+            let (p, ds) = (&mut scores[..rows.len() * n], &mut gradients[..rows.len() * n]);
+            let (query, key) = (sequence.query((qd, q), &rows, head), sequence.key((kd, k), n, head));
+            let upstream = sequence.query((dod, dout), &rows, head);
+            sequence.scores(query, key, head, &buckets, p);
+            let value = sequence.key((vd, v), n, head);
+            product(block_mut(ds, n, 0..rows.len(), 0..n), false, 1.0, upstream, value.transpose());
+            fast(|| {
+                for (at, i) in rows.clone().enumerate() {
+                    let row_of = sequence.q_rows.start + i;
+                    let own = columns(head, d);
+                    let delta = dot(&row(dod, dout, row_of)[own.clone()], &row(od, out, row_of)[own]);
+                    let log_sum = lsed[row_of * lse.ld + head];
+                    let range = at * n..(at + 1) * n;
+                    let (seen, hidden) = p[range.clone()].split_at_mut(sequence.seen(i));
+                    let (ds, ds_hidden) = ds[range].split_at_mut(seen.len());
+                    for (p, ds) in seen.iter_mut().zip(ds) {
+                        *p = exp(*p - log_sum);
+                        *ds = *p * (*ds - delta);
+                    }
+                    hidden.fill(0.0);
+                    ds_hidden.fill(0.0);
+                }
+            });
+            let all = |data| block(data, n, 0..rows.len(), 0..n);
+            product(block_mut(dv, kv_ld, 0..n, shared.clone()), true, 1.0, all(p).transpose(), upstream);
+            product(
+                block_mut(dq, heads * d, rows.clone(), columns(head, d)),
+                false,
+                spec.scale,
+                all(ds),
+                key,
+            );
+            product(block_mut(dk, kv_ld, 0..n, shared), true, spec.scale, all(ds).transpose(), query);
+            if !bias_sum.is_empty() {
+                for (ds, bucket) in ds.iter().zip(&buckets) {
+                    bias_sum[*bucket as usize * heads + head] += ds;
                 }
             }
         }

@@ -17,20 +17,26 @@ pub fn dots(pairs: &[(Mat, Mat)], mut out: MatMut) {
             let mut total = 0f64;
             fast(|| {
                 for i in 0..x.rows {
-                    let (a, b) = (row(a, x, i), row(b, y, i));
-                    let mut lanes = [0f64; 8];
-                    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-                        for (l, (a, b)) in a.iter().zip(b).enumerate() {
-                            lanes[l] += *a as f64 * *b as f64;
-                        }
-                    }
-                    total += lanes.iter().sum::<f64>();
+                    total += dot_in_f64(row(a, x, i), row(b, y, i));
                 }
             });
             total as f32
         })
         .collect();
     host_mut(&mut out)[..values.len()].copy_from_slice(&values);
+}
+
+#[inline(always)]
+fn dot_in_f64(a: &[f32], b: &[f32]) -> f64 {
+    let mut lanes = [0f64; 16];
+    let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for l in 0..16 {
+            lanes[l] += a[l] as f64 * b[l] as f64;
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| *a as f64 * *b as f64).sum();
+    lanes.iter().sum::<f64>() + rest
 }
 
 /// See [`crate::backend::Backend::adam`] and [`AdamBlock`].

@@ -215,14 +215,14 @@ impl Backend for Cpu {
         k: Mat,
         v: Mat,
         out: Mat,
-        _lse: Mat,
+        lse: Mat,
         dout: Mat,
         dq: MatMut,
         dk: MatMut,
         dv: MatMut,
         dbias: Option<(&[Range<usize>], MatMut)>,
     ) -> Result<()> {
-        attention::backward(spec, (q, k, v), out, dout, (dq, dk, dv), dbias);
+        attention::backward(spec, (q, k, v), (out, lse), dout, (dq, dk, dv), dbias);
         Ok(())
     }
     fn activation(&self, kind: Activation, gate: Mat, up: Option<Mat>, y: MatMut) -> Result<()> {

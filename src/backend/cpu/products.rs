@@ -4,6 +4,7 @@ use super::{host, host_mut};
 use crate::backend::{Mat, MatMut, Op, OuterPart};
 use faer::linalg::matmul::matmul as gemm;
 use faer::{Accum, MatMut as FaerMut, MatRef, Par};
+use std::ops::Range;
 
 /// Below this many multiply-adds, handing work to another thread costs more than it saves
 /// (measured: about 5 us a hand-off, 20 to 50 GFLOP/s a core).
@@ -25,6 +26,26 @@ fn oriented(m: MatRef<'_, f32>, op: Op) -> MatRef<'_, f32> {
         Op::N => m,
         Op::T => m.transpose(),
     }
+}
+
+/// Rows and columns of a row-major slice with `ld` elements a row.
+pub fn block(data: &[f32], ld: usize, rows: Range<usize>, columns: Range<usize>) -> MatRef<'_, f32> {
+    let (first, count, width) = (rows.start * ld + columns.start, rows.len(), columns.len());
+    let extent = if count == 0 { 0 } else { (count - 1) * ld + width };
+    MatRef::from_row_major_slice_with_stride(&data[first..first + extent], count, width, ld)
+}
+
+/// The same, to write.
+pub fn block_mut(data: &mut [f32], ld: usize, rows: Range<usize>, columns: Range<usize>) -> FaerMut<'_, f32> {
+    let (first, count, width) = (rows.start * ld + columns.start, rows.len(), columns.len());
+    let extent = if count == 0 { 0 } else { (count - 1) * ld + width };
+    let part = &mut data[first..first + extent];
+    FaerMut::from_column_major_slice_with_stride_mut(part, width, count, ld).transpose_mut()
+}
+
+/// `c (+)= alpha a b` on the calling thread.
+pub fn product(c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
+    gemm(c, if add { Accum::Add } else { Accum::Replace }, a, b, alpha, Par::Seq);
 }
 
 /// See [`crate::backend::Backend::matmul`].

@@ -170,32 +170,61 @@ pub fn rope(mut x: MatMut, positions: &Indices, inv_freq: Mat, heads: usize, inv
 const GELU_C: f32 = 0.797_884_6; // sqrt(2 / pi)
 const GELU_A: f32 = 0.044_715;
 
-#[inline(always)]
-fn act(kind: Activation, x: f32) -> f32 {
-    match kind {
-        Activation::Silu => x * sigmoid(x),
-        Activation::Relu => x.max(0.0),
-        Activation::GeluTanh => 0.5 * x * (1.0 + tanh(GELU_C * (x + GELU_A * x * x * x))),
+/// A nonlinearity: its value and its derivative. One type each, so that the loops over them vectorise.
+trait Nonlinearity {
+    fn value(x: f32) -> f32;
+    fn derivative(x: f32) -> f32;
+}
+
+struct Silu;
+struct Relu;
+struct GeluTanh;
+
+impl Nonlinearity for Silu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * sigmoid(x)
+    }
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        let s = sigmoid(x);
+        s * (1.0 + x * (1.0 - s))
     }
 }
 
-#[inline(always)]
-fn act_derivative(kind: Activation, x: f32) -> f32 {
-    match kind {
-        Activation::Silu => {
-            let s = sigmoid(x);
-            s * (1.0 + x * (1.0 - s))
-        }
-        Activation::Relu => f32::from(x > 0.0),
-        Activation::GeluTanh => {
-            let t = tanh(GELU_C * (x + GELU_A * x * x * x));
-            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * GELU_C * (1.0 + 3.0 * GELU_A * x * x)
-        }
+impl Nonlinearity for Relu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x.max(0.0)
+    }
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        f32::from(x > 0.0)
+    }
+}
+
+impl Nonlinearity for GeluTanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + tanh(GELU_C * (x + GELU_A * x * x * x)))
+    }
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        let t = tanh(GELU_C * (x + GELU_A * x * x * x));
+        0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * GELU_C * (1.0 + 3.0 * GELU_A * x * x)
     }
 }
 
 /// See [`crate::backend::Backend::activation`].
-pub fn activation(kind: Activation, gate: Mat, up: Option<Mat>, mut y: MatMut) {
+pub fn activation(kind: Activation, gate: Mat, up: Option<Mat>, y: MatMut) {
+    match kind {
+        Activation::Silu => activate::<Silu>(gate, up, y),
+        Activation::Relu => activate::<Relu>(gate, up, y),
+        Activation::GeluTanh => activate::<GeluTanh>(gate, up, y),
+    }
+}
+
+fn activate<A: Nonlinearity>(gate: Mat, up: Option<Mat>, mut y: MatMut) {
     assert!(gate.shape() == y.shape() && up.is_none_or(|u| u.shape() == gate.shape()), "activation");
     let g = host(gate);
     let u = up.map(|u| (host(u), u));
@@ -204,12 +233,12 @@ pub fn activation(kind: Activation, gate: Mat, up: Option<Mat>, mut y: MatMut) {
         match &u {
             Some((data, up)) => {
                 for ((y, g), u) in out.iter_mut().zip(gate).zip(row(data, up, i)) {
-                    *y = act(kind, *g) * u;
+                    *y = A::value(*g) * u;
                 }
             }
             None => {
                 for (y, g) in out.iter_mut().zip(gate) {
-                    *y = act(kind, *g);
+                    *y = A::value(*g);
                 }
             }
         }
@@ -219,6 +248,20 @@ pub fn activation(kind: Activation, gate: Mat, up: Option<Mat>, mut y: MatMut) {
 /// See [`crate::backend::Backend::activation_backward`].
 pub fn activation_backward(
     kind: Activation,
+    gate: Mat,
+    up: Option<Mat>,
+    dy: Mat,
+    dgate: MatMut,
+    dup: Option<MatMut>,
+) {
+    match kind {
+        Activation::Silu => activate_backward::<Silu>(gate, up, dy, dgate, dup),
+        Activation::Relu => activate_backward::<Relu>(gate, up, dy, dgate, dup),
+        Activation::GeluTanh => activate_backward::<GeluTanh>(gate, up, dy, dgate, dup),
+    }
+}
+
+fn activate_backward<A: Nonlinearity>(
     gate: Mat,
     up: Option<Mat>,
     dy: Mat,
@@ -233,12 +276,12 @@ pub fn activation_backward(
         match &u {
             Some((data, up)) => {
                 for (((o, g), dy), u) in out.iter_mut().zip(gate).zip(dy).zip(row(data, up, i)) {
-                    *o = act_derivative(kind, *g) * dy * u;
+                    *o = A::derivative(*g) * dy * u;
                 }
             }
             None => {
                 for ((o, g), dy) in out.iter_mut().zip(gate).zip(dy) {
-                    *o = act_derivative(kind, *g) * dy;
+                    *o = A::derivative(*g) * dy;
                 }
             }
         }
@@ -246,7 +289,7 @@ pub fn activation_backward(
     if let Some(mut dup) = dup {
         each_row(&mut dup, |i, out| {
             for ((o, g), dy) in out.iter_mut().zip(row(g, &gate, i)).zip(row(d, &dy, i)) {
-                *o = act(kind, *g) * dy;
+                *o = A::value(*g) * dy;
             }
         });
     }
