@@ -15,6 +15,8 @@ mod eval;
 mod gems;
 #[path = "suite/gpu.rs"]
 mod gpu;
+#[path = "suite/memory.rs"]
+mod memory;
 #[path = "suite/model.rs"]
 mod model;
 #[path = "suite/prepare.rs"]

@@ -1,7 +1,7 @@
 //! Host memory that is used again: steady steps allocate nothing, and the peak is known.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How much memory a backend holds and has held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,7 +14,10 @@ pub struct MemoryUse {
 
 #[derive(Default)]
 struct State {
-    free: HashMap<usize, Vec<Vec<f32>>>,
+    /// Idle buffers by size.
+    free: BTreeMap<usize, Vec<Vec<f32>>>,
+    /// Bytes of live and idle buffers together.
+    held: usize,
     usage: MemoryUse,
 }
 
@@ -29,25 +32,65 @@ fn size_class(len: usize) -> usize {
     len.div_ceil(step) * step
 }
 
+impl State {
+    /// An idle buffer of at least `class` elements that is not much larger.
+    fn recycle(&mut self, class: usize) -> Option<Vec<f32>> {
+        let (&size, _) = self.free.range(class..=class + class / 4).next()?;
+        let list = self.free.get_mut(&size)?;
+        let buffer = list.pop();
+        if list.is_empty() {
+            self.free.remove(&size);
+        }
+        buffer
+    }
+    /// Gives idle buffers back to the system, the largest first, until there is room for `bytes` more without
+    /// holding more than was ever live at once.
+    fn shrink(&mut self, bytes: usize) -> Vec<Vec<f32>> {
+        let mut dropped = Vec::new();
+        while self.held + bytes > self.usage.peak
+            && let Some(mut largest) = self.free.last_entry()
+        {
+            if let Some(buffer) = largest.get_mut().pop() {
+                self.held -= buffer.len() * 4;
+                dropped.push(buffer);
+            }
+            if largest.get().is_empty() {
+                largest.remove();
+            }
+        }
+        dropped
+    }
+}
+
 impl HostPool {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
     /// A buffer of `len` elements whose contents are whatever was there.
     pub fn take(&self, len: usize) -> HostBuffer {
         let class = size_class(len);
-        let mut state = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = self.state();
         state.usage.live += class * 4;
         state.usage.peak = state.usage.peak.max(state.usage.live);
-        let recycled = state.free.get_mut(&class).and_then(Vec::pop);
-        drop(state);
-        let data = recycled.unwrap_or_else(|| vec![0.0; class]);
-        HostBuffer { data, len, pool: self.clone() }
+        let data = match state.recycle(class) {
+            Some(data) => data,
+            None => {
+                let dropped = state.shrink(class * 4);
+                state.held += class * 4;
+                drop(state);
+                drop(dropped);
+                vec![0.0; class]
+            }
+        };
+        HostBuffer { data, len, class, pool: self.clone() }
     }
     /// Bytes of live buffers, now and at most.
     pub fn usage(&self) -> MemoryUse {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).usage
+        self.state().usage
     }
     /// Forgets the peak so far.
     pub fn reset_peak(&self) {
-        let mut state = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = self.state();
         state.usage.peak = state.usage.live;
     }
 }
@@ -56,6 +99,8 @@ impl HostPool {
 pub struct HostBuffer {
     data: Vec<f32>,
     len: usize,
+    /// What it counts for: the size asked for, in its class.
+    class: usize,
     pool: HostPool,
 }
 
@@ -73,8 +118,8 @@ impl HostBuffer {
 impl Drop for HostBuffer {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
-        let mut state = self.pool.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        state.usage.live -= data.len() * 4;
+        let mut state = self.pool.state();
+        state.usage.live -= self.class * 4;
         state.free.entry(data.len()).or_default().push(data);
     }
 }

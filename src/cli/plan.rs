@@ -1,26 +1,16 @@
 //! `train --dry-run`: what would be done, and what it needs.
 
 use super::session::Session;
+use crate::backend::cuda::Cuda;
 use crate::error::{Error, Kind, Result};
-use crate::model::{BatchShape, MemoryPlan};
+use crate::gems::KnowledgeBasis;
+use crate::model::{Batch, Packed};
+use crate::train::{MemoryPlan, PlannedRun, longest_step, site_shapes};
 use serde_json::json;
 use std::io::Write;
 
-/// What a run needs, in bytes.
-pub struct Needs {
-    plan: MemoryPlan,
-    /// The method's own: bases, coordinates, moments.
-    method: usize,
-}
-
-impl Needs {
-    fn total(&self) -> usize {
-        self.plan.total() + self.method
-    }
-}
-
 /// Examples of a step.
-fn batch(session: &Session) -> usize {
+fn examples(session: &Session) -> usize {
     let t = &session.config.train;
     match t.batch_per_task.is_empty() {
         true => t.batch,
@@ -28,54 +18,28 @@ fn batch(session: &Session) -> usize {
     }
 }
 
-/// Predicts the largest step of a session.
-pub fn needs(session: &Session) -> Result<Needs> {
-    let config = &session.config;
-    let tuner_settings = config.tuner();
-    let sites = crate::train::site_shapes(&session.model);
-    let adapted = tuner_settings.adapted(&sites)?;
-    let tasks = session.data.tasks.len();
-    let encoder = session.encoder();
-    let lengths: Vec<(usize, usize, usize)> = session
-        .data
-        .train
-        .records
-        .iter()
-        .take(2000)
-        .map(|r| {
-            let e = encoder.encode(r, 0)?;
-            Ok((e.tokens.len() - 1, e.encoder.as_ref().map_or(0, Vec::len), e.labels()))
-        })
-        .collect::<Result<_>>()?;
-    let longest = lengths.iter().max().copied().unwrap_or_default();
-    let limit =
-        if config.train.micro_batch_tokens == 0 { usize::MAX } else { config.train.micro_batch_tokens };
-    let fits = batch(session).min((limit / (longest.0 + longest.1).max(1)).max(1));
-    let shape =
-        BatchShape { tokens: longest.0 * fits, encoder_tokens: longest.1 * fits, labels: longest.2 * fits };
-    let rank: usize = sites.iter().map(|s| tuner_settings.ranks(s, tasks).iter().sum()).max().unwrap_or(0);
-    let plan = MemoryPlan::predict(
-        &session.model.architecture,
-        shape,
-        rank,
-        config.train.activation_checkpointing,
-        session.model.backend.compute_dtype(),
-    );
-    let method = sites
-        .iter()
-        .zip(&adapted)
-        .filter(|(_, on)| **on)
-        .map(|(s, _)| {
-            let r: usize = tuner_settings.ranks(s, tasks).iter().sum();
-            4 * (4 * s.outputs * r + r * s.inputs)
-        })
-        .sum();
-    Ok(Needs { plan, method })
+/// The passes of a session's largest step, and what they need.
+fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<Batch>, MemoryPlan)> {
+    let (config, data, model) = (&session.config, &session.data, &session.model);
+    let batches = longest_step(&session.encoder(), &data.train, &data.tasks, &config.train)?;
+    let run = PlannedRun {
+        architecture: &model.architecture,
+        settings: &config.tuner(),
+        new_rows: session.new_rows,
+        knowledge,
+        batches: &batches,
+        checkpointing: config.train.activation_checkpointing,
+    };
+    let memory = MemoryPlan::of(&run, &Cuda::open_null(model.backend.compute_dtype()))?;
+    Ok((batches, memory))
 }
 
 /// An error of a device that is full, with the plan of the run and the settings that shrink it.
 pub fn explain(error: Error, session: &Session) -> Error {
-    let (Kind::Memory, Ok(needs)) = (error.kind, needs(session)) else { return error };
+    if error.kind != Kind::Memory {
+        return error;
+    }
+    let Ok((_, needs)) = needs(session, None) else { return error };
     let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let t = &session.config.train;
     let checkpointing =
@@ -84,38 +48,42 @@ pub fn explain(error: Error, session: &Session) -> Error {
         "the run is planned with weights {}, activations {}, workspace {}, method {}: {} in all; make it smaller \
          with train.micro_batch_tokens (now {}){checkpointing}, train.batch (now {}), gems.rank (now {}), or use \
          another device",
-        mib(needs.plan.weights),
-        mib(needs.plan.activations),
-        mib(needs.plan.workspace),
+        mib(needs.weights),
+        mib(needs.activations),
+        mib(needs.workspace),
         mib(needs.method),
         mib(needs.total()),
         t.micro_batch_tokens,
-        batch(session),
+        examples(session),
         session.config.gems.rank,
     ))
 }
 
 /// Prints the plan of a session: parameters, steps, memory by part.
-pub fn print(session: &Session, json: bool) -> Result<()> {
-    let needs = needs(session)?;
-    let config = &session.config;
-    let sites = crate::train::site_shapes(&session.model);
-    let adapted = config.tuner().adapted(&sites)?;
-    let parameters: usize = session.model.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+pub fn print(session: &Session, knowledge: Option<&KnowledgeBasis>, json: bool) -> Result<()> {
+    let (config, data, model) = (&session.config, &session.data, &session.model);
+    let (batches, memory) = needs(session, knowledge)?;
+    let adapted = config.tuner().adapted(&site_shapes(model))?;
+    let rows = batches.iter().map(|b| b.decoder.rows() + b.encoder.as_ref().map_or(0, Packed::rows));
+    let parameters: usize = model.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
     let mb = |bytes: usize| bytes as f64 / 1e6;
+    let learns = session.needs_basis() && knowledge.is_none();
     let facts = json!({
-        "device": session.model.backend.name(),
+        "device": model.backend.name(),
         "method": config.gems.method,
         "parameters": parameters,
         "adapted_layers": adapted.iter().filter(|a| **a).count(),
-        "tasks": session.data.tasks,
+        "tasks": data.tasks,
         "steps": config.train.steps,
-        "examples_a_step": batch(session),
-        "training_records": session.data.train.records.len(),
-        "learns_a_knowledge_basis": session.needs_basis(),
+        "examples_a_step": examples(session),
+        "passes_of_the_largest_step": batches.len(),
+        "tokens_of_the_largest_pass": rows.max(),
+        "training_records": data.train.records.len(),
+        "learns_a_knowledge_basis": learns,
         "memory_mb": {
-            "weights": mb(needs.plan.weights), "activations": mb(needs.plan.activations),
-            "workspace": mb(needs.plan.workspace), "method": mb(needs.method), "total": mb(needs.total()),
+            "weights": mb(memory.weights), "activations": mb(memory.activations),
+            "workspace": mb(memory.workspace), "method": mb(memory.method), "total": mb(memory.total()),
+            "with_the_largest_possible_basis": learns,
         },
     });
     let text =

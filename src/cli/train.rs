@@ -152,7 +152,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         validation::check_metric(chosen, tasks, &session.config.evaluate)?;
     }
     if args.dry_run {
-        return plan::print(&session, args.output.json);
+        let knowledge = args.basis.as_ref().map(|path| given_basis(path, &session)).transpose()?;
+        return plan::print(&session, knowledge.as_ref(), args.output.json);
     }
     let run = RunDirectory::open(&args.out(&session.config), args.resume)?;
     crate::files::write_atomically(&run.join("config.toml"), session.config.to_toml().as_bytes())?;
@@ -221,19 +222,7 @@ fn knowledge(
     let kept = run.join("basis.safetensors");
     let basis = match (&args.basis, args.resume && kept.is_file()) {
         (_, true) => return KnowledgeBasis::load(&kept, &session.model.fingerprint).map(Some),
-        (Some(path), _) => {
-            let basis = KnowledgeBasis::load(path, &session.model.fingerprint)?;
-            let side = session.config.null_space.side;
-            if side != crate::gems::NullSide::None && basis.side != side {
-                return Err(Error::usage(format!(
-                    "this basis is of the {:?} side, null_space.side is {side:?}",
-                    basis.side
-                ))
-                .at(path.display())
-                .remedy("make one for this side with `gems-engine basis`"));
-            }
-            basis
-        }
+        (Some(path), _) => given_basis(path, session)?,
         (None, _) => {
             let mut progress = Progress::new("knowledge basis", 0, quiet);
             let basis = session
@@ -244,6 +233,19 @@ fn knowledge(
     };
     basis.save(&kept)?;
     Ok(Some(basis))
+}
+
+/// The basis in a file, which must be of this model and side.
+fn given_basis(path: &Path, session: &Session) -> Result<KnowledgeBasis> {
+    let basis = KnowledgeBasis::load(path, &session.model.fingerprint)?;
+    let side = session.config.null_space.side;
+    if side != crate::gems::NullSide::None && basis.side != side {
+        let what = format!("this basis is of the {:?} side, null_space.side is {side:?}", basis.side);
+        return Err(Error::usage(what)
+            .at(path.display())
+            .remedy("make one for this side with `gems-engine basis`"));
+    }
+    Ok(basis)
 }
 
 fn tune(

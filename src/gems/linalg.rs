@@ -19,6 +19,9 @@ pub fn row_space(matrix: &[f32], rows: usize, cols: usize, count: usize) -> Resu
     if let Some(v) = matrix.iter().find(|v| !v.is_finite()) {
         return Err(Error::numeric(format!("a gradient holds {v}")));
     }
+    if matrix.iter().all(|v| *v == 0.0) {
+        return Ok(RowSpace { vectors: Vec::new(), values: vec![0.0; rows.min(cols)] });
+    }
     // Through the smaller Gram matrix in f64: the entries are f32, so squaring loses nothing that was known.
     let g = Mat::<f64>::from_fn(rows, cols, |i, j| matrix[i * cols + j] as f64);
     let wide = cols > rows;

@@ -103,6 +103,33 @@ impl Model {
             };
             linears.push(AdaptedLinear { weight, bias, branch: None });
         }
+        Self::of_parts(architecture, layout, backend, (dense, linears), fingerprint)
+    }
+
+    /// A model whose weights have no particular values: for what depends on shapes only.
+    pub fn outline(architecture: Architecture, backend: Arc<dyn Backend>) -> Result<Self> {
+        let layout = Layout::new(&architecture);
+        let alloc = |rows, cols| backend.alloc(rows, cols, backend.compute_dtype());
+        let own = layout.dense.iter().map(|spec| match spec.kind {
+            DenseKind::Bias(_) => Ok(None),
+            _ => alloc(spec.rows, spec.cols).map(Some),
+        });
+        let dense = own.collect::<Result<_>>()?;
+        let linear = layout.sites.iter().map(|site| {
+            let bias = site.bias.then(|| alloc(1, site.outputs)).transpose()?;
+            Ok(AdaptedLinear { weight: alloc(site.outputs, site.inputs)?, bias, branch: None })
+        });
+        let linears = linear.collect::<Result<_>>()?;
+        Self::of_parts(architecture, layout, backend, (dense, linears), String::new())
+    }
+
+    fn of_parts(
+        architecture: Architecture,
+        layout: Layout,
+        backend: Arc<dyn Backend>,
+        (dense, linears): (Vec<Option<Tensor>>, Vec<AdaptedLinear>),
+        fingerprint: String,
+    ) -> Result<Self> {
         let mut bias_of = vec![None; layout.sites.len()];
         for (index, spec) in layout.dense.iter().enumerate() {
             if let DenseKind::Bias(site) = spec.kind {

@@ -114,6 +114,37 @@ pub fn knowledge_basis(
     })
 }
 
+/// A basis that protects as much as any basis for these settings can (its directions are zeros): for the size of
+/// one that is not learned yet.
+pub fn largest_basis(
+    model: &Model,
+    sites: &[SiteShape],
+    tasks: usize,
+    settings: &TunerSettings,
+) -> Result<KnowledgeBasis> {
+    let null = &settings.null_space;
+    let (of_site, firsts) = spaces_of(model, null.side, &settings.adapted(sites)?);
+    let space = |name: &str, dim: usize, room: usize| {
+        let directions = vec![0.0; dim.saturating_sub(room) * dim];
+        Space { name: name.to_string(), dim, directions, spectrum: Vec::new(), energy: 0.0 }
+    };
+    let of_first = |first: &usize| {
+        let site = &sites[*first];
+        let dim = if null.side == NullSide::Input { site.inputs } else { site.outputs };
+        space(&site.name, dim, settings.ranks(site, tasks).iter().sum())
+    };
+    let hidden = model.architecture.hidden;
+    Ok(KnowledgeBasis {
+        fingerprint: model.fingerprint.clone(),
+        side: null.side,
+        rule: rule_text(null),
+        of_site: of_site.iter().map(|s| s.map(|(space, _)| space)).collect(),
+        spaces: firsts.iter().map(of_first).collect(),
+        final_hidden: (null.item_rows > 0.0).then(|| space("final", hidden, 1)),
+        tokens: 0,
+    })
+}
+
 /// Every adapted site's space, and the first site of every space.
 fn spaces_of(model: &Model, side: NullSide, adapted: &[bool]) -> (Vec<Option<(usize, bool)>>, Vec<usize>) {
     let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();

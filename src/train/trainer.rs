@@ -210,11 +210,7 @@ impl Trainer<'_> {
     }
 
     fn sampler(&self) -> Result<Sampler> {
-        let size = match self.settings.batch_per_task.is_empty() {
-            true => StepSize::Whole(self.settings.batch),
-            false => StepSize::PerTask(self.settings.batch_per_task.clone()),
-        };
-        Sampler::new(&self.train.records, self.tasks, &size, self.seed)
+        sampler(self.train, self.tasks, self.settings, self.seed)
     }
 
     fn prepare(&self, picks: Vec<Pick>) -> Result<StepData> {
@@ -223,8 +219,9 @@ impl Trainer<'_> {
 
     /// The largest step there can be, forward and backward, so that what does not fit fails at once.
     fn largest_first(&mut self, sampler: &Sampler) -> Result<()> {
-        let records = &self.train.records;
-        let data = self.prepare(sampler.longest(|p| records[p.record as usize].bulk()))?;
+        let data =
+            longest(self.encoder, self.train, self.tasks.len(), self.settings, self.published, sampler)?;
+        self.model.backend.reset_peak_memory();
         self.tuner.begin_step()?;
         self.gradients(&data)?;
         Ok(())
@@ -490,6 +487,37 @@ pub fn restore(
     }
     let tensors: Vec<NamedTensor> = found.tensors.values().flatten().cloned().collect();
     tuner.restore(model, &tensors, &found.state["tuner"])
+}
+
+fn sampler(train: &Split, tasks: &[String], settings: &TrainSettings, seed: u64) -> Result<Sampler> {
+    let size = match settings.batch_per_task.is_empty() {
+        true => StepSize::Whole(settings.batch),
+        false => StepSize::PerTask(settings.batch_per_task.clone()),
+    };
+    Sampler::new(&train.records, tasks, &size, seed)
+}
+
+fn longest(
+    encoder: &Encoder,
+    train: &Split,
+    tasks: usize,
+    settings: &TrainSettings,
+    published: bool,
+    sampler: &Sampler,
+) -> Result<StepData> {
+    let picks = sampler.longest(|p| train.records[p.record as usize].bulk());
+    prepare(encoder, train, tasks, settings, published, picks)
+}
+
+/// The micro-batches of the largest step there can be.
+pub fn longest_step(
+    encoder: &Encoder,
+    train: &Split,
+    tasks: &[String],
+    settings: &TrainSettings,
+) -> Result<Vec<Batch>> {
+    let sampler = sampler(train, tasks, settings, 0)?;
+    Ok(longest(encoder, train, tasks.len(), settings, false, &sampler)?.batches)
 }
 
 fn prepare(

@@ -167,7 +167,9 @@ fn the_upload_ring_never_hands_out_what_the_device_may_still_read() {
 
 #[test]
 fn launches_are_recorded_with_place_and_floor() {
-    for (be, computes) in [(Cuda::open_simt(DType::F32).unwrap(), true), (Cuda::open_null(), false)] {
+    for (be, computes) in
+        [(Cuda::open_simt(DType::F32).unwrap(), true), (Cuda::open_null(DType::BF16), false)]
+    {
         let dtype = be.compute_dtype();
         let (m, n, k) = (72, 40, 24);
         let a = be.tensor(&numbers(1, m * k), m, k, dtype).unwrap();

@@ -167,7 +167,7 @@ fn listed(
     rows.enumerate().for_each_init(Vec::new, |p: &mut Vec<f32>, (i, (out, lse))| {
         let seen = &keys.host[offsets.host[i] as usize..offsets.host[i + 1] as usize];
         fast(|| {
-            for head in 0..heads {
+            for (head, lse) in lse.iter_mut().enumerate().take(heads) {
                 let (own, shared) = (columns(head, d), columns(head / group, d));
                 let query = &row(qd, &q, i)[own.clone()];
                 let key = |j: &u32| &row(kd, &k, *j as usize)[shared.clone()];
@@ -179,7 +179,7 @@ fn listed(
                 };
                 p.clear();
                 p.extend(seen.iter().map(|j| spec.scale * dot(query, key(j)) + bias(j)));
-                lse[head] = softmax(p);
+                *lse = softmax(p);
                 let to = &mut out[own];
                 to.fill(0.0);
                 for (p, j) in p.iter().zip(seen) {

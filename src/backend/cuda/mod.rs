@@ -59,8 +59,8 @@ impl Cuda {
     }
 
     /// A device that computes nothing, in bf16: for the launches of a step and what they cost the host.
-    pub fn open_null() -> Arc<dyn Backend> {
-        Arc::new(Self::over(Arc::new(null::Null::open()), DType::BF16))
+    pub fn open_null(dtype: DType) -> Arc<dyn Backend> {
+        Arc::new(Self::over(Arc::new(null::Null::open()), dtype))
     }
 
     /// The host SIMT machine with faults, for tests of how they are reported.

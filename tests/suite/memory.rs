@@ -1,0 +1,143 @@
+//! What a run is said to need before it is run, against what it needs.
+
+use gems_engine::backend::{Backend, DType, cpu::Cpu, cuda::Cuda};
+use gems_engine::gems::{Method, NullSide, Refresh, StepInput, Tuner, TunerSettings};
+use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed};
+use gems_engine::train::{
+    MemoryPlan, PlannedRun, dense_roles, labels_per_task, largest_basis, micro_step, scales, site_shapes,
+};
+use serde_json::json;
+use std::sync::Arc;
+
+fn architecture(family: &str) -> Architecture {
+    let json = match family {
+        "t5" => json!({"model_type": "t5", "vocab_size": 900, "d_model": 96, "d_kv": 24, "num_heads": 4,
+            "d_ff": 256, "num_layers": 3, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false}),
+        family => {
+            json!({"model_type": family, "vocab_size": 900, "hidden_size": 96, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 256, "num_hidden_layers": 3})
+        }
+    };
+    Architecture::from_json(json, family).unwrap()
+}
+
+/// Two tasks of `sequences` sequences of `length` tokens, the last `labelled` of each predicted.
+fn batch(a: &Architecture, sequences: usize, length: usize, labelled: usize) -> Batch {
+    let packed = |length: usize| Packed::new(&vec![vec![vec![3u32; length]; sequences]; 2]);
+    let t5 = a.is_encoder_decoder();
+    let decoder = packed(if t5 { labelled } else { length });
+    let last = decoder.offsets[1..].iter().flat_map(|end| end - labelled as u32..*end);
+    let rows: Vec<u32> = last.collect();
+    let n = rows.len();
+    let segments = vec![0..n / 2, n / 2..n];
+    let labels = Labels { rows, targets: vec![1; n], weights: vec![1.0 / n as f32; n], segments };
+    Batch { encoder: t5.then(|| packed(length)), decoder, labels }
+}
+
+/// The peak of a run on the CPU: first bases, then two steps with a refresh after each.
+fn measured(a: &Architecture, settings: &TunerSettings, batch: &Batch, checkpointing: bool) -> usize {
+    let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
+    let options = LoadOptions { random: Some(1), vocabulary: 0 };
+    let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
+    let sites = site_shapes(&model);
+    let mut basis = largest_basis(&model, &sites, 2, settings).unwrap();
+    for space in basis.spaces.iter_mut().chain(&mut basis.final_hidden) {
+        let (k, n) = (space.kept(), space.dim);
+        space.directions = (0..k * n).map(|i| f32::from(i / n == i % n)).collect();
+    }
+    let knowledge = (settings.null_space.side != NullSide::None).then_some(&basis);
+    let roles = dense_roles(&model, &settings.optimizer, Some(800));
+    let mut settings = settings.clone();
+    settings.gems.refresh_every = 1;
+    let mut tuner = Tuner::new(settings, &sites, &roles, 2, knowledge, &mut model, &be, 1).unwrap();
+    let factors = scales(&labels_per_task([batch], 2));
+    for round in 0..tuner.probe_rounds() {
+        tuner.begin_probe(round).unwrap();
+        micro_step(&model, &mut tuner, batch, &factors, checkpointing).unwrap();
+    }
+    tuner.finish_probe(&mut model).unwrap();
+    let input = StepInput { losses: vec![1.0; 2], counts: vec![1.0; 2], lr: 1e-3, ..StepInput::default() };
+    for _ in 0..2 {
+        tuner.begin_step().unwrap();
+        micro_step(&model, &mut tuner, batch, &factors, checkpointing).unwrap();
+        assert!(tuner.finish_step(&mut model, &input).unwrap().finite);
+    }
+    be.memory().peak
+}
+
+#[test]
+fn the_memory_plan_is_within_15_percent_of_the_measured_peak() {
+    let mut settings: Vec<(&str, TunerSettings)> = Vec::new();
+    for (name, method, refresh, side) in [
+        ("gems, sketches", Method::Gems, Refresh::Sketch, NullSide::None),
+        ("gems, exact, inputs protected", Method::Gems, Refresh::Exact, NullSide::Input),
+        ("gems, outputs protected", Method::Gems, Refresh::Sketch, NullSide::Output),
+        ("galore", Method::Galore, Refresh::Sketch, NullSide::None),
+        ("lora", Method::Lora, Refresh::Auto, NullSide::Input),
+        ("full", Method::Full, Refresh::Auto, NullSide::None),
+        ("rows", Method::Rows, Refresh::Auto, NullSide::None),
+    ] {
+        let mut s = TunerSettings::default();
+        (s.gems.method, s.gems.refresh, s.gems.rank, s.null_space.side) = (method, refresh, 8, side);
+        settings.push((name, s));
+    }
+    for family in ["llama", "qwen2", "qwen3", "t5"] {
+        let a = architecture(family);
+        for (sequences, length, labelled) in [(3, 11, 2), (20, 40, 3), (8, 30, 30)] {
+            let batch = batch(&a, sequences, length, labelled);
+            for (name, settings) in &settings {
+                for checkpointing in [false, true] {
+                    let run = PlannedRun {
+                        architecture: &a,
+                        settings,
+                        new_rows: Some(800),
+                        knowledge: None,
+                        batches: std::slice::from_ref(&batch),
+                        checkpointing,
+                    };
+                    // Item rows alone need a basis too: without one they are not projected, and take no memory.
+                    let mut without = (*settings).clone();
+                    without.null_space.item_rows = 0.0;
+                    let settings =
+                        if settings.null_space.side == NullSide::None { &without } else { settings };
+                    let run = PlannedRun { settings, ..run };
+                    let plan = MemoryPlan::of(&run, &Cuda::open_null(DType::F32)).unwrap();
+                    let measured = measured(&a, settings, &batch, checkpointing);
+                    let ratio = plan.total() as f64 / measured as f64;
+                    let case =
+                        format!("{family}, {name}, {sequences} x {length}, checkpointing {checkpointing}");
+                    assert!(
+                        (0.85..=1.15).contains(&ratio),
+                        "{case}: {plan:?}, measured {measured} ({ratio:.3})"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
+    let a = architecture("llama");
+    let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
+    let options = LoadOptions { random: Some(1), vocabulary: 0 };
+    let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
+    let batch = batch(&a, 20, 40, 3);
+    let settings = TunerSettings::default();
+    let mut settings = settings.clone();
+    (settings.gems.method, settings.null_space.side) = (Method::Rows, NullSide::None);
+    settings.null_space.item_rows = 0.0;
+    let roles = vec![None; model.layout.dense.len()];
+    let sites = site_shapes(&model);
+    let mut tuner = Tuner::new(settings, &sites, &roles, 2, None, &mut model, &be, 1).unwrap();
+    let factors = scales(&labels_per_task([&batch], 2));
+    let live = be.memory().live;
+    let mut peak = |checkpointing: bool| {
+        be.reset_peak_memory();
+        drop(micro_step(&model, &mut tuner, &batch, &factors, checkpointing).unwrap());
+        assert_eq!(be.memory().live, live);
+        be.memory().peak - live
+    };
+    let (whole, again) = (peak(false), peak(true));
+    assert!(2 * again < whole, "{again} of {whole}");
+}
