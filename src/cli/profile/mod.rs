@@ -93,7 +93,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
         crate::files::write_atomically(path, text.as_bytes())?;
     }
     let rows = table::rows(&measured.records, args.steps as usize, peaks.as_ref());
-    let document = document(args, &subject, &measured, peaks.as_ref(), &rows);
+    let document = document(args, &subject, &measured, peaks.as_ref(), &rows)?;
     let out = &mut std::io::stdout();
     let written = match args.output.json {
         true => writeln!(out, "{document}"),
@@ -128,7 +128,7 @@ impl ProfileArgs {
 
     fn backend(&self, config: &Config) -> Result<Arc<dyn Backend>> {
         if self.device.device.as_deref() == Some("null") {
-            return Ok(Cuda::open_null());
+            return Ok(Cuda::open_null(crate::backend::DType::BF16));
         }
         let opened = device::open(config, &self.device)?;
         // Kernel backends record their own launches; the CPU's operations get a clock.
@@ -229,13 +229,13 @@ fn document(
     m: &Measured,
     peaks: Option<&Peaks>,
     rows: &[table::Row],
-) -> Value {
+) -> Result<Value> {
     let step = median(&m.steps);
     let launches = m.records.len() as f64 / args.steps as f64;
     let host: f64 = m.records.iter().map(|r| r.host).sum::<f64>() / args.steps as f64;
     let device: Option<f64> = m.records.iter().map(|r| r.seconds).sum::<Option<f64>>();
-    let plan = subject.plan();
-    json!({
+    let plan = subject.plan()?;
+    Ok(json!({
         "device": subject.model.backend.name(),
         "what": args.shape.clone().or(args.model.as_ref().map(|m| m.display().to_string())),
         "tokens": subject.tokens(),
@@ -252,7 +252,7 @@ fn document(
         "predicted_memory_bytes": plan.total(),
         "peaks": peaks.map(|p| json!({"gb_per_s": p.bytes_per_second / 1e9, "tflop_per_s": p.flops_per_second / 1e12})),
         "kernels": rows,
-    })
+    }))
 }
 
 fn summary(d: &Value) -> String {
@@ -275,7 +275,7 @@ fn summary(d: &Value) -> String {
     format!(
         "device       {}\nstep         {} ms for {} tokens ({} tokens/s)\nrefresh      {} ms more\n\
          launches     {} a step, the host spends {} ms on launching them\ndevice time  {} ms a step ({phases})\n\
-         peak memory  {} MiB (predicted {} MiB, without the method's state)\nlimits       {limits}",
+         peak memory  {} MiB (a run with its refreshes is planned with {} MiB)\nlimits       {limits}",
         d["device"].as_str().unwrap_or("?"),
         number("step_ms", 3),
         d["tokens"],

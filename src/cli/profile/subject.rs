@@ -1,13 +1,14 @@
 //! What is profiled: a training step, on a run's own data or on made-up tokens and random weights.
 
+use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, trace};
 use crate::cli::session::Session;
 use crate::config::Config;
 use crate::data::{Example, Sampler, StepSize, micro_batches};
 use crate::error::{Error, Result};
 use crate::gems::{StepInput, StepReport, Tuner};
-use crate::model::{Architecture, Batch, BatchShape, MemoryPlan, Model, shapes};
-use crate::train::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
+use crate::model::{Architecture, Batch, Model, shapes};
+use crate::train::{MemoryPlan, PlannedRun, dense_roles, labels_per_task, micro_step, scales, site_shapes};
 use std::sync::Arc;
 
 /// Labelled tokens of a made-up sequence: an item's tokens and the end.
@@ -21,6 +22,7 @@ pub struct Subject {
     tuner: Tuner,
     batches: Vec<Batch>,
     counts: Vec<f64>,
+    new_rows: Option<usize>,
     config: Config,
 }
 
@@ -75,7 +77,7 @@ impl Subject {
         let batches = micro_batches(&examples, tasks, config.train.micro_batch_tokens)?;
         let mut counts = vec![0.0; tasks];
         examples.iter().for_each(|e| counts[e.task as usize] += 1.0);
-        let mut this = Self { model, tuner, batches, counts, config };
+        let mut this = Self { model, tuner, batches, counts, new_rows, config };
         this.probe()?;
         Ok(this)
     }
@@ -133,23 +135,17 @@ impl Subject {
         self.batches.iter().map(rows).sum()
     }
 
-    /// Bytes that were predicted for a step, without the method's own.
-    pub fn plan(&self) -> MemoryPlan {
-        let shape = |b: &Batch| BatchShape {
-            tokens: b.decoder.rows(),
-            encoder_tokens: b.encoder.as_ref().map_or(0, |e| e.rows()),
-            labels: b.labels.rows.len(),
+    /// Bytes that are predicted for a run of such steps, with the renewal of the bases.
+    pub fn plan(&self) -> Result<MemoryPlan> {
+        let run = PlannedRun {
+            architecture: &self.model.architecture,
+            settings: &self.config.tuner(),
+            new_rows: self.new_rows,
+            knowledge: None,
+            batches: &self.batches,
+            checkpointing: self.config.train.activation_checkpointing,
         };
-        let plan = |b: &Batch| {
-            let settings = self.config.tuner();
-            let sites = site_shapes(&self.model);
-            let rank = sites.iter().map(|s| settings.ranks(s, self.counts.len()).iter().sum()).max();
-            let a = &self.model.architecture;
-            let checkpointing = self.config.train.activation_checkpointing;
-            let dtype = self.model.backend.compute_dtype();
-            MemoryPlan::predict(a, shape(b), rank.unwrap_or(0), checkpointing, dtype)
-        };
-        self.batches.iter().map(plan).max_by_key(MemoryPlan::total).unwrap_or_default()
+        MemoryPlan::of(&run, &Cuda::open_null(self.model.backend.compute_dtype()))
     }
 }
 
