@@ -40,9 +40,8 @@ pub fn run(args: &BasisArgs) -> Result<()> {
         Layer::value("--data", "data.path", text(&args.data)),
     ];
     let session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
-    let mut progress = Progress::new("knowledge basis", 0, args.output.json);
-    let basis =
-        session.learn_basis(&mut |done, all| progress.tick(done as u64, || format!("of {all} tokens")));
+    let mut progress = Progress::new("knowledge basis, tokens", 0, args.output.json);
+    let basis = session.learn_basis(&mut |done, all| progress.tick(done as u64, || format!("of {all}")));
     progress.finish();
     let basis = basis?;
     basis.save(&args.out)?;

@@ -224,9 +224,9 @@ fn knowledge(
         (_, true) => return KnowledgeBasis::load(&kept, &session.model.fingerprint).map(Some),
         (Some(path), _) => given_basis(path, session)?,
         (None, _) => {
-            let mut progress = Progress::new("knowledge basis", 0, quiet);
-            let basis = session
-                .learn_basis(&mut |done, all| progress.tick(done as u64, || format!("of {all} tokens")));
+            let mut progress = Progress::new("knowledge basis, tokens", 0, quiet);
+            let basis =
+                session.learn_basis(&mut |done, all| progress.tick(done as u64, || format!("of {all}")));
             progress.finish();
             basis?
         }

@@ -70,7 +70,8 @@ impl Progress {
         match &mut self.sink {
             Sink::Silent => {}
             Sink::Bar(bar) => {
-                bar.set_message(message());
+                let message = message();
+                bar.set_message(if message.is_empty() { message } else { format!("· {message}") });
                 bar.set_position(position);
             }
             Sink::Lines(lines) => lines.tick(position, message()),
@@ -90,23 +91,29 @@ impl Progress {
     pub fn finish(&mut self) {
         match &mut self.sink {
             Sink::Silent => {}
-            Sink::Bar(bar) => bar.abandon(),
+            Sink::Bar(bar) => {
+                bar.set_style(style(DONE));
+                bar.abandon();
+            }
             Sink::Lines(lines) => lines.finish(),
         }
     }
 }
 
-fn bar(label: &str, total: u64, target: ProgressDrawTarget) -> ProgressBar {
-    let template = match total {
-        0 => "{prefix:.bold} {spinner} {pos} · {elapsed} · {wide_msg}",
-        _ => "{prefix:.bold} {bar:20.cyan} {pos}/{len} · {eta} left · {wide_msg}",
-    };
-    // The templates are constants, so the default style is never what is shown.
-    let style = ProgressStyle::with_template(template)
+const RUNNING: &str = "{prefix:.bold} {bar:20.cyan} {pos}/{len} · {eta} left {wide_msg}";
+const ENDLESS: &str = "{prefix:.bold} {spinner} {pos} · {elapsed} {wide_msg}";
+const DONE: &str = "{prefix:.bold} {pos} in {elapsed} {wide_msg}";
+
+/// The templates are constants, so the default style is never what is shown.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━━─");
+        .progress_chars("━━─")
+}
+
+fn bar(label: &str, total: u64, target: ProgressDrawTarget) -> ProgressBar {
     let bar = ProgressBar::with_draw_target((total > 0).then_some(total), target)
-        .with_style(style)
+        .with_style(style(if total > 0 { RUNNING } else { ENDLESS }))
         .with_prefix(label.to_string());
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
