@@ -1,9 +1,8 @@
 //! Attention and its gradients against the definition in f64: on the CPU backend, and with the kernels on the
 //! SIMT machine in f32 and bf16 (tensor-core and row kernels), over ragged packed sequences.
 
-use super::support::{assert_close, numbers};
+use super::support::{assert_close, kernel_devices, numbers};
 use gems_engine::backend::cpu::Cpu;
-use gems_engine::backend::cuda::Cuda;
 use gems_engine::backend::*;
 use half::bf16;
 use std::sync::Arc;
@@ -244,11 +243,9 @@ impl Case {
 }
 
 fn backends() -> Vec<Arc<dyn Backend>> {
-    vec![
-        Cpu::open(Some(2)).unwrap(),
-        Cuda::open_simt(DType::F32).unwrap(),
-        Cuda::open_simt(DType::BF16).unwrap(),
-    ]
+    let cpu: Arc<dyn Backend> = Cpu::open(Some(2)).unwrap();
+    let kernels = [DType::F32, DType::BF16].into_iter().flat_map(kernel_devices);
+    std::iter::once(cpu).chain(kernels).collect()
 }
 
 #[test]

@@ -354,3 +354,39 @@ fn a_gpu_lost_in_the_middle_leaves_a_checkpoint_that_resumes_to_the_same_end() {
     engine().args(["train", "--resume", "--json", "--out"]).arg(&broken).assert().success();
     assert_eq!(losses(&broken), losses(&whole));
 }
+
+/// The library's view of a product, evaluated by plain column-major loops, against the row-major formula.
+#[test]
+fn a_column_major_library_gets_the_same_product() {
+    use gems_engine::backend::cuda::library::PlainProduct;
+    let (m, n, k) = (5, 7, 3);
+    for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (a_cols, b_cols) = (if transpose_a { m } else { k }, if transpose_b { k } else { n });
+        let ld = [a_cols + 2, b_cols + 1, n + 4];
+        let p = PlainProduct { m, n, k, transpose_a, transpose_b, ld, c: DType::F32 };
+        let (a, b) = (numbers(1, 200), numbers(2, 200));
+        let [first, second, result] = p.column_major();
+        let element = |x: &[f32], o: &gems_engine::backend::cuda::library::Operand, i: usize, j: usize| {
+            let (i, j) = if o.transposed { (j, i) } else { (i, j) };
+            assert!(i < o.rows && j < o.cols, "outside the stored matrix");
+            x[i + j * o.ld]
+        };
+        let mut c = vec![0f32; 200];
+        for i in 0..result.rows {
+            for j in 0..result.cols {
+                c[i + j * result.ld] =
+                    (0..k).map(|l| element(&b, &first, i, l) * element(&a, &second, l, j)).sum();
+            }
+        }
+        for i in 0..m {
+            for j in 0..n {
+                let term = |l: usize| {
+                    let x = if transpose_a { a[l * ld[0] + i] } else { a[i * ld[0] + l] };
+                    x * if transpose_b { b[j * ld[1] + l] } else { b[l * ld[1] + j] }
+                };
+                let want: f32 = (0..k).map(term).sum();
+                assert!((c[i * ld[2] + j] - want).abs() < 1e-5, "{transpose_a} {transpose_b} at {i}, {j}");
+            }
+        }
+    }
+}

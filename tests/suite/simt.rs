@@ -1,9 +1,8 @@
 //! Every kernel on the SIMT machine, against f64 formulas or the CPU backend, in f32 and bf16; and the
 //! machine itself against planted bugs. Outputs start out as NaN, so what a kernel forgets to write shows.
 
-use super::support::{assert_close, numbers};
+use super::support::{assert_close, kernel_devices, numbers};
 use gems_engine::backend::cpu::Cpu;
-use gems_engine::backend::cuda::Cuda;
 use gems_engine::backend::cuda::simt::{Schedule, configure, run_planted};
 use gems_engine::backend::*;
 use half::bf16;
@@ -60,21 +59,23 @@ impl Padded {
     }
 }
 
-/// Runs `f` on the CPU in f32 and on the SIMT machine in both types (inputs are the same numbers), and
-/// compares everything it returns.
+/// Runs `f` on the CPU in f32 and on the SIMT machine (and a GPU, where there is one) in both types (inputs are
+/// the same numbers), and compares everything it returns.
 #[track_caller]
 fn parity(what: &str, f: impl Fn(&dyn Backend, DType, &dyn Fn(u64, usize) -> Vec<f32>) -> Vec<Vec<f32>>) {
     let cpu = Cpu::open(None).unwrap();
     for dtype in TYPES {
-        let simt = Cuda::open_simt(dtype).unwrap();
         let inputs = |seed: u64, n: usize| values(dtype, seed, n);
         let want = f(&*cpu, DType::F32, &inputs);
-        let got = f(&*simt, dtype, &inputs);
-        assert_eq!(got.len(), want.len());
-        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            close(&format!("{what} ({dtype:?}, output {i})"), dtype, g, w);
+        for (d, device) in kernel_devices(dtype).into_iter().enumerate() {
+            let got = f(&*device, dtype, &inputs);
+            assert_eq!(got.len(), want.len());
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                close(&format!("{what} ({}, {dtype:?}, output {i})", device.name()), dtype, g, w);
+            }
+            // The machine is this test's own, a GPU is shared by all tests.
+            assert!(d > 0 || device.memory().live == 0, "{what}: memory is left over");
         }
-        assert_eq!(simt.memory().live, 0, "{what}: memory is left over");
     }
 }
 
@@ -95,19 +96,31 @@ fn product(a: &[f32], op_a: Op, b: &[f32], op_b: Op, (m, n, k): (usize, usize, u
 }
 
 fn check_matmul(shape: (usize, usize, usize), ops: (Op, Op), types: [DType; 3], beta: f32, pad: usize) {
+    kernel_devices(DType::BF16)
+        .into_iter()
+        .for_each(|be| check_matmul_on(&*be, shape, ops, types, beta, pad));
+}
+
+fn check_matmul_on(
+    be: &dyn Backend,
+    shape: (usize, usize, usize),
+    ops: (Op, Op),
+    types: [DType; 3],
+    beta: f32,
+    pad: usize,
+) {
     let (m, n, k) = shape;
-    let be = Cuda::open_simt(DType::BF16).unwrap();
     let (a, b, c) = (values(types[0], 1, m * k), values(types[1], 2, k * n), values(types[2], 3, m * n));
     let stored = |op: Op, r: usize, c: usize| if op == Op::N { (r, c) } else { (c, r) };
     let ((ar, ac), (br, bc)) = (stored(ops.0, m, k), stored(ops.1, k, n));
-    let ta = Padded::new(&*be, &a, ar, ac, pad, types[0]);
-    let tb = Padded::new(&*be, &b, br, bc, pad, types[1]);
-    let mut tc = Padded::new(&*be, if beta == 0.0 { &[] } else { &c }, m, n, pad, types[2]);
+    let ta = Padded::new(be, &a, ar, ac, pad, types[0]);
+    let tb = Padded::new(be, &b, br, bc, pad, types[1]);
+    let mut tc = Padded::new(be, if beta == 0.0 { &[] } else { &c }, m, n, pad, types[2]);
     be.matmul(tc.mat_mut(), beta, 0.5, ta.mat(), ops.0, tb.mat(), ops.1).unwrap();
     let want: Vec<f32> =
         product(&a, ops.0, &b, ops.1, shape).iter().zip(&c).map(|(p, c)| 0.5 * p + beta * c).collect();
     let precision = if types[2] == DType::F32 { DType::F32 } else { DType::BF16 };
-    close(&format!("{shape:?} {ops:?} {types:?} beta {beta} pad {pad}"), precision, &tc.read(&*be), &want);
+    close(&format!("{shape:?} {ops:?} {types:?} beta {beta} pad {pad}"), precision, &tc.read(be), &want);
 }
 
 #[test]
@@ -211,7 +224,10 @@ fn elementwise() {
 
 #[test]
 fn conversion_rounds_as_half_does() {
-    let be = Cuda::open_simt(DType::BF16).unwrap();
+    kernel_devices(DType::BF16).iter().for_each(|be| conversion(&**be));
+}
+
+fn conversion(be: &dyn Backend) {
     let mut bits: Vec<u32> = (0..=u16::MAX as u32).map(|b| b << 16).collect();
     bits.extend((0..4096u32).map(|i| 0x3f80_0000 + i * 1021 + 0x7fff));
     let from: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
@@ -410,7 +426,10 @@ fn projections_and_orthonormal_rows() {
 
 #[test]
 fn dependent_rows_become_zero() {
-    let be = Cuda::open_simt(DType::F32).unwrap();
+    kernel_devices(DType::F32).iter().for_each(|be| dependent_rows(&**be));
+}
+
+fn dependent_rows(be: &dyn Backend) {
     let (a, b) = (numbers(1, 50), numbers(2, 50));
     let both: Vec<f32> = a.iter().zip(&b).map(|(a, b)| 2.0 * a - b).collect();
     let mut rows = be.tensor(&[a, b, both, vec![0.0; 50]].concat(), 4, 50, DType::F32).unwrap();
@@ -436,8 +455,11 @@ fn fold_to_the_nearest_and_at_random() {
         be.fold(w.mat_mut(), 0.9, 0.1, b.mat(), a.mat(), Rounding::Nearest).unwrap();
         vec![w.read(be)]
     });
-    // 1 + 2^-10 lies an eighth of the way from 1 to the next bf16: that share of 200 x 200 is rounded up.
-    let be = Cuda::open_simt(DType::BF16).unwrap();
+    kernel_devices(DType::BF16).iter().for_each(|be| fold_at_random(&**be));
+}
+
+/// 1 + 2^-10 lies an eighth of the way from 1 to the next bf16: that share of 200 x 200 is rounded up.
+fn fold_at_random(be: &dyn Backend) {
     let mut w = be.tensor(&[1.0; 40_000], 200, 200, DType::BF16).unwrap();
     let (b, a) = (
         be.tensor(&[1.0; 200], 200, 1, DType::F32).unwrap(),

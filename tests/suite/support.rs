@@ -1,9 +1,11 @@
 //! Golden files, verbose closeness, and deterministic inputs. Used by every room.
 #![allow(dead_code)]
 
+use gems_engine::backend::{Backend, DType, cpu::Cpu, cuda::Cuda};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 /// The reference data: `$GEMS_GOLDEN_DIR`, or `tests/golden` of the repository. Cases, shapes and
 /// tolerances are found in its manifest, so other data of the same format works too.
@@ -142,18 +144,44 @@ thread_local! {
     static DEVICE: std::cell::Cell<&'static str> = const { std::cell::Cell::new("cpu") };
 }
 
+/// The GPU computing in `dtype`, opened once a process; `None` without one, unless GEMS_REQUIRE_CUDA=1 makes
+/// that a failure.
+pub fn gpu(dtype: DType) -> Option<Arc<dyn Backend>> {
+    static OPENED: Mutex<Vec<(DType, Option<Arc<dyn Backend>>)>> = Mutex::new(Vec::new());
+    let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some((_, gpu)) = opened.iter().find(|(d, _)| *d == dtype) {
+        return gpu.clone();
+    }
+    let required = std::env::var("GEMS_REQUIRE_CUDA").is_ok_and(|v| v == "1");
+    let gpu = match Cuda::open_device_in(0, dtype) {
+        Ok(gpu) => Some(gpu),
+        Err(error) if required => panic!("GEMS_REQUIRE_CUDA=1, but {error}"),
+        Err(_) => None,
+    };
+    opened.push((dtype, gpu.clone()));
+    gpu
+}
+
+/// The kernels in `dtype` on every device that runs them: the SIMT machine, and a GPU if there is one.
+pub fn kernel_devices(dtype: DType) -> Vec<Arc<dyn Backend>> {
+    std::iter::once(Cuda::open_simt(dtype).unwrap()).chain(gpu(dtype)).collect()
+}
+
 /// The backend a test computes on, in f32: the CPU, unless it runs [`on_every_device`].
-pub fn backend() -> std::sync::Arc<dyn gems_engine::backend::Backend> {
-    use gems_engine::backend::{DType, cpu::Cpu, cuda::Cuda};
+pub fn backend() -> Arc<dyn Backend> {
     match DEVICE.get() {
         "simt" => Cuda::open_simt(DType::F32).unwrap(),
+        "cuda" => gpu(DType::F32).unwrap(),
         _ => Cpu::open(None).unwrap(),
     }
 }
 
-/// Runs a test on the CPU backend, then with the kernels on the SIMT machine.
+/// Runs a test on the CPU backend, then with the kernels on the SIMT machine and, where there is one, on a GPU.
 pub fn on_every_device(test: impl Fn()) {
-    for device in ["cpu", "simt"] {
+    for device in ["cpu", "simt", "cuda"] {
+        if device == "cuda" && gpu(DType::F32).is_none() {
+            continue;
+        }
         DEVICE.set(device);
         println!("on {device}:");
         test();

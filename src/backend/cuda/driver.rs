@@ -1,6 +1,7 @@
 //! What a device must offer to run the kernels. Two drivers compute, a GPU and the host SIMT machine; two
 //! are for tests and measurements: one that computes nothing, and one that fails on purpose.
 
+use super::library::PlainProduct;
 use crate::backend::trace::Peaks;
 use crate::error::Result;
 use cudarc::driver::CudaEvent;
@@ -29,6 +30,17 @@ pub trait Driver: Send + Sync {
     /// Whether memory is worth keeping for the next tensor (false where each allocation is watched).
     fn recycles(&self) -> bool;
 
+    /// Starts a plain product by a library; false (the default) when there is none, or none that does it.
+    ///
+    /// # Errors
+    /// The library fails.
+    fn plain_product(&self, _p: &PlainProduct, _factors: (f32, f32), _matrices: [u64; 3]) -> Result<bool> {
+        Ok(false)
+    }
+    /// Whether [`Driver::plain_product`] is worth asking.
+    fn has_library(&self) -> bool {
+        false
+    }
     /// Whether kernels compute something, so that their times mean something.
     fn computes(&self) -> bool {
         true

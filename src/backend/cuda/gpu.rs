@@ -6,6 +6,7 @@
 use super::driver::{Driver, Moment, Shape};
 use super::faulty::lost;
 use super::images;
+use super::library::{Library, PlainProduct};
 use super::staging::Ring;
 use crate::backend::trace::Peaks;
 use crate::error::{Error, Result};
@@ -46,6 +47,7 @@ pub struct Gpu {
     max_shared: usize,
     pooled: bool,
     peaks: Option<Peaks>,
+    library: Option<Library>,
     functions: Mutex<HashMap<String, Function>>,
     staging: Mutex<Staging>,
 }
@@ -139,6 +141,7 @@ impl Gpu {
             max_shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             pooled: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED).unwrap_or(0) != 0,
             peaks: peaks(&context, capability),
+            library: Library::open()?,
             functions: Mutex::new(HashMap::new()),
             staging: Mutex::new(Staging::new()?),
             context,
@@ -314,6 +317,15 @@ impl Driver for Gpu {
     }
     fn mark(&self) -> Result<Moment> {
         self.event(CUevent_flags_enum::CU_EVENT_DEFAULT).map(Moment::Device)
+    }
+    fn plain_product(&self, p: &PlainProduct, factors: (f32, f32), matrices: [u64; 3]) -> Result<bool> {
+        self.bind()?;
+        let Some(library) = &self.library else { return Ok(false) };
+        // Sound: the launch layer describes its own tensors.
+        unsafe { library.product(p, factors, matrices, self.stream.cu_stream()) }
+    }
+    fn has_library(&self) -> bool {
+        self.library.is_some()
     }
     fn peaks(&self) -> Option<Peaks> {
         self.peaks

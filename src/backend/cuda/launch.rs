@@ -74,7 +74,7 @@ pub fn chunks(m: &View) -> Shape {
 impl Cuda {
     /// Starts a kernel with its one structure of arguments; `work` is its floor.
     pub(super) fn launch<A: Pod>(&self, kernel: &str, shape: Shape, arguments: &A, work: Work) -> Result<()> {
-        let launch = (kernel, shape, bytemuck::bytes_of(arguments));
-        self.recorder.launch(self.driver.as_ref(), launch, work)
+        let start = || self.driver.launch(kernel, shape, bytemuck::bytes_of(arguments)).map(|()| true);
+        self.recorder.run(self.driver.as_ref(), (kernel, shape.blocks()), work, start).map(drop)
     }
 }

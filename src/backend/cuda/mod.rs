@@ -9,6 +9,7 @@ mod faulty;
 mod gpu;
 mod images;
 mod launch;
+pub mod library;
 mod loss;
 mod memory;
 mod method;
@@ -47,7 +48,15 @@ impl Cuda {
     /// # Errors
     /// No driver, no such GPU, a driver too old for the kernels, no kernels for its architecture.
     pub fn open_device(ordinal: usize) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Self::over(Arc::new(gpu::Gpu::open(ordinal)?), DType::BF16)))
+        Self::open_device_in(ordinal, DType::BF16)
+    }
+
+    /// The same computing in `dtype`: f32 has no tensor-core kernels, and is for tests.
+    ///
+    /// # Errors
+    /// As [`Cuda::open_device`].
+    pub fn open_device_in(ordinal: usize, dtype: DType) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(Self::over(Arc::new(gpu::Gpu::open(ordinal)?), dtype)))
     }
 
     /// The host SIMT machine, computing in `dtype`.

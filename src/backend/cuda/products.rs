@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::driver::Shape;
 use super::launch::{View, tag, view, view_mut, view_or_none};
+use super::library::PlainProduct;
 use crate::backend::trace::Work;
 use crate::backend::{AdaptedLinear, DType, Mat, MatMut, Op, OuterPart, Rounding};
 use crate::error::Result;
@@ -97,6 +98,10 @@ impl Cuda {
         let inner = (arguments.k0 + arguments.k1) as usize;
         let work = Work::product((m, n, inner), p.a.0.dtype, p.b.0.dtype, c, p.beta != 0.0);
         let fast = operands.iter().flatten().all(|x| x.dtype == DType::BF16 && view(*x).aligned(x.dtype));
+        let plain = p.second.is_none() && p.bias.is_none() && arguments.stochastic == 0;
+        if fast && plain && self.driver.has_library() && self.library_product(&arguments, c, work)? {
+            return Ok(());
+        }
         if fast && arguments.stochastic == 0 {
             let letter = |op| if op == Op::N { "n" } else { "t" };
             let name = format!("matmul_tc_{}{}_{}", letter(p.a.1), letter(p.b.1), tag(c));
@@ -106,6 +111,23 @@ impl Cuda {
         let name = format!("matmul_plain_{}_{}_{}", tag(p.a.0.dtype), tag(p.b.0.dtype), tag(c));
         let shape = Shape::line(m.div_ceil(64) * n.div_ceil(64), 256).shared(PLAIN_SHARED);
         self.launch(&name, shape, &arguments, work)
+    }
+
+    /// The product by a library, if there is one that does it.
+    fn library_product(&self, a: &MatmulArguments, c: DType, work: Work) -> Result<bool> {
+        let product = PlainProduct {
+            m: a.m as usize,
+            n: a.n as usize,
+            k: a.k0 as usize,
+            transpose_a: a.transpose_a != 0,
+            transpose_b: a.transpose_b != 0,
+            ld: [a.a0.ld as usize, a.b0.ld as usize, a.c.ld as usize],
+            c,
+        };
+        let name = format!("cublaslt_{}", tag(c));
+        let matrices = [a.a0.data, a.b0.data, a.c.data];
+        let start = || self.driver.plain_product(&product, (a.alpha, a.beta), matrices);
+        self.recorder.run(self.driver.as_ref(), (&name, 0), work, start)
     }
 
     /// See [`crate::backend::Backend::matmul`].

@@ -1,6 +1,6 @@
 //! Remembers launches while somebody wants to know: which kernel, where in the step, how long.
 
-use super::driver::{Driver, Moment, Shape};
+use super::driver::{Driver, Moment};
 use crate::backend::trace::{Record, Work, place};
 use crate::error::Result;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,24 +36,25 @@ impl Recorder {
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Launches on `driver`, between two moments when recording.
-    pub fn launch(
+    /// Does `launch`, between two moments of `driver` when recording; it says whether it launched anything.
+    pub fn run(
         &self,
         driver: &dyn Driver,
-        (kernel, shape, arguments): (&str, Shape, &[u8]),
+        (kernel, blocks): (&str, u64),
         work: Work,
-    ) -> Result<()> {
+        launch: impl FnOnce() -> Result<bool>,
+    ) -> Result<bool> {
         if !self.on.load(Ordering::Relaxed) {
-            return driver.launch(kernel, shape, arguments);
+            return launch();
         }
         let from = driver.mark()?;
         let host = Instant::now();
-        driver.launch(kernel, shape, arguments)?;
+        let done = launch()?;
         let spent = host.elapsed().as_secs_f64();
         let to = driver.mark()?;
-        if let Some(recording) = &mut *self.recording() {
+        if let (true, Some(recording)) = (done, &mut *self.recording()) {
             let start = host.duration_since(recording.began).as_secs_f64();
-            let (name, blocks) = (kernel.to_string(), shape.blocks());
+            let name = kernel.to_string();
             let record = Record {
                 name,
                 place: place(),
@@ -66,7 +67,7 @@ impl Recorder {
             };
             recording.launches.push(Launched { record, from, to });
         }
-        Ok(())
+        Ok(done)
     }
 
     /// Ends the recording; returns the launches in order.
