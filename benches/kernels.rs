@@ -296,6 +296,7 @@ struct Bench {
     peaks: Option<Peaks>,
     until: Instant,
     only: String,
+    computes: bool,
     out: Option<std::fs::File>,
     left_out: usize,
 }
@@ -318,13 +319,17 @@ impl Bench {
         let work = work(&self.be, &case.run)?;
         let seconds = time(&*self.be, &case.run)?;
         let unfused = case.unfused.as_ref().map(|run| time(&*self.be, run)).transpose()?;
-        let (gb, tflop) = (work.bytes as f64 / seconds / 1e9, work.flops as f64 / seconds / 1e12);
+        // A device that computes nothing has no rates, only the host's time.
+        let rate = |amount: u64, unit: f64| self.computes.then_some(amount as f64 / seconds / unit);
+        let (gb, tflop) = (rate(work.bytes, 1e9), rate(work.flops, 1e12));
         let floor = self.peaks.as_ref().map(|p| 100.0 * work.floor(p) / seconds);
         let text = |v: Option<f64>, unit: &str| v.map_or("-".into(), |v| format!("{v:.2}{unit}"));
         println!(
-            "{shape:<13} {:<44} {:>10.1} µs {gb:>8.1} GB/s {tflop:>8.3} TFLOP/s {:>9} of floor, unfused {:>7}",
+            "{shape:<13} {:<44} {:>10.1} µs {:>9} GB/s {:>9} TFLOP/s {:>9} of floor, unfused {:>7}",
             case.name,
             seconds * 1e6,
+            text(gb, ""),
+            text(tflop, ""),
             text(floor, " %"),
             text(unfused.map(|u| u / seconds), "x"),
         );
@@ -357,7 +362,9 @@ fn main() {
             format!("{:.0} GB/s, {:.1} TFLOP/s", p.bytes_per_second / 1e9, p.flops_per_second / 1e12)
         })
     );
-    let mut bench = Bench { be: Arc::clone(&be), peaks, until, only: options.only.clone(), out, left_out: 0 };
+    let computes = options.device != "null";
+    let mut bench =
+        Bench { computes, be: Arc::clone(&be), peaks, until, only: options.only.clone(), out, left_out: 0 };
     for name in &options.shapes {
         let a = shapes::architecture(name).unwrap_or_else(|error| panic!("{error}"));
         let widest = a.intermediate.max(a.hidden).max(a.vocabulary.min(1 << 15));
