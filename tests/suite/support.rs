@@ -147,7 +147,8 @@ thread_local! {
 /// The GPU computing in `dtype`, opened once a process; `None` without one, unless GEMS_REQUIRE_CUDA=1 makes
 /// that a failure.
 pub fn gpu(dtype: DType) -> Option<Arc<dyn Backend>> {
-    static OPENED: Mutex<Vec<(DType, Option<Arc<dyn Backend>>)>> = Mutex::new(Vec::new());
+    type Opened = (DType, Option<Arc<dyn Backend>>);
+    static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
     let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some((_, gpu)) = opened.iter().find(|(d, _)| *d == dtype) {
         return gpu.clone();
