@@ -59,7 +59,7 @@ impl Options {
     }
     fn open(&self) -> Result<Arc<dyn Backend>> {
         match self.device.as_str() {
-            "null" => Ok(Cuda::open_null()),
+            "null" => Ok(Cuda::open_null(DType::BF16)),
             "simt" => Cuda::open_simt(DType::BF16),
             "cuda" => Cuda::open_device(0),
             _ => Ok(Cpu::open(None)?),
