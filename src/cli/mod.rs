@@ -11,6 +11,7 @@ mod export;
 mod measure;
 mod options;
 mod plan;
+mod prepare;
 mod profile;
 mod rank;
 mod schema;
@@ -37,6 +38,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    Prepare(Box<prepare::PrepareArgs>),
     Basis(basis::BasisArgs),
     Evaluate(evaluate::EvaluateArgs),
     Rank(rank::RankArgs),
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
         Command::Basis(args) => basis::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Rank(args) => rank::run(&args),

@@ -5,6 +5,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::*;
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, TimeUnit};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Map, Number, Value};
 use std::fs::File;
@@ -16,6 +17,14 @@ use std::path::Path;
 /// # Errors
 /// A file that cannot be opened or is not Parquet; then, batch by batch, damaged pages.
 pub(crate) fn batches(path: &Path) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
+    batches_of(path, None)
+}
+
+/// As [`batches`], with only those of the named columns that the file has.
+pub(crate) fn batches_of(
+    path: &Path,
+    names: Option<&[&str]>,
+) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     let place = path.display().to_string();
     let damaged = move |what: String| {
@@ -27,7 +36,16 @@ pub(crate) fn batches(path: &Path) -> Result<impl Iterator<Item = Result<RecordB
     // an error about the file.
     let caught = "its contents contradict its header";
     let reader = catch_unwind(AssertUnwindSafe(|| {
-        ParquetRecordBatchReaderBuilder::try_new(file).and_then(|b| b.with_batch_size(8192).build())
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(8192);
+        let roots: Vec<usize> = match names {
+            None => return builder.build(),
+            Some(names) => {
+                let fields = builder.schema().fields().iter().enumerate();
+                fields.filter(|(_, f)| names.contains(&f.name().as_str())).map(|(i, _)| i).collect()
+            }
+        };
+        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+        builder.with_projection(mask).build()
     }));
     let mut reader = reader.map_err(|_| damaged(caught.into()))?.map_err(|e| damaged(e.to_string()))?;
     let mut failed = false;

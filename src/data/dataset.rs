@@ -28,6 +28,8 @@ pub struct Dataset {
     pub general: Vec<PathBuf>,
     /// Rows left out, by reason.
     pub skipped: BTreeMap<String, usize>,
+    /// The message of the first row left out for each reason.
+    pub first_faults: BTreeMap<String, String>,
 }
 
 impl Dataset {
@@ -55,8 +57,8 @@ impl Dataset {
         }
         let general = ["general.txt", "general.jsonl", "general-heldout.txt", "general-heldout.jsonl"];
         let general = general.iter().map(|name| dir.join(name)).filter(|p| p.is_file()).collect();
-        let Loader { items, tasks, skipped, .. } = loader;
-        Ok(Self { items, tasks, train, valid, test, extra, general, skipped })
+        let Loader { items, tasks, skipped, first_faults, .. } = loader;
+        Ok(Self { items, tasks, train, valid, test, extra, general, skipped, first_faults })
     }
     /// All evaluation sets: `test` first, then the extra ones.
     pub fn tests(&self) -> impl Iterator<Item = &Split> {
@@ -90,6 +92,7 @@ struct Loader<'a> {
     items: Catalogue,
     tasks: Vec<String>,
     skipped: BTreeMap<String, usize>,
+    first_faults: BTreeMap<String, String>,
 }
 
 type Checked<T> = std::result::Result<T, Fault>;
@@ -103,7 +106,7 @@ fn wrong(field: &str, value: &Value, wanted: &str) -> Fault {
 impl<'a> Loader<'a> {
     fn new(settings: &'a DataSettings, prompts: Prompts) -> Self {
         let (items, tasks) = (Catalogue::default(), settings.tasks.clone());
-        Self { settings, prompts, items, tasks, skipped: BTreeMap::new() }
+        Self { settings, prompts, items, tasks, skipped: BTreeMap::new(), first_faults: BTreeMap::new() }
     }
 
     /// Counts a bad row, or gives its error back when there are too many.
@@ -119,6 +122,7 @@ impl<'a> Loader<'a> {
             });
         }
         *self.skipped.entry(fault.reason.into()).or_default() += 1;
+        self.first_faults.entry(fault.reason.into()).or_insert_with(|| fault.error.to_string());
         Ok(())
     }
 

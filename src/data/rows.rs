@@ -65,9 +65,13 @@ pub(crate) fn open(path: &Path) -> Result<Rows> {
 
 /// A text file to read line by line; `.gz` and `.zst` are unpacked on the way.
 pub(crate) fn open_text(path: &Path) -> Result<Box<dyn BufRead>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    unpack(path, File::open(path).map_err(|e| Error::io("open", path, e))?)
+}
+
+/// The text of a `stream` of the bytes of `path`, unpacked as the name says.
+pub(crate) fn unpack(path: &Path, stream: impl Read + 'static) -> Result<Box<dyn BufRead>> {
     let capacity = 1 << 18;
-    let file = BufReader::with_capacity(capacity, file);
+    let file = BufReader::with_capacity(capacity, stream);
     Ok(match path.extension().and_then(|e| e.to_str()) {
         Some("gz") => {
             Box::new(BufReader::with_capacity(capacity, flate2::bufread::MultiGzDecoder::new(file)))
@@ -142,27 +146,35 @@ fn place(fault: Fault, path: &Path, unit: &str, number: usize) -> Fault {
     Fault::new(fault.reason, fault.error.at(format!("{} {unit} {number}", path.display())))
 }
 
-fn json_row(line: &[u8], number: usize) -> std::result::Result<Row, Fault> {
+/// A line as text, without a byte order mark.
+pub(crate) fn utf8(line: &[u8], number: usize) -> std::result::Result<&str, Fault> {
     let text = std::str::from_utf8(line).map_err(|e| {
         let error = Error::data(format!("not UTF-8 from byte {} of the line on", e.valid_up_to() + 1));
         Fault::new("bad UTF-8", error.remedy("save the file as UTF-8"))
     })?;
-    let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
+    Ok(if number == 1 { text.trim_start_matches('\u{feff}') } else { text })
+}
+
+/// What a line that is not JSON is answered with.
+pub(crate) fn not_json(text: &str, e: &serde_json::Error) -> Fault {
+    let nan = ["NaN", "Infinity"].iter().find(|word| text.contains(**word));
+    let what = format!("not valid JSON at column {}: {}", e.column(), strip_position(e));
+    let remedy = match nan {
+        Some(word) => format!("JSON has no {word}: leave the field out, or write null"),
+        None => "one JSON object a line, strings in double quotes".into(),
+    };
+    Fault::new("not JSON", Error::data(what).remedy(remedy))
+}
+
+fn json_row(line: &[u8], number: usize) -> std::result::Result<Row, Fault> {
+    let text = utf8(line, number)?;
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(fields)) => Ok(Row { number, fields }),
         Ok(other) => {
             let error = Error::data(format!("{} instead of an object", describe(&other)));
             Err(Fault::new("not an object", error.remedy("write one {\"field\": value, ..} a line")))
         }
-        Err(e) => {
-            let nan = ["NaN", "Infinity"].iter().find(|word| text.contains(**word));
-            let what = format!("not valid JSON at column {}: {}", e.column(), strip_position(&e));
-            let remedy = match nan {
-                Some(word) => format!("JSON has no {word}: leave the field out, or write null"),
-                None => "one JSON object a line, strings in double quotes".into(),
-            };
-            Err(Fault::new("not JSON", Error::data(what).remedy(remedy)))
-        }
+        Err(e) => Err(not_json(text, &e)),
     }
 }
 

@@ -1,0 +1,453 @@
+//! Tables as they come: CSV, TSV, JSONL or Parquet, gzip or zstd, read row by row for a few named columns.
+
+use super::intake::Intake;
+use super::literal;
+use crate::data::columnar::{batches_of, value_at};
+use crate::data::rows::{self, Fault, UNREADABLE, describe};
+use crate::error::{Error, Kind, Result};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float64Type, Int32Type, Int64Type};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::DataType;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
+pub(super) type Checked<T> = std::result::Result<T, Fault>;
+
+/// A column that a source reads.
+#[derive(Debug, Clone)]
+pub(super) struct Column {
+    pub name: String,
+    /// A file without it is an error at once.
+    pub required: bool,
+}
+
+impl Column {
+    pub fn required(name: &str) -> Self {
+        Self { name: name.into(), required: true }
+    }
+    pub fn optional(name: &str) -> Self {
+        Self { name: name.into(), required: false }
+    }
+}
+
+/// Most columns that any source reads.
+const MAX_COLUMNS: usize = 12;
+
+/// One value of a row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) enum Cell<'a> {
+    /// Absent, null, or an empty CSV field.
+    #[default]
+    Missing,
+    Int(i64),
+    Float(f64),
+    Text(Cow<'a, str>),
+    /// A list or an object.
+    Nested(Value),
+}
+
+/// The wrong kind of value in `column`.
+pub(super) fn wrong(column: &str, cell: &Cell, wanted: &str) -> Fault {
+    let error = Error::data(format!("{} instead of {wanted}", cell.describe())).at(column);
+    Fault::new("wrong type", error.remedy(format!("write {wanted}, or --skip-bad-rows N")))
+}
+
+/// Nothing in `column`, which every row must have.
+pub(super) fn absent(column: &str) -> Fault {
+    let error = Error::data("missing or empty").at(column);
+    Fault::new("missing value", error.remedy("fill it in, or leave such rows out with --skip-bad-rows N"))
+}
+
+impl Cell<'_> {
+    pub fn describe(&self) -> String {
+        match self {
+            Cell::Missing => "nothing".into(),
+            Cell::Int(n) => format!("the number {n}"),
+            Cell::Float(x) => format!("the number {x}"),
+            Cell::Text(text) => describe(&Value::from(text.as_ref())),
+            Cell::Nested(value) => describe(value),
+        }
+    }
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Cell::Missing => true,
+            Cell::Text(text) => matches!(text.trim(), "" | "nan" | "NaN" | "None" | "null" | "NULL" | "NaT"),
+            Cell::Float(x) => x.is_nan(),
+            _ => false,
+        }
+    }
+    /// An id as text; an integer that a data frame stored as a float is one. `None`: missing.
+    pub fn id(&self, column: &str) -> Checked<Option<Cow<'_, str>>> {
+        if self.is_missing() {
+            return Ok(None);
+        }
+        match self {
+            Cell::Text(text) => Ok(Some(Cow::Borrowed(match text.trim().strip_suffix(".0") {
+                Some(head) if !head.is_empty() && head.bytes().all(|b| b.is_ascii_digit()) => head,
+                _ => text.trim(),
+            }))),
+            Cell::Int(n) => Ok(Some(Cow::Owned(n.to_string()))),
+            Cell::Float(x) if x.fract() == 0.0 && x.abs() < 9e15 => Ok(Some(Cow::Owned((*x as i64).to_string()))),
+            other => Err(wrong(column, other, "a string or an integer")),
+        }
+    }
+    /// A finite number. `None`: missing.
+    pub fn number(&self, column: &str) -> Checked<Option<f64>> {
+        if self.is_missing() {
+            return Ok(None);
+        }
+        let number = match self {
+            Cell::Int(n) => Some(*n as f64),
+            Cell::Float(x) => Some(*x),
+            Cell::Text(text) => match text.trim() {
+                "True" | "true" => Some(1.0),
+                "False" | "false" => Some(0.0),
+                text => text.parse().ok(),
+            },
+            _ => None,
+        };
+        match number.filter(|x| x.is_finite()) {
+            Some(x) => Ok(Some(x)),
+            None => Err(wrong(column, self, "a finite number")),
+        }
+    }
+    /// A text that says something, surrounding blanks removed.
+    pub fn text(&self, column: &str) -> Checked<Option<Cow<'_, str>>> {
+        if self.is_missing() {
+            return Ok(None);
+        }
+        match self {
+            Cell::Text(text) => Ok(Some(Cow::Borrowed(text.trim()))),
+            Cell::Int(n) => Ok(Some(Cow::Owned(n.to_string()))),
+            Cell::Float(x) => Ok(Some(Cow::Owned(x.to_string()))),
+            other => Err(wrong(column, other, "a string")),
+        }
+    }
+    /// A list or object; a text is read as a JSON, Python or numpy literal. Missing: null.
+    pub fn nested(&self, column: &str) -> Checked<Value> {
+        match self {
+            _ if self.is_missing() => Ok(Value::Null),
+            Cell::Nested(value) => Ok(value.clone()),
+            Cell::Text(text) => literal::parse(text).map_err(|what| {
+                let error = Error::data(format!("{what} of {}", self.describe())).at(column);
+                Fault::new("bad literal", error.remedy("lists like [1, 2] or [1 2], missing values as null or nan"))
+            }),
+            other => Err(wrong(column, other, "a list")),
+        }
+    }
+}
+
+/// Reads `columns` of every row of a file and hands them to `each`.
+///
+/// # Errors
+/// A file that cannot be read or lacks a required column; more bad rows than are allowed.
+pub(super) fn read(
+    intake: &mut Intake,
+    path: &Path,
+    columns: &[Column],
+    each: &mut dyn FnMut(&[Cell]) -> Checked<()>,
+) -> Result<()> {
+    debug_assert!(columns.len() <= MAX_COLUMNS);
+    match kind(path) {
+        Some("parquet") => read_parquet(intake, path, columns, each),
+        Some("jsonl" | "json" | "ndjson") => {
+            each_line(intake, path, &mut |text| {
+                let mut cells: [Cell; MAX_COLUMNS] = Default::default();
+                json_cells(text, columns, &mut cells)?;
+                each(&cells[..columns.len()])
+            })
+        }
+        Some("csv") => read_csv(intake, path, b',', columns, each),
+        Some("tsv" | "inter" | "item") => read_csv(intake, path, b'\t', columns, each),
+        _ => Err(Error::usage("not a kind of table that is read")
+            .at(path.display())
+            .remedy(".csv, .tsv, .jsonl (each also .gz or .zst) or .parquet")),
+    }
+}
+
+/// The extension that says how a file is written, below `.gz` and `.zst`.
+pub(super) fn kind(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    let name = [".gz", ".zst", ".zstd"].iter().find_map(|e| name.strip_suffix(e)).unwrap_or(name);
+    name.rsplit_once('.').map(|(_, extension)| extension)
+}
+
+/// Whether a file name is that of a table.
+pub(super) fn is_table(path: &Path) -> bool {
+    matches!(kind(path), Some("parquet" | "jsonl" | "json" | "ndjson" | "csv" | "tsv" | "inter" | "item"))
+}
+
+/// Hands every line that is not blank to `each`.
+pub(super) fn each_line(
+    intake: &mut Intake,
+    path: &Path,
+    each: &mut dyn FnMut(&str) -> Checked<()>,
+) -> Result<()> {
+    let mut reader = rows::unpack(path, intake.stream(path)?)?;
+    let (mut line, mut number) = (Vec::new(), 0);
+    loop {
+        number += 1;
+        let outcome = match rows::next_line(&mut *reader, &mut line, path) {
+            Ok(false) => return Ok(()),
+            Ok(true) if line.trim_ascii().is_empty() => continue,
+            Ok(true) => rows::utf8(&line, number).and_then(&mut *each),
+            Err(error) if error.kind == Kind::Data => Err(Fault::new("line too long", error)),
+            Err(error) => return Err(error.remedy("the file may be cut off: fetch it again")),
+        };
+        intake.row(outcome.map_err(|f| place(f, path, "line", number as u64)))?;
+    }
+}
+
+fn place(fault: Fault, path: &Path, unit: &str, number: u64) -> Fault {
+    Fault::new(fault.reason, fault.error.at(format!("{} {unit} {number}", path.display())))
+}
+
+fn read_csv(
+    intake: &mut Intake,
+    path: &Path,
+    delimiter: u8,
+    columns: &[Column],
+    each: &mut dyn FnMut(&[Cell]) -> Checked<()>,
+) -> Result<()> {
+    let text = rows::unpack(path, intake.stream(path)?)?;
+    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(text);
+    let failed = |e: csv::Error| match e.into_kind() {
+        csv::ErrorKind::Io(e) => Error::io("read", path, e),
+        other => Error::data(format!("not readable as CSV: {other:?}")).at(path.display()),
+    };
+    let header = reader.byte_headers().map_err(failed)?.clone();
+    let names: Vec<String> = header.iter().map(header_name).collect();
+    let fields = positions(path, columns, &names)?;
+    let mut record = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut record).map_err(failed)? {
+        let line = record.position().map_or(0, csv::Position::line);
+        let outcome = csv_cells(&record, &names, &fields).and_then(|cells| each(&cells[..fields.len()]));
+        intake.row(outcome.map_err(|f| place(f, path, "line", line)))?;
+    }
+    Ok(())
+}
+
+/// A column's name, without a byte order mark and without RecBole's `:type`.
+fn header_name(raw: &[u8]) -> String {
+    let name = String::from_utf8_lossy(raw);
+    let name = name.trim_start_matches('\u{feff}').trim();
+    let typed = [":token", ":token_seq", ":float", ":float_seq"].iter().find_map(|t| name.strip_suffix(t));
+    typed.unwrap_or(name).to_string()
+}
+
+fn csv_cells<'r>(
+    record: &'r csv::ByteRecord,
+    names: &[String],
+    fields: &[Option<usize>],
+) -> Checked<[Cell<'r>; MAX_COLUMNS]> {
+    if record.len() != names.len() {
+        let error = Error::data(format!("{} fields instead of {}", record.len(), names.len()));
+        return Err(Fault::new(
+            "wrong number of fields",
+            error.remedy("put fields that hold commas, quotes or line ends in double quotes"),
+        ));
+    }
+    let mut cells: [Cell; MAX_COLUMNS] = Default::default();
+    for (cell, field) in cells.iter_mut().zip(fields) {
+        let Some(field) = field else { continue };
+        let raw = &record[*field];
+        let text = std::str::from_utf8(raw).map_err(|e| {
+            let error = Error::data(format!("not UTF-8 from byte {} of the field on", e.valid_up_to() + 1));
+            Fault::new("bad UTF-8", error.at(&names[*field]).remedy("save the file as UTF-8"))
+        })?;
+        if !text.is_empty() {
+            *cell = Cell::Text(Cow::Borrowed(text));
+        }
+    }
+    Ok(cells)
+}
+
+/// Where each wanted column stands.
+fn positions(path: &Path, columns: &[Column], names: &[String]) -> Result<Vec<Option<usize>>> {
+    let find = |column: &Column| {
+        let at = names.iter().position(|n| *n == column.name);
+        match (at, column.required) {
+            (None, true) => Err(Error::data(format!("no column `{}`; there are: {}", column.name, names.join(", ")))
+                .at(path.display())
+                .remedy("a header line names the columns; `prepare events --columns user=NAME,..` says which is which")),
+            (at, _) => Ok(at),
+        }
+    };
+    columns.iter().map(find).collect()
+}
+
+fn read_parquet(
+    intake: &mut Intake,
+    path: &Path,
+    columns: &[Column],
+    each: &mut dyn FnMut(&[Cell]) -> Checked<()>,
+) -> Result<()> {
+    let wanted: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
+    let all: Vec<String> = column_names(path)?;
+    positions(path, columns, &all)?;
+    let mut number = 0;
+    for batch in batches_of(path, Some(&wanted))? {
+        let batch = batch?;
+        let arrays: Vec<Option<&dyn Array>> =
+            wanted.iter().map(|name| batch.column_by_name(name).map(|a| a.as_ref())).collect();
+        for row in 0..batch.num_rows() {
+            number += 1;
+            let outcome = array_cells(&arrays, columns, row).and_then(|cells| each(&cells[..columns.len()]));
+            intake.row(outcome.map_err(|f| place(f, path, "row", number)))?;
+        }
+    }
+    intake.advance(std::fs::metadata(path).map_or(0, |m| m.len()));
+    Ok(())
+}
+
+fn column_names(path: &Path) -> Result<Vec<String>> {
+    let first: Option<RecordBatch> = batches_of(path, None)?.next().transpose()?;
+    Ok(first.map_or(Vec::new(), |b| b.schema().fields().iter().map(|f| f.name().clone()).collect()))
+}
+
+fn array_cells<'b>(
+    arrays: &[Option<&'b dyn Array>],
+    columns: &[Column],
+    row: usize,
+) -> Checked<[Cell<'b>; MAX_COLUMNS]> {
+    let mut cells: [Cell; MAX_COLUMNS] = Default::default();
+    for ((cell, array), column) in cells.iter_mut().zip(arrays).zip(columns) {
+        let Some(array) = array.filter(|a| !a.is_null(row)) else { continue };
+        *cell = match array.data_type() {
+            DataType::Utf8 => Cell::Text(array.as_string::<i32>().value(row).into()),
+            DataType::LargeUtf8 => Cell::Text(array.as_string::<i64>().value(row).into()),
+            DataType::Utf8View => Cell::Text(array.as_string_view().value(row).into()),
+            DataType::Int32 => Cell::Int(array.as_primitive::<Int32Type>().value(row).into()),
+            DataType::Int64 => Cell::Int(array.as_primitive::<Int64Type>().value(row)),
+            DataType::Float64 => Cell::Float(array.as_primitive::<Float64Type>().value(row)),
+            _ => match value_at(array, row) {
+                Ok(value) => from_value(value),
+                Err(error) => return Err(Fault::new(UNREADABLE, error.at(&column.name))),
+            },
+        };
+    }
+    Ok(cells)
+}
+
+fn from_value(value: Value) -> Cell<'static> {
+    match value {
+        Value::Null => Cell::Missing,
+        Value::Bool(b) => Cell::Int(b.into()),
+        Value::Number(n) => n.as_i64().map_or_else(|| Cell::Float(n.as_f64().unwrap_or(f64::NAN)), Cell::Int),
+        Value::String(text) => Cell::Text(text.into()),
+        nested => Cell::Nested(nested),
+    }
+}
+
+/// The wanted fields of a JSON object; the others are passed over.
+fn json_cells<'de>(text: &'de str, columns: &[Column], cells: &mut [Cell<'de>; MAX_COLUMNS]) -> Checked<()> {
+    let mut source = serde_json::Deserializer::from_str(text);
+    let read = Fields { columns, cells }.deserialize(&mut source).and_then(|()| source.end());
+    read.map_err(|e| match text.trim_start().starts_with('{') {
+        true => rows::not_json(text, &e),
+        false => {
+            let head: String = text.chars().take(40).collect();
+            let error = Error::data(format!("`{head}` is not a JSON object"));
+            Fault::new("not an object", error.remedy("write one {\"field\": value, ..} a line"))
+        }
+    })
+}
+
+struct Fields<'c, 'de> {
+    columns: &'c [Column],
+    cells: &'c mut [Cell<'de>; MAX_COLUMNS],
+}
+
+impl<'de> DeserializeSeed<'de> for Fields<'_, 'de> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, source: D) -> std::result::Result<(), D::Error> {
+        source.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_, 'de> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        while let Some(field) = map.next_key_seed(Key(self.columns))? {
+            match field {
+                Some(field) => self.cells[field] = map.next_value()?,
+                None => map.next_value::<IgnoredAny>().map(|_| ())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which of the columns a key names.
+struct Key<'c>(&'c [Column]);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Option<usize>;
+    fn deserialize<D: Deserializer<'de>>(self, source: D) -> std::result::Result<Self::Value, D::Error> {
+        source.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = Option<usize>;
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a name")
+    }
+    fn visit_str<E>(self, name: &str) -> std::result::Result<Self::Value, E> {
+        Ok(self.0.iter().position(|c| c.name == name))
+    }
+}
+
+impl<'de> Deserialize<'de> for Cell<'de> {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> std::result::Result<Self, D::Error> {
+        source.deserialize_any(AnyCell)
+    }
+}
+
+struct AnyCell;
+
+impl<'de> Visitor<'de> for AnyCell {
+    type Value = Cell<'de>;
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
+        Ok(Cell::Missing)
+    }
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Self::Value, E> {
+        Ok(Cell::Int(value.into()))
+    }
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Self::Value, E> {
+        Ok(Cell::Int(value))
+    }
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Self::Value, E> {
+        Ok(i64::try_from(value).map_or(Cell::Text(value.to_string().into()), Cell::Int))
+    }
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Self::Value, E> {
+        Ok(Cell::Float(value))
+    }
+    fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
+        Ok(Cell::Text(Cow::Borrowed(text)))
+    }
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
+        Ok(Cell::Text(Cow::Owned(text.into())))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element()? {
+            values.push(value);
+        }
+        Ok(Cell::Nested(Value::Array(values)))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Self::Value, A::Error> {
+        Value::deserialize(MapAccessDeserializer::new(map)).map(Cell::Nested)
+    }
+}
