@@ -2,23 +2,38 @@
 
 use super::measure::{rankings, reference, summary};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
-use super::session::Session;
+use super::session::{Session, run_configuration};
+use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::eval::trec;
+use crate::eval::slices::{by_slice, coverage, popularity};
+use crate::eval::{EvaluateSettings, LayerChange, Paired, Rankings, compare_runs, layer_changes, trec};
 use crate::report::before_after;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Rank a run's test records and measure what its model forgot.
 ///
-/// Example: gems-engine evaluate --run runs/first --trec runs/first/trec
+/// Example: gems-engine evaluate --run runs/first --against runs/second --trec runs/first/trec
 #[derive(Args)]
 pub struct EvaluateArgs {
     /// The run directory.
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
+    /// Another run on the same data: paired randomisation test and bootstrap interval of every difference.
+    #[arg(long, value_name = "RUN")]
+    against: Option<PathBuf>,
+    /// Also print metrics by history length and by popularity of the target.
+    #[arg(long)]
+    slices: bool,
+    /// Also report the non-standard metrics of published work, as published_...
+    #[arg(long)]
+    published_metrics: bool,
+    /// Also report how far each layer moved on general text, and how much of that is in its knowledge space.
+    /// Loads the base model a second time.
+    #[arg(long)]
+    layers: bool,
     /// Also write TREC run and qrels files into this directory.
     #[arg(long, value_name = "DIR")]
     trec: Option<PathBuf>,
@@ -32,25 +47,175 @@ pub struct EvaluateArgs {
 
 /// Runs the command.
 pub fn run(args: &EvaluateArgs) -> Result<()> {
-    let base = Session::open(
-        super::session::run_configuration(&args.run, &args.settings, &args.device)?,
-        &args.device,
-    )?;
+    let base = Session::open(run_configuration(&args.run, &args.settings, &args.device)?, &args.device)?;
     let reference = reference(&base)?;
     drop(base);
     let session = Session::open_run(&args.run, &args.settings, &args.device)?;
-    let settings = &session.config.evaluate;
-    let ranked = rankings(&session, settings, args.output.json)?;
+    let mut settings = session.config.evaluate.clone();
+    settings.published_metrics |= args.published_metrics;
+    let ranked = rankings(&session, &settings, args.output.json)?;
     if let Some(dir) = &args.trec {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
         for (split, rankings) in &ranked {
             trec::write(dir, &split.name, &session.data, split, rankings)?;
         }
     }
-    let result = summary(&session, settings, &ranked, reference.as_ref())?;
+    let mut result = json!({
+        "run": args.run.display().to_string(),
+        "result": summary(&session, &settings, &ranked, reference.as_ref())?,
+    });
+    let (slices, shown) = breakdown(&session, &settings, &ranked);
+    result["slices"] = slices;
+    result["coverage"] = shown;
+    drop(reference);
+    if args.layers {
+        result["layers"] = json!(layers(&session, args)?);
+    }
+    if let Some(other) = &args.against {
+        let ours: Vec<(Split, Rankings)> = ranked.into_iter().map(|(s, r)| (s.clone(), r)).collect();
+        let tasks = session.data.tasks.clone();
+        // One model at a time.
+        drop(session);
+        let pairs = against(args, other, &ours, &tasks, &settings)?;
+        result["against"] = json!({"run": other.display().to_string(), "metrics": pairs});
+    }
     let text = match args.output.json {
-        true => json!({"run": args.run.display().to_string(), "result": result}).to_string(),
-        false => before_after(None, &result),
+        true => result.to_string(),
+        false => describe(&result, args.slices),
     };
-    writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("write", "standard output", e))
+    writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|e| Error::io("write", "standard output", e))
+}
+
+/// Metrics by slice and catalogue coverage, by split and task as in the summary.
+fn breakdown(
+    session: &Session,
+    settings: &EvaluateSettings,
+    ranked: &[(&Split, Rankings)],
+) -> (Value, Value) {
+    let (data, (mut slices, mut shares)) = (&session.data, (Map::new(), Map::new()));
+    let kinds = popularity(data.items.len(), &data.train);
+    let key = |split: &str, task: String| if split == "test" { task } else { format!("{split}.{task}") };
+    for (split, rankings) in ranked {
+        for (task, of_task) in by_slice(rankings, split, &data.tasks, &kinds, settings) {
+            slices.insert(key(&split.name, task), json!(of_task));
+        }
+        for (task, of_task) in coverage(rankings, &data.tasks, data.items.len(), &settings.k) {
+            shares.insert(key(&split.name, task), json!(of_task));
+        }
+    }
+    (Value::Object(slices), Value::Object(shares))
+}
+
+fn layers(session: &Session, args: &EvaluateArgs) -> Result<Vec<LayerChange>> {
+    let chunks = session.chunks(&session.general.held_out, session.config.evaluate.general_tokens)?;
+    if chunks.is_empty() {
+        return Err(Error::data("there is no held-out general text to measure the layers on")
+            .at("--layers")
+            .remedy("add general.txt to the data directory; `gems-engine prepare sample` writes some"));
+    }
+    let base = Session::open(session.config.clone(), &args.device)?;
+    let knowledge = session.stored_basis(&args.run)?;
+    layer_changes(&base.model, &session.model, &chunks, knowledge.as_ref())
+}
+
+fn against(
+    args: &EvaluateArgs,
+    run: &Path,
+    ours: &[(Split, Rankings)],
+    tasks: &[String],
+    settings: &EvaluateSettings,
+) -> Result<Vec<Paired>> {
+    let other = Session::open_run(run, &args.settings, &args.device)?;
+    let same =
+        other.data.tests().count() == ours.len() && other.data.tests().zip(ours).all(|(a, (b, _))| a == b);
+    if !same || other.data.tasks != tasks {
+        return Err(Error::usage("this run is judged by other test records, so requests cannot be paired")
+            .at(run.display())
+            .remedy("compare runs on the same data directory"));
+    }
+    let theirs = rankings(&other, settings, args.output.json)?;
+    let splits: Vec<_> = theirs.iter().zip(ours).map(|((s, t), (_, o))| (s.name.as_str(), t, o)).collect();
+    Ok(compare_runs(&splits, tasks, settings, other.config.seed))
+}
+
+fn describe(result: &Value, slices: bool) -> String {
+    let mut text = before_after(None, &result["result"]) + "\n";
+    let empty = Map::new();
+    let entries = |value: &'_ Value| value.as_object().unwrap_or(&empty).clone();
+    for (task, shares) in entries(&result["coverage"]) {
+        let shares: Vec<String> = entries(&shares)
+            .iter()
+            .map(|(name, share)| format!("{name} {:.1} %", 100.0 * share.as_f64().unwrap_or(0.0)))
+            .collect();
+        text += &format!("items ever shown, {task}: {}\n", shares.join(", "));
+    }
+    if slices {
+        let rows = entries(&result["slices"]).into_iter().flat_map(|(task, of_task)| {
+            let cells = |(name, slice): (String, Value)| {
+                let of = |metric: &str| number(&slice["metrics"][metric]);
+                vec![
+                    task.clone(),
+                    name,
+                    slice["requests"].to_string(),
+                    of("ndcg@10"),
+                    of("hit@10"),
+                    of("recall@10"),
+                ]
+            };
+            entries(&of_task).into_iter().map(cells).collect::<Vec<_>>()
+        });
+        text += &table(&["task", "slice", "requests", "ndcg@10", "hit@10", "recall@10"], rows);
+    }
+    if let Some(layers) = result["layers"].as_array() {
+        let percent = |v: &Value| v.as_f64().map_or("—".into(), |x| format!("{:.3} %", 100.0 * x));
+        let rows = layers.iter().map(|l| {
+            let name = l["name"].as_str().unwrap_or_default().to_string();
+            let share = format!("{} ({})", percent(&l["in_knowledge"]), percent(&l["by_chance"]));
+            vec![name, percent(&l["change"]), number(&l["drift"]), percent(&l["relative_drift"]), share]
+        });
+        text += &table(&["layer", "|dW|/|W|", "drift", "of the output", "in knowledge space (chance)"], rows);
+    }
+    if let Some(metrics) = result["against"]["metrics"].as_array() {
+        let rows = metrics.iter().map(|m| {
+            let name = |key: &str| m[key].as_str().unwrap_or_default().to_string();
+            let task = if m["split"] == "test" {
+                name("task")
+            } else {
+                format!("{}.{}", name("split"), name("task"))
+            };
+            let interval = format!("{} to {}", signed(&m["interval"][0]), signed(&m["interval"][1]));
+            let difference = signed(&m["difference"]);
+            vec![
+                task,
+                name("metric"),
+                number(&m["theirs"]),
+                number(&m["ours"]),
+                difference,
+                interval,
+                number(&m["p_holm"]),
+            ]
+        });
+        text += &format!("against {}:\n", result["against"]["run"].as_str().unwrap_or_default());
+        text +=
+            &table(&["task", "metric", "theirs", "ours", "difference", "95 % interval", "p (Holm)"], rows);
+    }
+    text
+}
+
+fn number(value: &Value) -> String {
+    value.as_f64().map_or("—".into(), |x| format!("{x:.4}"))
+}
+
+fn signed(value: &Value) -> String {
+    value.as_f64().map_or("—".into(), |x| format!("{x:+.4}"))
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header(header.iter().copied());
+    rows.for_each(|row| {
+        table.add_row(row);
+    });
+    format!("{table}\n")
 }

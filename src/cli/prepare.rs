@@ -1,11 +1,15 @@
 //! `gems-engine prepare`.
 
-use super::options::OutputArgs;
-use crate::data::DataSettings;
+use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
+use super::session::configuration;
+use crate::data::{Architecture, Catalogue, DataSettings, ItemIdentity, Vocabulary};
 use crate::error::{Error, Result};
+use crate::eval::{SampleSettings, sample_text};
+use crate::files::write_atomically;
+use crate::model::{LoadOptions, Model};
 use crate::prepare::{
-    Amazon, EventColumns, Events, Format, HistoryRule, KuaiSar, Qilin, Settings, Source, SplitRule, Target, Watch,
-    World, check, run as prepare, synth,
+    Amazon, EventColumns, Events, Format, HistoryRule, KuaiSar, Qilin, Settings, Source, SplitRule, Target,
+    Watch, World, check, run as prepare, synth,
 };
 use crate::report::Progress;
 use clap::{Args, Subcommand, ValueEnum};
@@ -51,6 +55,10 @@ enum Command {
     ///
     /// Example: gems-engine prepare synth --users 1000 --items 500 --seed 1 --out world
     Synth(SynthArgs),
+    /// General text written by a model itself: to learn the null space from, to measure forgetting with.
+    ///
+    /// Example: gems-engine prepare sample --model Qwen2.5-0.5B --out general.jsonl
+    Sample(SampleArgs),
     /// Check a data directory and explain what is found.
     ///
     /// Example: gems-engine prepare check data
@@ -224,18 +232,42 @@ struct SynthArgs {
     events: bool,
 }
 
+#[derive(Args)]
+struct SampleArgs {
+    /// The model: a Hugging Face directory.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The file to write, a document a line.
+    #[arg(long, value_name = "FILE", default_value = "general.jsonl")]
+    out: PathBuf,
+    /// Documents.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    documents: usize,
+    /// Most tokens of a document.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    length: usize,
+    /// Of every random decision.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 /// Runs the command.
 pub fn run(args: &PrepareArgs) -> Result<()> {
     match (&args.check, &args.command) {
         (Some(dir), _) => check_directory(dir, args.output.json),
         (None, Some(Command::Check(args))) => check_directory(&args.dir, args.output.json),
         (None, Some(Command::Synth(args))) => make_world(args),
+        (None, Some(Command::Sample(args))) => sample(args),
         (None, Some(Command::Events(args))) => {
             let mut columns = EventColumns::default();
             args.columns.iter().try_for_each(|c| columns.set(c))?;
             args.item_columns.iter().try_for_each(|c| columns.set_item(c))?;
             let (files, items) = (args.files.clone(), args.items.clone());
-            from_source(Source::Events(Events { files, items, columns }), &args.common)
+            from_source(Source::Events(Box::new(Events { files, items, columns })), &args.common)
         }
         (None, Some(Command::Qilin(args))) => {
             let (dir, contents) = (args.dir.clone(), args.contents);
@@ -342,6 +374,38 @@ fn make_world(args: &SynthArgs) -> Result<()> {
     }
     text += &format!("{}: {}", target.out.display(), card["written"]["rows"]);
     print(quiet, &target.out, card, &text)
+}
+
+fn sample(args: &SampleArgs) -> Result<()> {
+    let config = configuration(&SettingsArgs::default(), &args.device, Vec::new())?;
+    let model =
+        Model::load(&args.model, super::device::open(&config, &args.device)?, &LoadOptions::default())?;
+    // A catalogue without items adds no tokens.
+    let plain = DataSettings { item_identity: ItemIdentity::Text, ..DataSettings::default() };
+    let (none, kind) = (Catalogue::default(), Architecture::DecoderOnly);
+    let vocabulary = Vocabulary::new(&args.model, &none, &plain, kind, None)?;
+    let (begin, quiet) = (vocabulary.encode("")?, args.output.json);
+    let settings = SampleSettings { documents: args.documents, length: args.length.max(2), seed: args.seed };
+    let documents = watched(quiet, |watch| {
+        let ends = (begin.as_slice(), vocabulary.eos());
+        sample_text(&model, ends, vocabulary.base_size(), settings, &mut |done, all| {
+            watch.at("writing text", done as u64, all as u64)
+        })
+    })?;
+    let mut lines = String::new();
+    for document in &documents {
+        let text = vocabulary.decode(document, true)?;
+        if !text.trim().is_empty() {
+            lines += &format!("{}\n", json!({"text": text.trim()}));
+        }
+    }
+    write_atomically(&args.out, lines.as_bytes())?;
+    let tokens: usize = documents.iter().map(Vec::len).sum();
+    let text = match quiet {
+        true => json!({"out": args.out, "documents": lines.lines().count(), "tokens": tokens}).to_string(),
+        false => format!("{}: {} documents, {tokens} tokens", args.out.display(), lines.lines().count()),
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("write", "standard output", e))
 }
 
 fn print(json: bool, out: &Path, card: Value, text: &str) -> Result<()> {

@@ -2,11 +2,11 @@
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
-use crate::data::Record;
+use crate::data::{Record, json_objects};
 use crate::error::{Error, Result};
-use crate::eval::{order, score};
+use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, order};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -27,6 +27,9 @@ pub struct RankArgs {
     /// The task [default: search with a query, rec without; else the first that takes what is given].
     #[arg(long, value_name = "TASK")]
     task: Option<String>,
+    /// Many requests: a JSONL file of {history?, query?, task?}; answered by a JSON object a line.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["history", "query", "task"])]
+    batch: Option<PathBuf>,
     /// How many items.
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
@@ -38,13 +41,85 @@ pub struct RankArgs {
     output: OutputArgs,
 }
 
+/// Requests of a batch that are answered together.
+const TOGETHER: usize = 64;
+
+/// What is asked.
+struct Asked {
+    history: Vec<String>,
+    query: Option<String>,
+    task: Option<String>,
+}
+
+/// What is answered: the task, and items with their log-likelihoods, best first.
+type Answer = (u32, Vec<(u32, f32)>);
+
 /// Runs the command.
 pub fn run(args: &RankArgs) -> Result<()> {
     let session = Session::open_run(&args.run, &args.settings, &args.device)?;
+    let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
+    let trie = candidate_trie(&items, &session.vocabulary);
+    let mut out = std::io::stdout().lock();
+    let failed = |e| Error::io("write", "standard output", e);
+    let Some(path) = &args.batch else {
+        let asked =
+            Asked { history: args.history.clone(), query: args.query.clone(), task: args.task.clone() };
+        let record = record(&session, &asked)?;
+        let (task, best) = answer(&session, &trie, &[record], args.top)?.swap_remove(0);
+        let text = match args.output.json {
+            true => answer_json(&session, task, &best).to_string(),
+            false => answer_table(&session, &best),
+        };
+        return writeln!(out, "{text}").map_err(failed);
+    };
+    let mut records = Vec::new();
+    let mut rows = json_objects(path)?.peekable();
+    while let Some(row) = rows.next() {
+        let (line, fields) = row?;
+        let place = |e: Error| e.at(format!("{} line {line}", path.display()));
+        records.push(asked(&fields).and_then(|a| record(&session, &a)).map_err(place)?);
+        if records.len() == TOGETHER || rows.peek().is_none() {
+            for (task, best) in answer(&session, &trie, &records, args.top)? {
+                writeln!(out, "{}", answer_json(&session, task, &best)).map_err(failed)?;
+            }
+            records.clear();
+        }
+    }
+    out.flush().map_err(failed)
+}
+
+/// A row of a batch.
+fn asked(fields: &serde_json::Map<String, Value>) -> Result<Asked> {
+    let wrong = |field: &str, wanted: &str| {
+        Error::data(format!("{} instead of {wanted}", fields[field]))
+            .at(field)
+            .remedy(format!("write {wanted}"))
+    };
+    let text = |field: &'static str| match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(wrong(field, "a string")),
+    };
+    let id = |value: &Value| match value {
+        Value::String(id) => Ok(id.clone()),
+        Value::Number(id) if id.is_i64() || id.is_u64() => Ok(id.to_string()),
+        _ => Err(wrong("history", "a list of item ids")),
+    };
+    let history = match fields.get("history") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => list.iter().map(id).collect::<Result<_>>()?,
+        Some(_) => return Err(wrong("history", "a list of item ids")),
+    };
+    Ok(Asked { history, query: text("query")?, task: text("task")? })
+}
+
+/// What is asked as a record of one of the run's tasks.
+fn record(session: &Session, asked: &Asked) -> Result<Record> {
     let data = &session.data;
-    let usual = if args.query.is_some() { "search" } else { "rec" };
-    let (history, query) = (!args.history.is_empty(), args.query.is_some());
-    let name = match &args.task {
+    let usual = if asked.query.is_some() { "search" } else { "rec" };
+    let (history, query) = (!asked.history.is_empty(), asked.query.is_some());
+    let name = match &asked.task {
         Some(task) => task.as_str(),
         None if data.task(usual).is_some() => usual,
         None => data
@@ -68,31 +143,41 @@ pub fn run(args: &RankArgs) -> Result<()> {
                 .remedy("ids are those of items.jsonl")
         })
     };
-    let record = Record {
+    Ok(Record {
         task,
-        history: args.history.iter().map(number).collect::<Result<_>>()?,
-        query: args.query.as_deref().map(Into::into),
+        history: asked.history.iter().map(number).collect::<Result<_>>()?,
+        query: asked.query.as_deref().map(Into::into),
         ..Record::default()
-    };
-    let prompt = session.encoder().prompt(&record)?;
-    let items: Vec<u32> = (0..data.items.len() as u32).collect();
-    let scores = score(&session.model, &session.vocabulary, session.architecture, &prompt, &items)?;
-    let best = order(&items, &scores).into_iter().take(args.top);
-    let mut out = std::io::stdout();
-    let written = if args.output.json {
-        let rows: Vec<_> = best
-            .map(|(i, s)| json!({"item": data.items.id(i), "text": data.items.text(i), "log_likelihood": s}))
-            .collect();
-        writeln!(out, "{}", json!({"task": name, "items": rows}))
-    } else {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-        table.set_header(["", "item", "log likelihood", "text"]);
-        for (place, (i, s)) in best.enumerate() {
-            let text = data.items.text(i).unwrap_or_default().to_string();
-            table.add_row([(place + 1).to_string(), data.items.id(i).to_string(), format!("{s:.3}"), text]);
-        }
-        writeln!(out, "{table}")
-    };
-    written.map_err(|e| Error::io("write", "standard output", e))
+    })
+}
+
+/// The `top` items for each record.
+fn answer(session: &Session, trie: &Trie, records: &[Record], top: usize) -> Result<Vec<Answer>> {
+    let encoder = session.encoder();
+    let prompts = records.iter().map(|r| encoder.prompt(r)).collect::<Result<Vec<_>>>()?;
+    let requests: Vec<Request> = prompts.iter().map(|prompt| Request { prompt, trie }).collect();
+    let batch_tokens = EvaluateSettings::default().batch_tokens;
+    let scores = Scorer::new(&session.model, session.architecture, batch_tokens).scores(&requests)?;
+    let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
+    let best = scores.iter().map(|scores| order(&items, scores).into_iter().take(top).collect());
+    Ok(records.iter().map(|r| r.task).zip(best).collect())
+}
+
+fn answer_json(session: &Session, task: u32, best: &[(u32, f32)]) -> Value {
+    let items = &session.data.items;
+    let row =
+        |(i, s): &(u32, f32)| json!({"item": items.id(*i), "text": items.text(*i), "log_likelihood": s});
+    json!({"task": session.data.tasks[task as usize], "items": best.iter().map(row).collect::<Vec<_>>()})
+}
+
+fn answer_table(session: &Session, best: &[(u32, f32)]) -> String {
+    let items = &session.data.items;
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header(["", "item", "log likelihood", "text"]);
+    for (place, (i, s)) in best.iter().enumerate() {
+        let text = items.text(*i).unwrap_or_default().to_string();
+        table.add_row([(place + 1).to_string(), items.id(*i).to_string(), format!("{s:.3}"), text]);
+    }
+    table.to_string()
 }

@@ -32,6 +32,7 @@ pub use general::GeneralText;
 pub use pack::{micro_batches, pack};
 pub use prompt::Prompts;
 pub use record::{Catalogue, Record, Split};
+pub use rows::json_objects;
 pub use sampler::{Pick, Sampler, StepSize};
 pub use semantic::{SemanticIds, residual_kmeans};
 pub use settings::{DataSettings, EndOfSequence, ItemIdentity, PromptPreset, SemanticSettings};

@@ -142,6 +142,14 @@ fn json_rows(path: &Path) -> Result<Rows> {
     })))
 }
 
+/// The objects of a JSONL (or Parquet) file with their line numbers.
+///
+/// # Errors
+/// A file that cannot be opened; then, row by row, what is wrong with it.
+pub fn json_objects(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Map<String, Value>)>>> {
+    Ok(open(path)?.map(|row| row.map(|r| (r.number, r.fields)).map_err(Error::from)))
+}
+
 fn place(fault: Fault, path: &Path, unit: &str, number: usize) -> Fault {
     Fault::new(fault.reason, fault.error.at(format!("{} {unit} {number}", path.display())))
 }

@@ -1,18 +1,24 @@
 //! Candidate tries, exact ranking, beam search, metrics by task and slice, significance, and what was forgotten.
 
+mod against;
 pub mod beam;
 mod knowledge;
+mod layers;
 mod likelihood;
 pub mod metrics;
 mod rank;
+mod sample;
 mod settings;
 pub mod significance;
 pub mod slices;
 pub mod trec;
 mod trie;
 
+pub use against::{Paired, compare_runs};
 pub use knowledge::{General, Reference, drift};
+pub use layers::{LayerChange, layer_changes};
 pub use likelihood::{Request, Scorer};
 pub use rank::{Metrics, Ranked, Rankings, candidate_trie, judge, order, rank_split, score};
+pub use sample::{SampleSettings, sample_text};
 pub use settings::{Candidates, EvaluateSettings};
 pub use trie::{ROOT, Trie};

@@ -33,12 +33,12 @@ impl Amazon {
         let (reviews, texts, qrels) = (named("reviews_"), named("query_text"), named("qrels"));
         let remedy = "reviews_NAME_5.json.gz, and query_text.txt.gz with *.qrels of the product-search set";
         let [reviews, texts, qrels] =
-            [("reviews_*.json", reviews), ("query_text.txt", texts), ("*.qrels", qrels)].map(|(what, found)| {
-                match found.is_empty() {
+            [("reviews_*.json", reviews), ("query_text.txt", texts), ("*.qrels", qrels)].map(
+                |(what, found)| match found.is_empty() {
                     true => Err(missing(&self.dir, what, remedy)),
                     false => Ok(found),
-                }
-            });
+                },
+            );
         let (reviews, texts, qrels) = (reviews?, texts?, qrels?);
         reviews.iter().chain(&texts).chain(&qrels).for_each(|f| intake.expect(f));
         for file in reviews {
@@ -50,7 +50,8 @@ impl Amazon {
                 let time = Some(log.time(time, COLUMNS[2])?);
                 let stars = stars.number(COLUMNS[3])?;
                 let wanted = settings.min_label.is_none_or(|least| stars.is_some_and(|s| s >= least));
-                let (user, item) = (log.users.number(&user, COLUMNS[0])?, log.items.number(&item, COLUMNS[1])?);
+                let (user, item) =
+                    (log.users.number(&user, COLUMNS[0])?, log.items.number(&item, COLUMNS[1])?);
                 let task = log.task("rec")?;
                 log.push(Entry { user, item, task, time, wanted, ..Entry::default() })
             })?;
@@ -67,10 +68,11 @@ impl Amazon {
         for file in source::files_below(&self.dir)?.iter().filter(|f| name(f).starts_with("meta_")) {
             each_line(intake, file, &mut |line| {
                 // The 2014 files hold Python literals.
-                let fields: Value = serde_json::from_str(line).or_else(|_| literal::parse(line)).map_err(|what| {
-                    let error = Error::data(what).remedy("a JSON object or a Python dictionary a line");
-                    Fault::new("bad literal", error)
-                })?;
+                let fields: Value =
+                    serde_json::from_str(line).or_else(|_| literal::parse(line)).map_err(|what| {
+                        let error = Error::data(what).remedy("a JSON object or a Python dictionary a line");
+                        Fault::new("bad literal", error)
+                    })?;
                 let id = fields["asin"].as_str().ok_or_else(|| absent("asin"))?;
                 let category = || fields["categories"].as_array()?.first()?.as_array()?.last()?.as_str();
                 texts.set(id, fields["title"].as_str().or_else(category))
@@ -107,7 +109,8 @@ fn add_judgement(log: &mut Log, line: &str, queries: &[String], test: bool) -> C
     let [key, _, item, grade] = fields[..] else {
         return Err(fault(format!("{} fields instead of 4", fields.len()), "line"));
     };
-    let (user, number) = key.rsplit_once('_').ok_or_else(|| fault(format!("`{key}` has no `_`"), "query id"))?;
+    let (user, number) =
+        key.rsplit_once('_').ok_or_else(|| fault(format!("`{key}` has no `_`"), "query id"))?;
     let query = number.parse().ok().and_then(|n: usize| queries.get(n)).filter(|q| !q.is_empty());
     let query = query.ok_or_else(|| {
         fault(format!("`{number}` is not a line of the {} query texts", queries.len()), "query id")

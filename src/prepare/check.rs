@@ -62,7 +62,9 @@ pub fn check(dir: &Path, settings: &DataSettings) -> Result<Check> {
     let general = GeneralText::load(&data.general, settings)?;
     check.general = (general.calibration.len(), general.held_out.len());
     if general.calibration.is_empty() {
-        check.notes.push("no general text: nothing to learn a null space from or to measure forgetting with".into());
+        check
+            .notes
+            .push("no general text: nothing to learn a null space from or to measure forgetting with".into());
     }
     Ok(check)
 }
@@ -118,12 +120,14 @@ impl Check {
         let seen: HashSet<_> = data.train.records.iter().map(row).collect();
         let again = data.test.records.iter().filter(|r| seen.contains(&row(r))).count();
         if again > 0 {
-            self.notes.push(format!("{again} test rows are also training rows, history, query and target alike"));
+            self.notes
+                .push(format!("{again} test rows are also training rows, history, query and target alike"));
         }
     }
 
     fn look_at_targets(&mut self, data: &Dataset) {
-        let trained: HashSet<u32> = data.train.records.iter().flat_map(|r| r.target.iter().copied()).collect();
+        let trained: HashSet<u32> =
+            data.train.records.iter().flat_map(|r| r.target.iter().copied()).collect();
         let targets = || data.test.records.iter().flat_map(|r| r.target.iter());
         let cold = targets().filter(|t| !trained.contains(t)).count();
         self.cold_targets = cold as f64 / targets().count().max(1) as f64;
@@ -147,7 +151,9 @@ impl Check {
         }
         self.negatives_taken = bad as f64 / all.max(1) as f64;
         if bad > 0 {
-            self.notes.push(format!("{bad} of {all} test negatives are items that the same user takes in training"));
+            self.notes.push(format!(
+                "{bad} of {all} test negatives are items that the same user takes in training"
+            ));
         }
     }
 
@@ -162,7 +168,10 @@ impl Check {
         }
         if self.items_with_text < self.items {
             let without = self.items - self.items_with_text;
-            self.notes.push(format!("{without} of {} items have no text: only atomic item tokens work", self.items));
+            self.notes.push(format!(
+                "{without} of {} items have no text: only atomic item tokens work",
+                self.items
+            ));
         }
     }
 

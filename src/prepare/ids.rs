@@ -47,7 +47,10 @@ impl Ids {
             return Err(Fault::new("bad id", error.remedy(remedy)));
         }
         let number = u32::try_from(ends.len()).ok().filter(|n| *n < u32::MAX).ok_or_else(|| {
-            Fault::new(crate::data::rows::UNREADABLE, Error::data("more than 4 billion different ids").at(column))
+            Fault::new(
+                crate::data::rows::UNREADABLE,
+                Error::data("more than 4 billion different ids").at(column),
+            )
         })?;
         text.extend_from_slice(name.as_bytes());
         ends.push(text.len() as u64);

@@ -23,7 +23,7 @@ impl Watch<'_> {
     ///
     /// # Errors
     /// The user wants to stop.
-    pub(super) fn at(&mut self, stage: &'static str, done: u64, total: u64) -> Result<()> {
+    pub fn at(&mut self, stage: &'static str, done: u64, total: u64) -> Result<()> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Interrupted, "stopped; nothing was written")
                 .remedy("run the same command again"));
@@ -110,8 +110,10 @@ impl<'a, 'w> Intake<'a, 'w> {
         if so_far >= self.allowed as u64 {
             return Err(match so_far {
                 0 => fault.error,
-                n => Error::data(format!("{n} bad rows were left out, and here is one more: {}", fault.error))
-                    .at("--skip-bad-rows"),
+                n => {
+                    Error::data(format!("{n} bad rows were left out, and here is one more: {}", fault.error))
+                        .at("--skip-bad-rows")
+                }
             });
         }
         let reason = self.counts.bad.entry(fault.reason.into()).or_default();

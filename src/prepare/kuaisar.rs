@@ -73,7 +73,10 @@ impl KuaiSar {
                 let mut words: Vec<String> = Vec::new();
                 for (cell, name) in row[1..].iter().zip(&names) {
                     let word = cell.text(name)?.unwrap_or_default();
-                    if !word.is_empty() && !word.eq_ignore_ascii_case("unknown") && !words.contains(&word.to_string()) {
+                    if !word.is_empty()
+                        && !word.eq_ignore_ascii_case("unknown")
+                        && !words.contains(&word.to_string())
+                    {
                         words.push(word.into());
                     }
                 }

@@ -59,7 +59,8 @@ impl Held {
         pairs.sort_unstable_by_key(|(item, part)| (*item, std::cmp::Reverse(*part)));
         pairs.dedup_by_key(|(item, _)| *item);
         let some = pairs.iter().fold(0, |bits, (item, _)| bits | 1u64 << (item % 64));
-        let items = pairs.into_iter().map(|(number, part)| Item { number, part, ..Item::default() }).collect();
+        let items =
+            pairs.into_iter().map(|(number, part)| Item { number, part, ..Item::default() }).collect();
         Self { items, some }
     }
     fn find(&self, item: u32) -> Option<usize> {

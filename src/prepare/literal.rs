@@ -173,9 +173,7 @@ impl Parser<'_> {
             self.at += 1;
         }
         let word = std::str::from_utf8(&self.text[start..self.at]).unwrap_or_default();
-        let fault = |what: String| {
-            Err(Parser { text: self.text, at: start }.fault(&what))
-        };
+        let fault = |what: String| Err(Parser { text: self.text, at: start }.fault(&what));
         match word {
             "nan" | "NaN" | "None" | "null" | "NaT" | "<NA>" => return Ok(Value::Null),
             "True" | "true" => return Ok(Value::Bool(true)),
@@ -190,7 +188,8 @@ impl Parser<'_> {
         if let Ok(integer) = word.parse::<i64>() {
             return Ok(Value::from(integer));
         }
-        let float = word.parse::<f64>().ok().filter(|x| x.is_finite() && !word.starts_with(char::is_alphabetic));
+        let float =
+            word.parse::<f64>().ok().filter(|x| x.is_finite() && !word.starts_with(char::is_alphabetic));
         match float.and_then(Number::from_f64) {
             Some(number) => Ok(Value::Number(number)),
             None => fault(format!("`{}` is no value", word.chars().take(40).collect::<String>())),

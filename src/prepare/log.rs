@@ -68,8 +68,7 @@ impl Log {
     pub fn push(&mut self, entry: Entry) -> Checked<()> {
         let Entry { user, item, task, .. } = entry;
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-        let flags =
-            flag(entry.wanted, WANTED) | flag(entry.test, TEST) | flag(entry.time.is_none(), UNTIMED);
+        let flags = flag(entry.wanted, WANTED) | flag(entry.test, TEST) | flag(entry.time.is_none(), UNTIMED);
         let (query, history) = (entry.query, &entry.history[..entry.history.len().min(u16::MAX.into())]);
         let (time, request) = (entry.time.unwrap_or(i64::MAX), entry.request);
         let lengths = (query.len() as u32, history.len() as u16);
@@ -84,21 +83,23 @@ impl Log {
             _ if cell.is_missing() => return Err(absent(column)),
             Cell::Int(time) => Some(*time),
             Cell::Float(x) if x.abs() < 9e18 => Some(x.floor() as i64),
-            Cell::Text(text) => text
-                .trim()
-                .parse()
-                .ok()
-                .or_else(|| date(text.trim()))
-                .or_else(|| text.trim().parse().ok().filter(|x: &f64| x.abs() < 9e18).map(|x| x.floor() as i64)),
+            Cell::Text(text) => text.trim().parse().ok().or_else(|| date(text.trim())).or_else(|| {
+                text.trim().parse().ok().filter(|x: &f64| x.abs() < 9e18).map(|x| x.floor() as i64)
+            }),
             _ => None,
         };
-        let time = time.ok_or_else(|| wrong(column, cell, "a number, or a date such as 2024-05-01 12:30:00"))?;
+        let time =
+            time.ok_or_else(|| wrong(column, cell, "a number, or a date such as 2024-05-01 12:30:00"))?;
         let unit = Unit::of(time);
         match self.unit {
             None => self.unit = Some((unit, time)),
             Some((first, _)) if first == unit => {}
             Some((first, example)) => {
-                let what = format!("{time} looks like {}, but {example} before it like {}", unit.name(), first.name());
+                let what = format!(
+                    "{time} looks like {}, but {example} before it like {}",
+                    unit.name(),
+                    first.name()
+                );
                 let error = Error::data(what).at(column);
                 return Err(Fault::new(
                     "mixed time units",

@@ -222,10 +222,16 @@ fn write(
     let mut popularity = vec![0u64; log.items.len()];
     if settings.negatives.wants(NegativeKind::Popularity) {
         let builder = Builder::new(settings, (&log.users, &names), alive, bounds, &searches, None);
-        each_part(log, watch, "counting", |all| builder.train_targets(all), |targets: Vec<u32>| {
-            targets.into_iter().for_each(|t| popularity[t as usize] += 1);
-            Ok(())
-        })?;
+        each_part(
+            log,
+            watch,
+            "counting",
+            |all| builder.train_targets(all),
+            |targets: Vec<u32>| {
+                targets.into_iter().for_each(|t| popularity[t as usize] += 1);
+                Ok(())
+            },
+        )?;
     }
     if settings.negatives.wants(NegativeKind::Bm25) && log.texts.iter().all(Option::is_none) {
         return Err(Error::usage("BM25 negatives need texts of the items, and there are none")
@@ -238,10 +244,16 @@ fn write(
     let [train, valid, test] = outputs;
     let mut outputs = [train?, valid?, test?];
     let mut report = BuildReport::default();
-    each_part(log, watch, "writing", |all| builder.build(all), |built: Built| {
-        report.add(&built.report);
-        outputs.iter_mut().zip(built.sheets).try_for_each(|(output, sheet)| output.append(sheet))
-    })?;
+    each_part(
+        log,
+        watch,
+        "writing",
+        |all| builder.build(all),
+        |built: Built| {
+            report.add(&built.report);
+            outputs.iter_mut().zip(built.sheets).try_for_each(|(output, sheet)| output.append(sheet))
+        },
+    )?;
     outputs.into_iter().try_for_each(Output::finish)?;
     Ok(report)
 }
@@ -273,8 +285,7 @@ fn each_part<T: Send>(
 fn searches(log: &Log) -> Result<Vec<bool>> {
     let mut searches = vec![false; log.tasks.len()];
     for part in 0..PARTS {
-        events_of(&log.spool.load(part)?)
-            .for_each(|e| searches[e.head.task as usize] |= !e.query.is_empty());
+        events_of(&log.spool.load(part)?).for_each(|e| searches[e.head.task as usize] |= !e.query.is_empty());
     }
     Ok(searches)
 }
@@ -312,7 +323,11 @@ fn warnings(log: &Log, settings: &Settings, written: &BuildReport, items: (u64, 
         }
     }
     if items.1 < items.0 {
-        notes.push(format!("{} of {} items have no text: only atomic item tokens work", items.0 - items.1, items.0));
+        notes.push(format!(
+            "{} of {} items have no text: only atomic item tokens work",
+            items.0 - items.1,
+            items.0
+        ));
     }
     if written.leaks.any > 0 {
         let rate = 100.0 * written.leaks.rate();

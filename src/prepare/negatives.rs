@@ -150,7 +150,8 @@ impl Tokenizer for Words {
     fn tokenize(&self, text: &str) -> Vec<String> {
         let (mut tokens, mut word, mut before) = (Vec::new(), String::new(), None);
         for c in text.chars().flat_map(char::to_lowercase) {
-            let dense = matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{ac00}'..='\u{d7af}' | '\u{f900}'..='\u{faff}');
+            let dense =
+                matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{ac00}'..='\u{d7af}' | '\u{f900}'..='\u{faff}');
             if c.is_alphanumeric() && !dense {
                 word.push(c);
             } else if !word.is_empty() {

@@ -151,8 +151,7 @@ impl Negatives {
         };
         let mut kinds = Vec::new();
         for part in list.split(',').filter(|p| *p != "none") {
-            let (kind, count) =
-                part.split_once(':').ok_or_else(|| bad(format!("`{part}` is not KIND:N")))?;
+            let (kind, count) = part.split_once(':').ok_or_else(|| bad(format!("`{part}` is not KIND:N")))?;
             let count = count.parse().map_err(|_| bad(format!("`{count}` is not a number of items")))?;
             kinds.push((kind.parse().map_err(|()| bad(format!("unknown kind `{kind}`")))?, count));
         }
@@ -204,10 +203,13 @@ impl Settings {
     /// # Errors
     /// A usage error that names the flag.
     pub fn validate(&self) -> Result<()> {
-        let share = |flag: &str, value: f64, least: f64| match value.is_finite() && value >= least && value <= 1.0 {
-            true => Ok(()),
-            false => Err(Error::usage(format!("{value} is not a share")).at(flag).remedy("a number from 0 to 1")),
-        };
+        let share =
+            |flag: &str, value: f64, least: f64| match value.is_finite() && value >= least && value <= 1.0 {
+                true => Ok(()),
+                false => Err(Error::usage(format!("{value} is not a share"))
+                    .at(flag)
+                    .remedy("a number from 0 to 1")),
+            };
         share("--train-sample", self.train_sample, f64::MIN_POSITIVE)?;
         if let SplitRule::Time { valid, test, valid_from, test_from } = self.split {
             share("--valid-share", valid, 0.0)?;

@@ -190,7 +190,7 @@ pub(super) struct Output {
 
 enum Writer {
     Json(BufWriter<File>),
-    Parquet(Option<ArrowWriter<File>>, File),
+    Parquet(Option<Box<ArrowWriter<File>>>, File),
 }
 
 impl Output {
@@ -227,7 +227,8 @@ impl Output {
                 .set_max_row_group_row_count(Some(1 << 16))
                 .build();
             let file = file.try_clone().map_err(|e| Error::io("write", &self.path, e))?;
-            *writer = Some(ArrowWriter::try_new(file, rows.schema(), Some(settings)).map_err(failed)?);
+            let new = ArrowWriter::try_new(file, rows.schema(), Some(settings)).map_err(failed)?;
+            *writer = Some(Box::new(new));
         }
         writer.as_mut().map_or(Ok(()), |w| w.write(rows)).map_err(failed)
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 #[serde(rename_all = "kebab-case", tag = "source")]
 pub enum Source {
     /// A table of events of any kind.
-    Events(Events),
+    Events(Box<Events>),
     /// Qilin: Parquet as published, or CSV.
     Qilin(Qilin),
     /// KuaiSAR: CSV.

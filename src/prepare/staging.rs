@@ -35,8 +35,8 @@ impl Staging {
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-        let new =
-            directory_aside(parent, ".prepare-").map_err(|e| Error::io("create a directory in", parent, e))?;
+        let new = directory_aside(parent, ".prepare-")
+            .map_err(|e| Error::io("create a directory in", parent, e))?;
         Ok(Self { out: out.into(), new, overwrite })
     }
     /// Where to write.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::eval::metrics::{self, Judged};
 use crate::files::write_atomically;
 use crate::random::{Purpose, stream};
-use arrow_array::{ArrayRef, Int64Array, StringArray};
+use arrow_array::{Int64Array, StringArray};
 use rand::RngExt;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -71,8 +71,8 @@ pub struct WorldCard {
 const SPLITS: [&str; 3] = ["train", "valid", "test"];
 const TASKS: [&str; 2] = ["rec", "search"];
 const WORDS: [&str; KINDS] = [
-    "red", "blue", "green", "yellow", "black", "white", "brown", "grey", "round", "square", "long", "short", "soft",
-    "hard", "warm", "cold",
+    "red", "blue", "green", "yellow", "black", "white", "brown", "grey", "round", "square", "long", "short",
+    "soft", "hard", "warm", "cold",
 ];
 /// Users made at a time.
 const BLOCK: u64 = 2048;
@@ -90,7 +90,11 @@ impl World {
         }
         if self.length < 6 {
             let what = format!("{} events leave no training rows", self.length);
-            return bad("--length", what, "6 or more: one to begin with, one to train on, two of each task held out".into());
+            return bad(
+                "--length",
+                what,
+                "6 or more: one to begin with, one to train on, two of each task held out".into(),
+            );
         }
         let least = 3 * self.topics();
         if self.items < least || u32::try_from(self.items).is_err() {
@@ -185,7 +189,13 @@ impl World {
             let seen = |item: usize| steps.iter().any(|s| s.item == item);
             let successors = self.successors(steps[steps.len() - 1].item, search);
             let drawn = random.random::<f64>();
-            let rank = if drawn < CHANCES[0] { 0 } else if drawn < CHANCES[0] + CHANCES[1] { 1 } else { 2 };
+            let rank = if drawn < CHANCES[0] {
+                0
+            } else if drawn < CHANCES[0] + CHANCES[1] {
+                1
+            } else {
+                2
+            };
             let ruled = random.random::<f64>() >= self.noise && !seen(successors[rank]);
             let item = match ruled {
                 true => successors[rank],
@@ -275,7 +285,8 @@ pub fn synth(world: &World, target: &Target, watch: &mut Watch) -> Result<Value>
     let mut output = Output::create(staging.path(), "items", world.format)?;
     for chunk in (0..world.items).collect::<Vec<_>>().chunks(1 << 14) {
         let rows: Vec<(String, String)> = chunk.iter().map(|i| (World::id(*i), world.text(*i))).collect();
-        let rows: Vec<(&str, Option<&str>)> = rows.iter().map(|(i, t)| (i.as_str(), Some(t.as_str()))).collect();
+        let rows: Vec<(&str, Option<&str>)> =
+            rows.iter().map(|(i, t)| (i.as_str(), Some(t.as_str()))).collect();
         output.append(Sheet::items(&rows, world.format)?)?;
     }
     output.finish()?;
@@ -303,13 +314,13 @@ fn block(world: &World, names: &Names, users: std::ops::Range<u64>) -> Result<Bl
         match world.events {
             true => {
                 block.rows[0] += steps.len() as u64;
-                steps.iter().for_each(|step| table.push(world, user, step));
+                table.rows.extend(steps.iter().map(|step| (user, *step)));
             }
             false => write_rows(world, names, user, &steps, &mut block),
         }
     }
     if world.events {
-        block.sheets = vec![table.finish(world.format)?];
+        block.sheets = vec![table.finish(world)?];
     }
     Ok(block)
 }
@@ -361,39 +372,37 @@ fn write_rows(world: &World, names: &Names, user: u64, steps: &[Step], block: &m
 /// Most history items of a row.
 const MAX_HISTORY: usize = 50;
 
-/// Events as a table.
+/// Events of users, as a table.
 #[derive(Default)]
 struct EventTable {
-    rows: Vec<(u64, i64, usize, &'static str, Option<&'static str>)>,
+    rows: Vec<(u64, Step)>,
 }
 
 impl EventTable {
-    fn push(&mut self, world: &World, user: u64, step: &Step) {
-        let query = step.search.then(|| WORDS[world.kind(step.item)]);
-        self.rows.push((user, step.time, step.item, TASKS[usize::from(step.search)], query));
-    }
-    fn finish(&self, format: Format) -> Result<Sheet> {
-        if format == Format::Jsonl {
+    fn finish(&self, world: &World) -> Result<Sheet> {
+        let task = |step: &Step| TASKS[usize::from(step.search)];
+        let query = |step: &Step| step.search.then(|| WORDS[world.kind(step.item)]);
+        if world.format == Format::Jsonl {
             let mut out = Vec::new();
-            for (user, time, item, task, query) in &self.rows {
+            for (user, step) in &self.rows {
+                let (time, item, task) = (step.time, step.item, task(step));
                 // Writing to memory cannot fail; nothing here needs escaping.
-                let _ = write!(out, r#"{{"user":"u{user}","timestamp":{time},"item":"i{item}","task":"{task}""#);
-                if let Some(query) = query {
+                let _ =
+                    write!(out, r#"{{"user":"u{user}","timestamp":{time},"item":"i{item}","task":"{task}""#);
+                if let Some(query) = query(step) {
                     let _ = write!(out, r#","query":"{query}""#);
                 }
                 out.extend_from_slice(b"}\n");
             }
             return Ok(Sheet::Json(out));
         }
-        let text = |f: &dyn Fn(&(u64, i64, usize, &'static str, Option<&'static str>)) -> String| {
-            Arc::new(StringArray::from_iter_values(self.rows.iter().map(f))) as ArrayRef
-        };
+        let rows = || self.rows.iter();
         batch(vec![
-            ("user", text(&|r| format!("u{}", r.0))),
-            ("timestamp", Arc::new(Int64Array::from_iter_values(self.rows.iter().map(|r| r.1)))),
-            ("item", text(&|r| format!("i{}", r.2))),
-            ("task", text(&|r| r.3.into())),
-            ("query", Arc::new(StringArray::from_iter(self.rows.iter().map(|r| r.4)))),
+            ("user", Arc::new(StringArray::from_iter_values(rows().map(|r| format!("u{}", r.0))))),
+            ("timestamp", Arc::new(Int64Array::from_iter_values(rows().map(|r| r.1.time)))),
+            ("item", Arc::new(StringArray::from_iter_values(rows().map(|r| World::id(r.1.item))))),
+            ("task", Arc::new(StringArray::from_iter_values(rows().map(|r| task(&r.1))))),
+            ("query", Arc::new(StringArray::from_iter(rows().map(|r| query(&r.1))))),
         ])
         .map(Sheet::Batch)
     }

@@ -92,7 +92,9 @@ impl Cell<'_> {
                 _ => text.trim(),
             }))),
             Cell::Int(n) => Ok(Some(Cow::Owned(n.to_string()))),
-            Cell::Float(x) if x.fract() == 0.0 && x.abs() < 9e15 => Ok(Some(Cow::Owned((*x as i64).to_string()))),
+            Cell::Float(x) if x.fract() == 0.0 && x.abs() < 9e15 => {
+                Ok(Some(Cow::Owned((*x as i64).to_string())))
+            }
             other => Err(wrong(column, other, "a string or an integer")),
         }
     }
@@ -135,7 +137,10 @@ impl Cell<'_> {
             Cell::Nested(value) => Ok(value.clone()),
             Cell::Text(text) => literal::parse(text).map_err(|what| {
                 let error = Error::data(format!("{what} of {}", self.describe())).at(column);
-                Fault::new("bad literal", error.remedy("lists like [1, 2] or [1 2], missing values as null or nan"))
+                Fault::new(
+                    "bad literal",
+                    error.remedy("lists like [1, 2] or [1 2], missing values as null or nan"),
+                )
             }),
             other => Err(wrong(column, other, "a list")),
         }
@@ -155,13 +160,11 @@ pub(super) fn read(
     debug_assert!(columns.len() <= MAX_COLUMNS);
     match kind(path) {
         Some("parquet") => read_parquet(intake, path, columns, each),
-        Some("jsonl" | "json" | "ndjson") => {
-            each_line(intake, path, &mut |text| {
-                let mut cells: [Cell; MAX_COLUMNS] = Default::default();
-                json_cells(text, columns, &mut cells)?;
-                each(&cells[..columns.len()])
-            })
-        }
+        Some("jsonl" | "json" | "ndjson") => each_line(intake, path, &mut |text| {
+            let mut cells: [Cell; MAX_COLUMNS] = Default::default();
+            json_cells(text, columns, &mut cells)?;
+            each(&cells[..columns.len()])
+        }),
         Some("csv") => read_csv(intake, path, b',', columns, each),
         Some("tsv" | "inter" | "item") => read_csv(intake, path, b'\t', columns, each),
         _ => Err(Error::usage("not a kind of table that is read")
