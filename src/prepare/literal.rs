@@ -182,8 +182,13 @@ impl Parser<'_> {
             "" => return fault("no value can begin here".into()),
             _ => {}
         }
-        if self.peek() == Some(b'(') {
-            return self.call(depth);
+        match self.peek() {
+            Some(b'(') => return self.call(depth),
+            // Python 2 marks its strings.
+            Some(quote @ (b'"' | b'\'')) if matches!(word, "u" | "b") => {
+                return self.string(quote).map(Value::String);
+            }
+            _ => {}
         }
         if let Ok(integer) = word.parse::<i64>() {
             return Ok(Value::from(integer));

@@ -17,6 +17,8 @@ pub(super) struct Log {
     pub users: Ids,
     pub items: Ids,
     pub tasks: Vec<String>,
+    /// Tasks that have queries.
+    pub searches: Vec<bool>,
     pub spool: Spool,
     /// Items' texts, by number; filled in after the k-core, for the items that are left.
     pub texts: Vec<Option<Box<str>>>,
@@ -46,6 +48,7 @@ impl Log {
             users: Ids::default(),
             items: Ids::default(),
             tasks: Vec::new(),
+            searches: Vec::new(),
             spool: Spool::new(directory),
             texts: Vec::new(),
             unit: None,
@@ -62,6 +65,7 @@ impl Log {
             return Err(Fault::new(UNREADABLE, error.remedy("is this really the column of tasks?")));
         }
         self.tasks.push(name.into());
+        self.searches.push(false);
         Ok(self.tasks.len() as u8 - 1)
     }
     /// Adds an event.
@@ -74,6 +78,7 @@ impl Log {
         let lengths = (query.len() as u32, history.len() as u16);
         let head = Head { time, request, user, item, query: lengths.0, history: lengths.1, task, flags };
         self.events += 1;
+        self.searches[task as usize] |= !query.is_empty();
         self.spool.push(head, query, history).map_err(|e| Fault::new(UNREADABLE, e))
     }
 

@@ -217,11 +217,11 @@ fn write(
     watch: &mut Watch,
 ) -> Result<BuildReport> {
     let names = Names::new(&log.items, &log.tasks);
-    let searches = searches(log)?;
+    let searches = &log.searches;
     let items = alive.items();
     let mut popularity = vec![0u64; log.items.len()];
     if settings.negatives.wants(NegativeKind::Popularity) {
-        let builder = Builder::new(settings, (&log.users, &names), alive, bounds, &searches, None);
+        let builder = Builder::new(settings, (&log.users, &names), alive, bounds, searches, None);
         each_part(
             log,
             watch,
@@ -239,7 +239,7 @@ fn write(
             .remedy("give the items' texts (`prepare events --items FILE`), or use uniform negatives"));
     }
     let sampler = Sampler::new(settings, items, &popularity, &log.texts);
-    let builder = Builder::new(settings, (&log.users, &names), alive, bounds, &searches, Some(&sampler));
+    let builder = Builder::new(settings, (&log.users, &names), alive, bounds, searches, Some(&sampler));
     let outputs = SPLITS.map(|split| Output::create(dir, split, settings.format));
     let [train, valid, test] = outputs;
     let mut outputs = [train?, valid?, test?];
@@ -279,15 +279,6 @@ fn each_part<T: Send>(
         results.into_iter().try_for_each(|r| r.and_then(&mut take))?;
     }
     Ok(())
-}
-
-/// Which tasks have queries.
-fn searches(log: &Log) -> Result<Vec<bool>> {
-    let mut searches = vec![false; log.tasks.len()];
-    for part in 0..PARTS {
-        events_of(&log.spool.load(part)?).for_each(|e| searches[e.head.task as usize] |= !e.query.is_empty());
-    }
-    Ok(searches)
 }
 
 fn write_items(log: &Log, alive: &Alive, settings: &Settings, dir: &Path) -> Result<(u64, u64)> {

@@ -43,9 +43,10 @@ impl Sampler {
         let mut out = HashSet::with_capacity(taken.len());
         out.extend(taken.iter().chain(&request.targets).copied());
         let mut random = stream(self.seed, Purpose::Data, u64::from(user), number | 1 << 63);
-        let mut list = Vec::new();
+        let (mut list, mut most) = (Vec::new(), 0);
         for (kind, n) in wanted {
-            let most = list.len() + n;
+            // What one kind lacks the next makes up for.
+            most += n;
             match kind {
                 NegativeKind::Impressions => fill(&mut list, &mut out, most, request.shown.iter().copied()),
                 NegativeKind::Bm25 => {

@@ -69,12 +69,13 @@ impl<'a> Past<'a> {
                     task: head.task,
                     time: head.time,
                     query: event.query,
-                    logged: event.history().filter(|i| alive.item(*i)).collect(),
                     given_test: event.is(TEST),
                     ..Request::default()
                 });
             }
             let request = &mut requests[number];
+            // One event of a request carries it.
+            request.logged.extend(event.history().filter(|i| alive.item(*i)));
             if wanted {
                 taken.push(Taken { time: head.time, task: head.task, item: head.item });
                 if !request.targets.contains(&head.item) {

@@ -575,8 +575,10 @@ fn parquet_and_jsonl_hold_the_same_data() {
     };
     let (json, parquet) = (load(Format::Jsonl), load(Format::Parquet));
     assert_eq!((json.train, json.valid, json.test), (parquet.train, parquet.valid, parquet.test));
-    assert_eq!(json.items.len(), 90);
-    assert!((0..90).all(|i| json.items.text(i).is_some() && json.items.text(i) == parquet.items.text(i)));
+    assert_eq!(json.items.len(), parquet.items.len());
+    let all = 0..json.items.len() as u32;
+    assert!(all.clone().all(|i| json.items.id(i) == parquet.items.id(i) && json.items.text(i).is_some()));
+    assert!(all.clone().all(|i| json.items.text(i) == parquet.items.text(i)));
 }
 
 #[test]
@@ -892,7 +894,8 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
         assert!((number("ours") - number("theirs") - number("difference")).abs() < 1e-9);
         assert!(number("p_holm") >= number("p") && pair["pairs"] == 40);
         if pair["metric"] == "ndcg@10" {
-            assert_eq!(pair["ours"], found["result"][pair["task"].as_str().unwrap()]["ndcg@10"]);
+            let mean = found["result"][pair["task"].as_str().unwrap()]["ndcg@10"].as_f64().unwrap();
+            assert!((number("ours") - mean).abs() < 1e-9, "{mean} of {pair}");
         }
     }
     let layers = found["layers"].as_array().unwrap();
