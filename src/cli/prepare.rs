@@ -109,6 +109,9 @@ struct CheckArgs {
     /// The data directory.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
+    /// Also look whether this model's tokenizer knows the words.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -258,8 +261,10 @@ struct SampleArgs {
 /// Runs the command.
 pub fn run(args: &PrepareArgs) -> Result<()> {
     match (&args.check, &args.command) {
-        (Some(dir), _) => check_directory(dir, args.output.json),
-        (None, Some(Command::Check(args))) => check_directory(&args.dir, args.output.json),
+        (Some(dir), _) => check_directory(dir, None, args.output.json),
+        (None, Some(Command::Check(args))) => {
+            check_directory(&args.dir, args.model.as_deref(), args.output.json)
+        }
         (None, Some(Command::Synth(args))) => make_world(args),
         (None, Some(Command::Sample(args))) => sample(args),
         (None, Some(Command::Events(args))) => {
@@ -416,8 +421,8 @@ fn print(json: bool, out: &Path, card: Value, text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("write", "standard output", e))
 }
 
-fn check_directory(dir: &Path, json: bool) -> Result<()> {
-    let found = check(dir, &DataSettings::default())?;
+fn check_directory(dir: &Path, model: Option<&Path>, json: bool) -> Result<()> {
+    let found = check(dir, &DataSettings::default(), model)?;
     let text = match json {
         true => serde_json::to_string(&found).unwrap_or_default() + "\n",
         false => found.describe(),

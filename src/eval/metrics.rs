@@ -78,22 +78,43 @@ fn ideal(mut gains: Vec<f64>, k: usize) -> f64 {
     dcg(gains.into_iter().take(k).enumerate())
 }
 
-/// Names and values of all metrics of a list.
-pub fn all(judged: &Judged, cutoffs: &[usize], published: bool) -> Vec<(String, f64)> {
-    let mut values = Vec::new();
+/// Names of all metrics, in the order of [`values`].
+pub fn names(cutoffs: &[usize], published: bool) -> Vec<String> {
+    let mut kinds = vec!["hit", "ndcg", "mrr", "map", "recall", "precision"];
+    if published {
+        kinds.extend(["published_ndcg", "published_map"]);
+    }
+    cutoffs.iter().flat_map(|k| kinds.iter().map(move |kind| format!("{kind}@{k}"))).collect()
+}
+
+/// Adds all metrics of a list to `sums`, in the order of [`names`].
+pub fn add(judged: &Judged, cutoffs: &[usize], published: bool, sums: &mut [f64]) {
+    let mut sums = sums.iter_mut();
+    let mut add = |value: f64| {
+        if let Some(sum) = sums.next() {
+            *sum += value;
+        }
+    };
     for &k in cutoffs {
-        values.push((format!("hit@{k}"), judged.hit(k)));
-        values.push((format!("ndcg@{k}"), judged.ndcg(k)));
-        values.push((format!("mrr@{k}"), judged.mrr(k)));
-        values.push((format!("map@{k}"), judged.map(k)));
-        values.push((format!("recall@{k}"), judged.recall(k)));
-        values.push((format!("precision@{k}"), judged.precision(k)));
+        add(judged.hit(k));
+        add(judged.ndcg(k));
+        add(judged.mrr(k));
+        add(judged.map(k));
+        add(judged.recall(k));
+        add(judged.precision(k));
         if published {
-            values.push((format!("published_ndcg@{k}"), judged.ndcg_hits_only(k)));
-            values.push((format!("published_map@{k}"), judged.map_hits_only(k)));
+            add(judged.ndcg_hits_only(k));
+            add(judged.map_hits_only(k));
         }
     }
-    values
+}
+
+/// Names and values of all metrics of a list.
+pub fn all(judged: &Judged, cutoffs: &[usize], published: bool) -> Vec<(String, f64)> {
+    let names = names(cutoffs, published);
+    let mut values = vec![0.0; names.len()];
+    add(judged, cutoffs, published, &mut values);
+    names.into_iter().zip(values).collect()
 }
 
 /// Published, non-standard: only a request's first target is scored, and the sum is divided by the number of

@@ -11,10 +11,14 @@ use super::trie::Trie;
 use crate::data::{Architecture, Dataset, Encoder, Record, Split, Vocabulary};
 use crate::error::Result;
 use crate::model::Model;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Most trie nodes of the requests that are scored together: their likelihoods are held at once.
 const NODES: usize = 1 << 22;
+
+/// Requests whose metrics are summed together.
+const BLOCK: usize = 8192;
 
 /// One ranked request.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,13 +54,20 @@ impl Rankings {
             if of_task.is_empty() {
                 continue;
             }
-            let sums = means.entry(task.clone()).or_default();
-            for ranked in &of_task {
-                let judged = Judged::binary(ranked.positions.clone(), ranked.positions.len());
-                for (name, value) in metrics::all(&judged, &settings.k, settings.published_metrics) {
-                    *sums.entry(name).or_insert(0.0) += value / of_task.len() as f64;
+            let names = metrics::names(&settings.k, settings.published_metrics);
+            // Sums of blocks of fixed size, added in their order: the same on any number of threads.
+            let block = |block: &[&Ranked]| {
+                let mut sums = vec![0.0; names.len()];
+                for ranked in block {
+                    let judged = Judged::binary(ranked.positions.clone(), ranked.positions.len());
+                    metrics::add(&judged, &settings.k, settings.published_metrics, &mut sums);
                 }
-            }
+                sums
+            };
+            let blocks: Vec<Vec<f64>> = of_task.par_chunks(BLOCK).map(block).collect();
+            let mean = |i: usize| blocks.iter().map(|sums| sums[i]).sum::<f64>() / of_task.len() as f64;
+            let sums = means.entry(task.clone()).or_default();
+            sums.extend(names.iter().enumerate().map(|(i, name)| (name.clone(), mean(i))));
             if settings.published_metrics {
                 let first = |r: &&Ranked| (r.positions.first().copied(), r.positions.len());
                 let lists: Vec<_> = of_task.iter().map(first).collect();

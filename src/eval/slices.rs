@@ -13,7 +13,7 @@ use super::rank::{Metrics, Ranked, Rankings};
 use super::settings::EvaluateSettings;
 use crate::data::{Record, Split};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 /// How often an item is a training target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,22 +70,24 @@ pub fn by_slice(
     kinds: &[Popularity],
     settings: &EvaluateSettings,
 ) -> Slices {
-    let mut slices = Slices::new();
+    let names = metrics::names(&settings.k, settings.published_metrics);
+    let mut sums: BTreeMap<(u32, &str), (usize, Vec<f64>)> = BTreeMap::new();
     for ranked in &rankings.requests {
-        let (record, task) = (&split.records[ranked.record], &tasks[ranked.task as usize]);
-        for (name, positions) in memberships(ranked, record, kinds) {
-            let slice = slices.entry(task.clone()).or_default().entry(name.to_string()).or_default();
-            slice.requests += 1;
+        for (name, positions) in memberships(ranked, &split.records[ranked.record], kinds) {
+            let (requests, sums) =
+                sums.entry((ranked.task, name)).or_insert_with(|| (0, vec![0.0; names.len()]));
+            *requests += 1;
             let relevant = positions.len();
             let judged = Judged::binary(positions, relevant);
-            for (name, value) in metrics::all(&judged, &settings.k, settings.published_metrics) {
-                *slice.metrics.entry(name).or_insert(0.0) += value;
-            }
+            metrics::add(&judged, &settings.k, settings.published_metrics, sums);
         }
     }
-    for slice in slices.values_mut().flat_map(BTreeMap::values_mut) {
-        let count = slice.requests as f64;
-        slice.metrics.values_mut().for_each(|sum| *sum /= count);
+    let mut slices = Slices::new();
+    for ((task, name), (requests, sums)) in sums {
+        let means = sums.into_iter().map(|sum| sum / requests as f64);
+        let metrics = names.iter().cloned().zip(means).collect();
+        let of_task = slices.entry(tasks[task as usize].clone()).or_default();
+        of_task.insert(name.to_string(), Slice { requests, metrics });
     }
     slices
 }
@@ -121,9 +123,13 @@ pub fn coverage(rankings: &Rankings, tasks: &[String], items: usize, cutoffs: &[
             continue;
         }
         for k in cutoffs {
-            let shown: HashSet<u32> =
-                lists.iter().flat_map(|r| r.top.iter().take(*k)).map(|(item, _)| *item).collect();
-            let share = shown.len() as f64 / items.max(1) as f64;
+            let mut shown = vec![false; items];
+            for (item, _) in lists.iter().flat_map(|r| r.top.iter().take(*k)) {
+                if let Some(shown) = shown.get_mut(*item as usize) {
+                    *shown = true;
+                }
+            }
+            let share = shown.iter().filter(|s| **s).count() as f64 / items.max(1) as f64;
             shares.entry(task.clone()).or_default().insert(format!("coverage@{k}"), share);
         }
     }

@@ -5,12 +5,13 @@
 //! category names, not what anyone typed, and the pairs are those of the reviews: without exclusion most of
 //! a search test is in the training of recommendation.
 
+use super::cell::absent;
 use super::intake::Intake;
 use super::literal;
 use super::log::{Entry, Log};
 use super::settings::Settings;
 use super::source::{self, ItemTexts, missing};
-use super::table::{self, Checked, Column, absent, each_line};
+use super::table::{self, Checked, Column, each_line};
 use crate::data::rows::{self, Fault};
 use crate::error::{Error, Result};
 use serde::Serialize;

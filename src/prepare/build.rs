@@ -242,18 +242,18 @@ impl<'a> Builder<'a> {
 
     fn write(&self, user: u32, draft: &Draft, taken: &[u32], built: &mut Built) {
         let request = draft.request;
-        let mut negatives = Vec::new();
+        let (mut negatives, mut asked) = (Vec::new(), 0);
         if let (Some(sampler), true) = (self.sampler, request.split != Part::Train) {
             let wanted = self.settings.negatives.of(&self.names.tasks[request.task as usize]);
             negatives = sampler.draw(wanted, request, taken, (user, draft.number));
-            let asked: usize = wanted.iter().map(|(_, n)| n).sum();
-            built.report.short_of_negatives += u64::from(negatives.len() < asked);
+            asked = wanted.iter().map(|(_, n)| n).sum();
         }
         let sheet = &mut built.sheets[request.split as usize];
         let one = draft.targets.len().max(1) / self.rows_of(draft).max(1) as usize;
         for targets in draft.targets.chunks(one.max(1)) {
             built.report.history_items += draft.history.len() as u64;
             built.report.negatives += negatives.len() as u64;
+            built.report.short_of_negatives += u64::from(negatives.len() < asked);
             sheet.push(
                 &Row {
                     task: request.task,

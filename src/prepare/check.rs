@@ -3,7 +3,9 @@
 use super::card::grouped;
 use super::leaks::{Held, Leaks};
 use super::requests::Part;
-use crate::data::{DataSettings, Dataset, GeneralText, Record, Split};
+use crate::data::{
+    Architecture, Catalogue, DataSettings, Dataset, GeneralText, ItemIdentity, Record, Split, Vocabulary,
+};
 use crate::error::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -35,13 +37,19 @@ pub struct Check {
     pub negatives_taken: f64,
     /// Documents of general text: to learn from, held out.
     pub general: (usize, usize),
+    /// Share of the queries and of the items' texts that a model's tokenizer cannot write down again.
+    pub lost_words: BTreeMap<&'static str, f64>,
 }
 
-/// Checks `dir` as training with `settings` would read it.
+/// Most texts of a kind that are tried on a tokenizer.
+const TRIED: usize = 2000;
+
+/// Checks `dir` as training with `settings` would read it; with the directory of a `model`, also whether its
+/// tokenizer knows the words.
 ///
 /// # Errors
 /// What cannot be read at all; rows that are not as they must be become problems.
-pub fn check(dir: &Path, settings: &DataSettings) -> Result<Check> {
+pub fn check(dir: &Path, settings: &DataSettings, model: Option<&Path>) -> Result<Check> {
     let tolerant = DataSettings { skip_bad_rows: usize::MAX, ..settings.clone() };
     let data = Dataset::load(dir, &tolerant)?;
     let mut check = Check {
@@ -65,6 +73,9 @@ pub fn check(dir: &Path, settings: &DataSettings) -> Result<Check> {
         check
             .notes
             .push("no general text: nothing to learn a null space from or to measure forgetting with".into());
+    }
+    if let Some(model) = model {
+        check.look_at_words(&data, model)?;
     }
     Ok(check)
 }
@@ -173,6 +184,40 @@ impl Check {
                 self.items
             ));
         }
+    }
+
+    fn look_at_words(&mut self, data: &Dataset, model: &Path) -> Result<()> {
+        // A catalogue without items adds no tokens.
+        let plain = DataSettings { item_identity: ItemIdentity::Text, ..DataSettings::default() };
+        let vocabulary =
+            Vocabulary::new(model, &Catalogue::default(), &plain, Architecture::DecoderOnly, None)?;
+        let queries = data.test.records.iter().chain(&data.train.records).filter_map(|r| r.query.as_deref());
+        let texts = (0..data.items.len() as u32).filter_map(|i| data.items.text(i));
+        let kinds: [(&'static str, Vec<&str>); 2] =
+            [("queries", queries.take(TRIED).collect()), ("items", texts.take(TRIED).collect())];
+        let letters = |text: &str| -> String { text.chars().filter(|c| c.is_alphanumeric()).collect() };
+        for (kind, texts) in kinds.into_iter().filter(|(_, t)| !t.is_empty()) {
+            let mut lost = 0;
+            for text in &texts {
+                let again = vocabulary.decode(&vocabulary.plain(text)?, true)?;
+                lost += usize::from(letters(&again).to_lowercase() != letters(text).to_lowercase());
+            }
+            let share = lost as f64 / texts.len() as f64;
+            self.lost_words.insert(kind, share);
+            if share > 0.01 {
+                self.notes.push(format!(
+                    "this model's tokenizer loses words of {:.0} % of the {kind}: choose a model of their language",
+                    100.0 * share
+                ));
+            }
+        }
+        let (items, own) = (data.items.len(), vocabulary.base_size());
+        if items > own {
+            self.notes.push(format!(
+                "{items} atomic item tokens are more than the model's own {own}: consider semantic ids, or fewer items"
+            ));
+        }
+        Ok(())
     }
 
     /// The findings in words.

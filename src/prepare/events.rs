@@ -1,10 +1,11 @@
 //! The general source: one table of events, in one file or many shards.
 
+use super::cell::{Cell, absent};
 use super::intake::Intake;
 use super::log::{Entry, Log};
 use super::settings::Settings;
 use super::source::{self, ItemTexts};
-use super::table::{self, Cell, Checked, Column, absent};
+use super::table::{self, Checked, Column};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::hash::{DefaultHasher, Hash, Hasher};

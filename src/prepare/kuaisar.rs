@@ -3,11 +3,12 @@
 //! `rec_inter.csv`, `src_inter.csv`: a row an item shown; `item_features.csv`: categories, whose English names
 //! are the only readable text there is.
 
+use super::cell::{Cell, absent};
 use super::events::request_number;
 use super::intake::Intake;
 use super::log::{Entry, Log};
 use super::source::{self, ItemTexts, missing};
-use super::table::{self, Cell, Checked, Column, absent};
+use super::table::{self, Checked, Column};
 use crate::error::Result;
 use serde::Serialize;
 use serde_json::Value;

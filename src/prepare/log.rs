@@ -1,8 +1,9 @@
 //! The general table: who did what with which item, and when.
 
+use super::cell::{Cell, absent, wrong};
 use super::ids::Ids;
 use super::spool::{Event, Head, PARTS, Spool, TEST, UNTIMED, WANTED, events};
-use super::table::{Cell, Checked, absent, wrong};
+use super::table::Checked;
 use crate::data::rows::{Fault, UNREADABLE};
 use crate::error::{Error, Result};
 use rayon::prelude::*;

@@ -12,6 +12,7 @@
 mod amazon;
 mod build;
 mod card;
+mod cell;
 mod check;
 mod events;
 mod ids;

@@ -4,10 +4,11 @@
 //! list of structs; `notes`: titles and contents. Parquet as published, or CSV in which lists are Python or
 //! numpy literals.
 
+use super::cell::{Cell, absent};
 use super::intake::Intake;
 use super::log::{Entry, Log};
 use super::source::{self, ItemTexts, missing};
-use super::table::{self, Cell, Checked, Column, absent};
+use super::table::{self, Checked, Column};
 use crate::data::rows::{Fault, describe};
 use crate::error::{Error, Result};
 use serde::Serialize;
