@@ -6,6 +6,9 @@ use crate::config::Layer;
 use crate::error::{Error, Result};
 use std::path::Path;
 
+/// What the rows of the demo's table are.
+pub const LEGEND: &str = "rec: what is bought next; search: what is looked for; knowledge.search: the same in words that no log contains\n";
+
 const SETTINGS: &str = include_str!("../../assets/demo.toml");
 
 macro_rules! files {

@@ -48,17 +48,18 @@ fn headlines(all: &Value) -> Value {
     Value::Object(tasks.collect())
 }
 
-/// Prints a run's result: the table before and after, what training showed, and where everything is.
-pub fn print(result: &Value, json: bool) -> Result<()> {
-    let text = if json { format!("{result}\n") } else { describe(result) };
+/// Prints a run's result: the table before and after with its `legend`, what training showed, and where everything is.
+pub fn print(result: &Value, json: bool, legend: &str) -> Result<()> {
+    let text = if json { format!("{result}\n") } else { describe(result, legend) };
     let mut out = std::io::stdout();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| Error::io("write", "standard output", e))
 }
 
-fn describe(result: &Value) -> String {
+fn describe(result: &Value, legend: &str) -> String {
     let mut text = before_after(Some(&headlines(&result["before"])), &headlines(&result["after"]));
     text += "\n";
+    text += legend;
     let number = |key: &str| result["training"][key].as_f64().unwrap_or(0.0);
     for (key, value) in result["training"].as_object().into_iter().flatten() {
         if let (Some(pair), Some(cosine)) = (key.strip_prefix("cosine."), value.as_f64()) {

@@ -140,7 +140,8 @@ impl TrainArgs {
 pub fn run(args: &TrainArgs) -> Result<()> {
     let config = args.configuration()?;
     let quiet = args.output.json;
-    if config.model.path == args.demo_directory().join("model").display().to_string() && !args.resume {
+    let demo = config.model.path == args.demo_directory().join("model").display().to_string();
+    if demo && !args.resume {
         if !quiet {
             eprintln!("no --model and no --data: running the embedded demo (see docs/demo.md)");
         }
@@ -206,7 +207,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     });
     crate::files::write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
     summary::write_report(&run.path)?;
-    summary::print(&result, args.output.json)
+    summary::print(&result, args.output.json, if demo { demo::LEGEND } else { "" })
 }
 
 /// The basis given, kept by an earlier start of the run, or learned now.
