@@ -18,6 +18,27 @@ pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io("write", path, e))
 }
 
+/// Writes a directory as a whole: `write` fills one beside it, which takes the name `dir` only when all has worked.
+///
+/// # Errors
+/// A directory of that name that is not empty; whatever `write` fails with; the file system.
+pub fn write_directory<T>(dir: &Path, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    if dir.exists() && !std::fs::read_dir(dir).is_ok_and(|mut d| d.next().is_none()) {
+        return Err(Error::usage("the directory is not empty")
+            .at(dir.display())
+            .remedy("choose another --out"));
+    }
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+    let aside =
+        directory_aside(parent, ".exporting-").map_err(|e| Error::io("write a directory", parent, e))?;
+    let value = write(aside.path())?;
+    let aside = aside.keep();
+    let _ = std::fs::remove_dir(dir);
+    std::fs::rename(&aside, dir).map_err(|e| Error::io("write the directory", dir, e))?;
+    Ok(value)
+}
+
 /// A directory in `parent` to write something in before it takes its place; gone if it never does.
 pub fn directory_aside(parent: &Path, prefix: &str) -> std::io::Result<TempDir> {
     builder(0o777).prefix(prefix).tempdir_in(parent)

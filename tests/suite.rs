@@ -5,6 +5,8 @@ mod support;
 
 #[path = "suite/attention.rs"]
 mod attention;
+#[path = "suite/bad_input.rs"]
+mod bad_input;
 #[path = "suite/cli.rs"]
 mod cli;
 #[path = "suite/data.rs"]

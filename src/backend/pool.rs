@@ -84,6 +84,10 @@ impl HostPool {
         };
         HostBuffer { data, len, class, pool: self.clone() }
     }
+    /// Whether the system would give `len` elements at all.
+    pub fn has_room(&self, len: usize) -> bool {
+        Vec::<f32>::new().try_reserve_exact(len).is_ok()
+    }
     /// Bytes of live buffers, now and at most.
     pub fn usage(&self) -> MemoryUse {
         self.state().usage

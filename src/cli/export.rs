@@ -82,11 +82,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
 
 /// Writes the adapter, rebuilds the model from the base and the factors, and compares.
 fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
-    if args.out.join("adapter_config.json").exists() {
-        return Err(Error::usage("there is an adapter already")
-            .at(args.out.display())
-            .remedy("choose another --out"));
-    }
     let mut base = Session::open(session.config.clone(), &args.device)?;
     let tuned = &session.model;
     let be = &tuned.backend;
@@ -130,7 +125,9 @@ fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
     let worst = logit_difference(tuned, &base.model, &probe(session)?)?;
     let task_type = if tuned.architecture.is_encoder_decoder() { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" };
     let path = session.base.display().to_string();
-    write(&args.out, &AdapterHead { base: &path, task_type, modules }, &factors)?;
-    session.vocabulary.save(&args.out, &session.data.items)?;
+    crate::files::write_directory(&args.out, |dir| {
+        write(dir, &AdapterHead { base: &path, task_type, modules }, &factors)?;
+        session.vocabulary.save(dir, &session.data.items)
+    })?;
     Ok((worst, least))
 }

@@ -161,6 +161,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let command = if args.resume { "train --resume" } else { "train" };
     let journal = Journal::open(&run.join("log.txt"), command, quiet)?;
     journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.name()));
+    for (reason, count) in &session.data.skipped {
+        journal.say(&format!("{count} rows left out: {reason}"));
+    }
     let knowledge = knowledge(&session, &run, args, quiet)?;
     let reference = reference(&session)?;
     let stored = run.join("before.json");

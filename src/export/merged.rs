@@ -1,7 +1,7 @@
 //! A tuned model as a Hugging Face directory of its own.
 
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{write_atomically, write_directory};
 use crate::model::{Inference, LoadOptions, Model, StoredType, write_safetensors};
 use serde_json::{Value, json};
 use std::fs;
@@ -25,16 +25,17 @@ pub fn write_merged(
     tokenizer: &dyn Fn(&Path) -> Result<()>,
     probe: &Inference,
 ) -> Result<f32> {
-    if dir.exists() && fs::read_dir(dir).is_ok_and(|mut d| d.next().is_some()) {
-        return Err(Error::usage("the directory is not empty")
-            .at(dir.display())
-            .remedy("choose another --out"));
-    }
-    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let aside = crate::files::directory_aside(parent, ".exporting-")
-        .map_err(|e| Error::io("write an export", parent, e))?;
-    let path = aside.path();
+    write_directory(dir, |path| {
+        write_config(model, base, path, stored)?;
+        tokenizer(path)?;
+        write_safetensors(path, &model.tensors(), stored, SHARD, &|name| model.tensor(name))?;
+        let again = Model::load(path, Arc::clone(&model.backend), &LoadOptions::default())?;
+        logit_difference(model, &again, probe)
+    })
+}
+
+/// config.json of `base` with this model's vocabulary and type, and its generation_config.json.
+fn write_config(model: &Model, base: &Path, path: &Path, stored: StoredType) -> Result<()> {
     let config = base.join("config.json");
     let text = fs::read_to_string(&config).map_err(|e| Error::io("read", &config, e))?;
     let mut config: Value =
@@ -53,14 +54,7 @@ pub fn write_merged(
         fs::copy(&generation, path.join("generation_config.json"))
             .map_err(|e| Error::io("copy", &generation, e))?;
     }
-    tokenizer(path)?;
-    write_safetensors(path, &model.tensors(), stored, SHARD, &|name| model.tensor(name))?;
-    let again = Model::load(path, Arc::clone(&model.backend), &LoadOptions::default())?;
-    let worst = logit_difference(model, &again, probe)?;
-    let aside = aside.keep();
-    let _ = fs::remove_dir(dir);
-    fs::rename(&aside, dir).map_err(|e| Error::io("write the export", dir, e))?;
-    Ok(worst)
+    Ok(())
 }
 
 /// The largest difference between two models' logits.

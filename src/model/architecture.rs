@@ -106,6 +106,11 @@ impl Fields<'_> {
             .map(|n| n as usize)
             .ok_or_else(|| self.bad(name, "a whole number from 1 to 16777216"))
     }
+    /// A number of layers: each costs memory before any weight is looked at.
+    fn layers(&self, name: &str, default: Option<usize>) -> Result<usize> {
+        let given = default.map_or_else(|| self.size(name), |n| self.size_or(name, n)).ok();
+        given.filter(|n| *n <= 1024).ok_or_else(|| self.bad(name, "a whole number from 1 to 1024"))
+    }
     fn size_or(&self, name: &str, default: usize) -> Result<usize> {
         if self.json.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.size(name) }
     }
@@ -195,7 +200,7 @@ impl Architecture {
             vocabulary: f.size("vocab_size")?,
             hidden,
             intermediate: f.size("intermediate_size")?,
-            layers: f.size("num_hidden_layers")?,
+            layers: f.layers("num_hidden_layers", None)?,
             encoder_layers: 0,
             heads,
             kv_heads: f.size_or("num_key_value_heads", heads)?,
@@ -232,14 +237,14 @@ impl Architecture {
         };
         let tied = f.flag_or("tie_word_embeddings", true)?;
         let scaled = f.flag_or("scale_decoder_outputs", tied)?;
-        let layers = f.size("num_layers")?;
+        let layers = f.layers("num_layers", None)?;
         let start = f.token("decoder_start_token_id").or(f.token("pad_token_id")).unwrap_or(0);
         Ok(Self {
             family: Family::T5,
             vocabulary: f.size("vocab_size")?,
             hidden,
             intermediate: f.size("d_ff")?,
-            layers: f.size_or("num_decoder_layers", layers)?,
+            layers: f.layers("num_decoder_layers", Some(layers))?,
             encoder_layers: layers,
             heads,
             kv_heads: heads,

@@ -28,6 +28,8 @@ pub struct StepRecord {
     pub lr: f64,
     /// Tokens of the step (rows of all packings).
     pub tokens: usize,
+    /// Examples whose history (or query) was cut to fit the context.
+    pub shortened: usize,
     /// Wall time of the step.
     pub seconds: f64,
     /// Live and peak bytes of tensors.
@@ -70,6 +72,7 @@ impl StepRecord {
         put("tokens_per_second", self.tokens as f64 / self.seconds.max(1e-9));
         put("step_ms", self.seconds * 1e3);
         put("tokens", self.tokens as f64);
+        put("shortened", self.shortened as f64);
         put("memory_bytes", self.memory.0 as f64);
         put("peak_memory_bytes", self.memory.1 as f64);
         let mut all = Map::from_iter([("step".to_string(), json!(self.step))]);
@@ -169,6 +172,8 @@ struct Progress {
     waiting: u64,
     skipped: u64,
     bad_in_a_row: u64,
+    /// Examples seen by this process, and those of them that were cut to fit the context.
+    seen: (usize, usize),
 }
 
 /// One step's micro-batches.
@@ -177,6 +182,7 @@ struct StepData {
     batches: Vec<Batch>,
     counts: Vec<f64>,
     tokens: usize,
+    shortened: usize,
 }
 
 /// Computes validation metrics.
@@ -203,6 +209,11 @@ impl Trainer<'_> {
             self.probe(&sampler, listener)?;
         }
         let ending = self.steps(&mut at, &sampler, listener, validate)?;
+        if let (seen, cut @ 1..) = at.seen {
+            listener.note(&format!(
+                "{cut} of {seen} examples had their oldest items left out, to fit data.history_limit and data.max_length"
+            ));
+        }
         if checkpoint::list(&self.run.join("checkpoints"))?.last().is_none_or(|(step, _)| *step != at.step) {
             self.save(&at, listener)?;
         }
@@ -341,6 +352,7 @@ impl Trainer<'_> {
         };
         let report = self.tuner.finish_step(self.model, &input)?;
         at.step += 1;
+        at.seen = (at.seen.0 + data.picks.len(), at.seen.1 + data.shortened);
         at.bad_in_a_row = if report.finite { 0 } else { at.bad_in_a_row + 1 };
         at.skipped += u64::from(!report.finite);
         let memory = self.model.backend.memory();
@@ -350,6 +362,7 @@ impl Trainer<'_> {
             losses,
             lr: input.lr,
             tokens: data.tokens,
+            shortened: data.shortened,
             seconds: start.elapsed().as_secs_f64(),
             memory: (memory.live, memory.peak),
             report,
@@ -466,6 +479,7 @@ impl Trainer<'_> {
             waiting: count("waiting"),
             skipped: count("skipped"),
             bad_in_a_row: count("bad_in_a_row"),
+            seen: (0, 0),
         })
     }
 }
@@ -547,5 +561,6 @@ fn prepare(
     }
     let rows = |b: &Batch| b.decoder.rows() + b.encoder.as_ref().map_or(0, |e| e.rows());
     let tokens = batches.iter().map(rows).sum();
-    Ok(StepData { picks, batches, counts, tokens })
+    let shortened = examples.iter().filter(|e| e.dropped_items > 0 || e.cut_query).count();
+    Ok(StepData { picks, batches, counts, tokens, shortened })
 }

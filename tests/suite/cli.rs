@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn engine() -> Command {
+pub fn engine() -> Command {
     Command::cargo_bin("gems-engine").unwrap()
 }
 
-fn golden_model(name: &str) -> PathBuf {
+pub fn golden_model(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
 }
 

@@ -10,7 +10,7 @@ mod rows;
 mod simd;
 
 use super::*;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 
 pub use attention::bucket as relative_position_bucket;
@@ -35,6 +35,9 @@ impl Cpu {
         Ok(Arc::new(Self { threads: rayon::current_num_threads(), pool: HostPool::default() }))
     }
 }
+
+/// From so many elements on (64 MB) the system is asked first whether it has them.
+const LARGE: usize = 16 << 20;
 
 /// The elements of a view, from its first to its last row.
 fn host(m: Mat<'_>) -> &[f32] {
@@ -82,6 +85,10 @@ impl Backend for Cpu {
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
         assert_eq!(dtype, DType::F32, "the CPU backend computes in f32");
+        if rows * cols >= LARGE && !self.pool.has_room(rows * cols) {
+            let what = format!("the machine has no {} MiB of memory left", (rows * cols * 4) >> 20);
+            return Err(Error::new(Kind::Memory, what).remedy("take a smaller model, or smaller batches"));
+        }
         let mut tensor = Tensor::new(Storage::Host(self.pool.take(rows * cols)), rows, cols, dtype);
         if cfg!(debug_assertions) {
             // Reading what nobody wrote shows.
