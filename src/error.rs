@@ -70,7 +70,9 @@ impl Error {
         let remedy = match source.kind() {
             std::io::ErrorKind::NotFound => Some("check the path"),
             std::io::ErrorKind::PermissionDenied => Some("check the permissions"),
-            std::io::ErrorKind::StorageFull => {
+            std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded
+            | std::io::ErrorKind::FileTooLarge => {
                 Some("free some space or choose another --out; what was saved before is intact")
             }
             _ => None,

