@@ -25,6 +25,22 @@ bench *ARGS:
 peers *ARGS:
     benches/peers/compare.sh {{ARGS}}
 
+# Programs, tests and scripts for a GPU machine without Rust, as one archive.
+gpu-bundle *ARGS:
+    scripts/gpu-bundle.sh {{ARGS}}
+
+# Is everything right on this GPU? Kernel tests, sanitizers, determinism, training; at most 8 minutes (docs/gpu.md).
+gpu-check *ARGS:
+    cargo build --release --locked
+    cargo test --release --locked --no-run
+    scripts/gpu-check.sh {{ARGS}}
+
+# How fast is it on this GPU? Steps beside PyTorch peers, every operation; at most 8 minutes (docs/gpu.md).
+gpu-bench *ARGS:
+    cargo build --release --locked
+    cargo bench --locked --no-run --bench kernels
+    scripts/gpu-bench.sh {{ARGS}}
+
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).
 cuda-toolchain:
     scripts/cuda-toolchain.sh

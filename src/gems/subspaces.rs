@@ -331,14 +331,22 @@ impl Engine for Subspaces {
     fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
         let be = &self.backend;
         let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
-        let mut g = be.zeros(self.m, total, DType::F32)?;
-        for t in 0..tasks {
+        let mut g = be.alloc(self.m, total, DType::F32)?;
+        for (t, weight) in step.weights.iter().map(|w| *w as f32).enumerate() {
             let from = self.coordinates.mat().col_range(t * r..(t + 1) * r);
-            be.axpy(step.weights[t] as f32, from, g.mat_mut().col_range(0..r))?;
-            if self.specific() {
-                let from = self.coordinates.mat().col_range(self.own_columns(t));
-                be.copy(from, g.mat_mut().col_range(self.streams.columns(t + 1)))?;
+            let mut shared = g.mat_mut().col_range(0..r);
+            match (t, weight) {
+                (0, _) => be.copy(from, shared.reborrow())?,
+                (_, weight) => be.axpy(weight, from, shared.reborrow())?,
             }
+            if t == 0 && weight != 1.0 {
+                be.scale(shared, weight)?;
+            }
+        }
+        if self.specific() {
+            // The tasks' own columns follow each other in both.
+            let own = self.coordinates.mat().col_range(tasks * r..tasks * r + total - r);
+            be.copy(own, g.mat_mut().col_range(r..total))?;
         }
         let columns = self.protected_columns.as_ref();
         if let (Some(k), Some(Project::Gradient | Project::Both)) = (columns, self.options.project) {

@@ -114,6 +114,10 @@ impl Layer {
     }
 }
 
+/// Layers whose updates are measured together, in one launch, unless they are large.
+const GROUP: usize = 16;
+const GROUP_ELEMENTS: usize = 4 << 20;
+
 /// The optimizer of a run.
 pub struct Tuner {
     settings: TunerSettings,
@@ -491,20 +495,26 @@ impl Tuner {
         };
         let count = self.layers.iter().flatten().count();
         let mut norms = be.zeros(1, (2 * count).max(1), DType::F32)?;
-        let mut measure = |engine: &dyn Engine, i: usize, update: &[Tensor]| -> Result<()> {
-            let pairs = engine.change(update);
-            let slots = norms.mat_mut().col_range(2 * i..2 * i + pairs.len());
-            be.dots(&pairs, slots)
-        };
-        let mut held = Vec::new();
-        for (i, (site, layer)) in
-            self.layers.iter_mut().enumerate().filter_map(|(s, l)| l.as_mut().map(|l| (s, l))).enumerate()
-        {
-            let update = layer.engine().direction(&step)?;
-            measure(layer.shared(), i, &update)?;
-            match input.target_norm {
-                Some(_) => held.push((site, update)),
-                None => layer.engine().apply(parameters.linear(site), update, 1.0, &step)?,
+        let (mut slot, mut held, mut group) = (0, Vec::new(), Vec::<(usize, Vec<Tensor>)>::new());
+        let last = self.layers.iter().rposition(Option::is_some);
+        for site in 0..self.layers.len() {
+            let Some(layer) = &mut self.layers[site] else { continue };
+            group.push((site, layer.engine().direction(&step)?));
+            let elements: usize = group.iter().flat_map(|(_, u)| u).map(Tensor::len).sum();
+            if group.len() < GROUP && elements < GROUP_ELEMENTS && Some(site) != last {
+                continue;
+            }
+            let pairs: Vec<(Mat, Mat)> =
+                group.iter().flat_map(|(site, update)| self.change(*site, update)).collect();
+            be.dots(&pairs, norms.mat_mut().col_range(slot..slot + pairs.len()))?;
+            slot += pairs.len();
+            for (site, update) in group.drain(..) {
+                match (input.target_norm, &mut self.layers[site]) {
+                    (None, Some(layer)) => {
+                        layer.engine().apply(parameters.linear(site), update, 1.0, &step)?;
+                    }
+                    _ => held.push((site, update)),
+                }
             }
         }
         for (i, p) in self.dense.iter_mut().enumerate() {
@@ -525,6 +535,11 @@ impl Tuner {
             }
         }
         Ok(norm)
+    }
+
+    /// What layer `site`'s update is measured by.
+    fn change<'a>(&self, site: usize, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
+        self.layers[site].as_ref().map_or(Vec::new(), |layer| layer.shared().change(update))
     }
 
     fn refresh(&mut self, parameters: &mut dyn Parameters) -> Result<RefreshReport> {

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# How fast is it on this GPU? Steps, refreshes and memory of known models' shapes beside PyTorch peers, in turn in one
+# run; then every operation at those shapes against its floor and cuBLASLt. At most 8 minutes, no Rust needed.
+#
+#   scripts/gpu-bench.sh [--out DIR] [--limit SECONDS] [--device cuda|null] [--shapes A,B] [--tokens N] [--rank R]
+#
+# Peers need a python3 with torch, transformers and peft ($PYTHON); without it they are left out. Without a GPU it
+# goes as far as the device (launches counted by the null device) and says what was not measured. Results are
+# written as they come: table.txt, table.tsv, one JSON a measurement, kernels.jsonl.
+set -uo pipefail
+out=gpu-bench limit=480 device='' failed=0 tokens=8192 rank=16
+shapes=t5-base,qwen2.5-0.5b,qwen2.5-1.5b,qwen2.5-7b,llama-3.1-8b
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out) out=$2 ;;
+    --limit) limit=$2 ;;
+    --device) device=$2 ;;
+    --shapes) shapes=$2 ;;
+    --tokens) tokens=$2 ;;
+    --rank) rank=$2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  esac
+  shift 2
+done
+mkdir -p "$out" && out=$(cd "$out" && pwd) && rm -f "$out"/table.* "$out"/kernels*.jsonl
+. "$(dirname "$0")/gpu-common.sh"
+find_device
+on=$device
+[ "$device" != none ] || on=null
+python=${PYTHON:-python3}
+peers=1
+"$python" -c 'import torch, transformers, peft' 2> "$out/python.log" || peers=0
+[ "$on" = cuda ] || peers=0
+
+state() {
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used \
+    --format=csv,noheader 2>/dev/null || echo 'no nvidia-smi'
+}
+echo "$(date -u +%Y-%m-%dT%H:%MZ)  $(state)" | tee "$out/machine.txt"
+[ ! -f "$root/VERSION" ] || cat "$root/VERSION" >> "$out/machine.txt"
+
+# measure NAME SECONDS FILE COMMAND...: a row with what the one JSON object of FILE says.
+measure() {
+  local name=$1 most=$2 file=$out/$3 from code=0
+  shift 3
+  [ "$most" -le "$(left)" ] || most=$(left)
+  if [ "$most" -lt 5 ]; then
+    row "$name" TIME 0 "the $limit s of this run are over"
+    return
+  fi
+  from=$(date +%s)
+  timeout "$most" "$@" > "$file" 2> "$file.log" || code=$?
+  local took=$(($(date +%s) - from))
+  if [ $code -eq 124 ]; then
+    row "$name" TIME "$took" "stopped after $most s"
+  elif [ $code -ne 0 ]; then
+    row "$name" FAIL "$took" "exit $code: $(tail -1 "$file.log" | cut -c1-90)"
+  else
+    tail -1 "$file" > "$file.last"
+    row "$name" PASS "$took" "$(describe "$file.last")"
+  fi
+}
+describe() {
+  local gib
+  gib=$(field "$1" peak_memory_bytes | awk '{ printf "%.2f", $1 / 2 ^ 30 }')
+  if [ "$on" = null ]; then
+    printf 'host %.3f ms a step, %.0f launches, %s GiB planned; device: not measured\n' \
+      "$(field "$1" step_ms)" "$(field "$1" launches)" "$gib"
+  else
+    printf 'step %.2f ms, %.0f tokens/s, refresh %.1f ms, peak %s GiB\n' \
+      "$(field "$1" step_ms)" "$(field "$1" tokens_per_s)" "$(field "$1" refresh_ms)" "$gib"
+  fi
+}
+engine_step() { # SHAPE METHOD ROUND
+  measure "$1 $2 engine" 90 "$1.$2.$3.json" "$engine" profile --shape "$1" --tokens "$tokens" --device "$on" \
+    --steps 5 --set "gems.method=$2" --set "gems.rank=$rank" --set train.activation_checkpointing="$4" --json
+}
+peer_step() { # SHAPE PEER ROUND
+  measure "$1 $2 peer" 75 "$1.$2.$3.json" "$python" "$peer" --which "$2" --shape "$1" --tokens "$tokens" \
+    --rank "$rank" --device cuda
+}
+
+# ---- steps, engine and peers in turn; the small shapes twice --------------------------------------
+for shape in ${shapes//,/ }; do
+  large=false rounds='1 2'
+  case $shape in *7b | *8b) large=true rounds=1 ;; esac
+  for round in $rounds; do
+    engine_step "$shape" gems "$round" "$large"
+    if [ $peers = 1 ]; then
+      for which in two-pass lora; do peer_step "$shape" "$which" "$round"; done
+      if [ "$round" = 1 ] && [ $large = false ]; then
+        for which in three-pass lora-compiled galore-lowrank galore; do peer_step "$shape" "$which" "$round"; done
+      fi
+    fi
+    [ "$round" != 1 ] || engine_step "$shape" lora "$round" "$large"
+    [ "$on" != null ] || break
+  done
+done
+[ $peers = 1 ] || row 'PyTorch peers' SKIP 0 "need a GPU and $python with torch, transformers, peft"
+
+# ---- every operation ------------------------------------------------------------------------------
+if [ -x "${kernels:-}" ]; then
+  seconds=$(($(left) - 25))
+  [ "$on" = cuda ] || seconds=10
+  [ "$seconds" -lt 90 ] || seconds=90
+  run 'operations at these shapes' $((seconds + 20)) "$kernels" --device "$on" --shapes "$shapes" --tokens 2048,8192 \
+    --seconds "$seconds" --out "$out/kernels.jsonl"
+  if [ "$on" = cuda ]; then
+    GEMS_CUBLASLT=on run 'plain products by cuBLASLt' 40 "$kernels" --device cuda --shapes "$shapes" \
+      --tokens 2048,8192 --only matmul --seconds 25 --out "$out/kernels-cublaslt.jsonl"
+  fi
+else
+  row 'operations' SKIP 0 'no bench program: cargo bench --no-run --bench kernels, or gpu-bundle.sh'
+fi
+
+# ---- ratios ---------------------------------------------------------------------------------------
+ratio() { # TEXT NUMERATOR DENOMINATOR
+  [ -s "$out/$2.last" ] && [ -s "$out/$3.last" ] || return
+  local value
+  value=$(awk -v a="$(field "$out/$2.last" step_ms)" -v b="$(field "$out/$3.last" step_ms)" 'BEGIN { printf "%.2f", a / b }')
+  row "$1" INFO 0 "${value}x"
+}
+if [ "$on" = cuda ]; then
+  for shape in ${shapes//,/ }; do
+    for which in three-pass two-pass lora lora-compiled galore galore-lowrank; do
+      own=gems
+      case $which in lora*) own=lora ;; esac
+      ratio "$shape $which / engine $own" "$shape.$which.1.json" "$shape.$own.1.json"
+    done
+    ratio "$shape engine gems / engine lora" "$shape.gems.1.json" "$shape.lora.1.json"
+  done
+  if [ -s "$out/kernels.jsonl" ] && [ -s "$out/kernels-cublaslt.jsonl" ]; then
+    key='s/.*"shape":"\([^"]*\)","case":"\(matmul[^"]*\)","us":\([0-9.]*\).*/\1 \2\t\3/p'
+    join -t "$(printf '\t')" <(sed -n "$key" "$out/kernels-cublaslt.jsonl" | sort) \
+      <(sed -n "$key" "$out/kernels.jsonl" | sort) |
+      awk -F '\t' '{ printf "%-60s cuBLASLt / own %.2f\n", $1, $2 / $3 }' | tee "$out/cublaslt.txt"
+  fi
+fi
+echo "$(date -u +%Y-%m-%dT%H:%MZ)  $(state)" >> "$out/machine.txt"
+echo
+if [ "$on" = cuda ]; then
+  echo "$(elapsed) s; $failed failed. Figures: $out"
+else
+  echo "$(elapsed) s; $failed failed, up to the device boundary: no GPU was used, nothing was measured on one."
+  echo "Not measured: steps, refreshes, memory, operations and peers on a GPU. \`gems-engine doctor\` says what is missing."
+fi
+[ "$failed" -eq 0 ]

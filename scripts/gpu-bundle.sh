@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Everything that a GPU machine without Rust needs, as one archive: the engine, the tests and the benches as programs,
+# the reference data, the PyTorch peers and the scripts that run them.
+#
+#   scripts/gpu-bundle.sh [ARCHIVE]      default: target/gems-gpu.tar.gz
+#
+# On the GPU machine: tar xf gems-gpu.tar.gz && cd gems-gpu && scripts/gpu-check.sh && scripts/gpu-bench.sh
+# The machine needs the same kind of processor and a C library no older than this one's.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+archive=${1:-target/gems-gpu.tar.gz}
+
+# The newest program cargo names for a target.
+program() {
+  cargo "$@" --message-format=json 2>/dev/null |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
+}
+cargo build --release --locked
+suite=$(program test --release --locked --test suite --no-run)
+kernels=$(program bench --locked --bench kernels --no-run)
+
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+root=$stage/gems-gpu
+mkdir -p "$root/bin/deps" "$root/scripts" "$root/peers/shapes" "$root/tests"
+cp target/release/gems-engine "$root/bin/"
+cp "$suite" "$root/bin/deps/suite"
+cp "$kernels" "$root/bin/kernels"
+strip "$root/bin/gems-engine" "$root/bin/deps/suite" "$root/bin/kernels" 2>/dev/null || true
+cp scripts/gpu-check.sh scripts/gpu-bench.sh scripts/gpu-common.sh "$root/scripts/"
+cp benches/peers/gpu/peer.py "$root/peers/"
+cp src/model/shapes/*.json "$root/peers/shapes/"
+cp -r tests/golden "$root/tests/"
+{
+  echo "commit $(git rev-parse HEAD 2>/dev/null || echo unknown)"
+  echo "built  $(date -u +%Y-%m-%dT%H:%MZ) on $(uname -m), $(ldd --version 2>/dev/null | head -1)"
+  echo "rustc  $(rustc --version)"
+  "$root/bin/gems-engine" doctor --out "$stage" 2>/dev/null | grep ' kernels ' || true
+} > "$root/VERSION"
+mkdir -p "$(dirname "$archive")"
+tar czf "$archive" -C "$stage" gems-gpu
+cat "$root/VERSION"
+echo "wrote $archive ($(du -h "$archive" | cut -f1))"

@@ -1,0 +1,73 @@
+# What gpu-check.sh and gpu-bench.sh share: where the programs are, the device, the time box, the table.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -x "$root/bin/gems-engine" ]; then # a bundle
+  engine=$root/bin/gems-engine
+  suite=$root/bin/deps/suite
+  kernels=$root/bin/kernels
+  peer=$root/peers/peer.py
+else # a checkout
+  engine=${GEMS_ENGINE:-$root/target/release/gems-engine}
+  newest() { ls -t "$root"/target/release/deps/"$1"-* 2>/dev/null | grep -v '\.d$' | head -1; }
+  suite=${GEMS_SUITE:-$(newest suite)}
+  kernels=${GEMS_KERNELS:-$(newest kernels)}
+  peer=$root/benches/peers/gpu/peer.py
+fi
+# The test program finds its data by these, wherever it was compiled.
+export GEMS_GOLDEN_DIR=${GEMS_GOLDEN_DIR:-$root/tests/golden}
+export CARGO_MANIFEST_DIR=$root
+
+started=$(date +%s)
+elapsed() { echo $(($(date +%s) - started)); }
+left() { echo $((limit - $(elapsed))); }
+
+# Prints a row and appends it to the table: name, verdict, seconds, remark.
+row() {
+  printf '%-34s %-5s %5s s  %s\n' "$1" "$2" "$3" "$4" | tee -a "$out/table.txt"
+  printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >> "$out/table.tsv"
+  case $2 in FAIL) failed=$((failed + 1)) ;; esac
+}
+
+# What a log says in one line: the test program's result, or its last words.
+remark() {
+  local said
+  said=$(grep -h '^test result' "$1" | tail -1 | sed 's/; finished.*//')
+  [ -n "$said" ] || said=$(grep -v '^ *$' "$1" | tail -1)
+  echo "$said" | cut -c1-90
+}
+
+# run NAME SECONDS COMMAND...: one row; the command's words go to a file of that name.
+run() {
+  local name=$1 most=$2 from code=0
+  shift 2
+  local log=$out/$(echo "$name" | tr -c 'A-Za-z0-9.\n' '-').log
+  [ "$most" -le "$(left)" ] || most=$(left)
+  if [ "$most" -lt 2 ]; then
+    row "$name" TIME 0 "the $limit s of this run are over"
+    return 1
+  fi
+  from=$(date +%s)
+  timeout "$most" "$@" > "$log" 2>&1 || code=$?
+  local took=$(($(date +%s) - from))
+  case $code in
+    0) row "$name" PASS "$took" "$(remark "$log")" ;;
+    124) row "$name" TIME "$took" "stopped after $most s; see $log" ;;
+    *) row "$name" FAIL "$took" "exit $code: $(grep -m1 -iE 'error|panicked|FAILED' "$log" | cut -c1-80); see $log" ;;
+  esac
+  return $code
+}
+
+# A number in a one-line JSON file: field FILE KEY.
+field() { sed -n 's/.*"'"$2"'": *\(-\{0,1\}[0-9.][0-9.eE+-]*\).*/\1/p' "$1" | head -1; }
+
+# The device: cuda if there is a GPU that opens; otherwise what the script can do without one.
+find_device() {
+  if [ -n "${device:-}" ]; then
+    return
+  fi
+  "$engine" doctor --json --out "$out" > "$out/doctor.json" 2> "$out/doctor.log" || true
+  case $(grep -o '"auto":"[^"]*"' "$out/doctor.json" | head -1) in
+    *cuda*) device=cuda ;;
+    *) device=none ;;
+  esac
+}
