@@ -76,7 +76,7 @@ engine_step() { # SHAPE METHOD ROUND
     --steps 5 --set "gems.method=$2" --set "gems.rank=$rank" --set train.activation_checkpointing="$4" --json
 }
 peer_step() { # SHAPE PEER ROUND
-  measure "$1 $2 peer" 75 "$1.$2.$3.json" "$python" "$peer" --which "$2" --shape "$1" --tokens "$tokens" \
+  measure "$1 $2 peer" 75 "$1.peer-$2.$3.json" "$python" "$peer" --which "$2" --shape "$1" --tokens "$tokens" \
     --rank "$rank" --device cuda
 }
 
@@ -105,7 +105,9 @@ if [ -x "${kernels:-}" ]; then
   [ "$seconds" -lt 90 ] || seconds=90
   run 'operations at these shapes' $((seconds + 20)) "$kernels" --device "$on" --shapes "$shapes" --tokens 2048,8192 \
     --seconds "$seconds" --out "$out/kernels.jsonl"
-  if [ "$on" = cuda ]; then
+  if [ "$on" = cuda ] && grep -q '"name":"cuBLASLt"[^}]*"found":null' "$out/doctor.json"; then
+    row 'plain products by cuBLASLt' SKIP 0 'the library is not there (doctor prints the names)'
+  elif [ "$on" = cuda ]; then
     GEMS_CUBLASLT=on run 'plain products by cuBLASLt' 40 "$kernels" --device cuda --shapes "$shapes" \
       --tokens 2048,8192 --only matmul --seconds 25 --out "$out/kernels-cublaslt.jsonl"
   fi
@@ -125,7 +127,7 @@ if [ "$on" = cuda ]; then
     for which in three-pass two-pass lora lora-compiled galore galore-lowrank; do
       own=gems
       case $which in lora*) own=lora ;; esac
-      ratio "$shape $which / engine $own" "$shape.$which.1.json" "$shape.$own.1.json"
+      ratio "$shape $which / engine $own" "$shape.peer-$which.1.json" "$shape.$own.1.json"
     done
     ratio "$shape engine gems / engine lora" "$shape.gems.1.json" "$shape.lora.1.json"
   done

@@ -62,10 +62,10 @@ field() { sed -n 's/.*"'"$2"'": *\(-\{0,1\}[0-9.][0-9.eE+-]*\).*/\1/p' "$1" | he
 
 # The device: cuda if there is a GPU that opens; otherwise what the script can do without one.
 find_device() {
+  "$engine" doctor --json --out "$out" > "$out/doctor.json" 2> "$out/doctor.log" || true
   if [ -n "${device:-}" ]; then
     return
   fi
-  "$engine" doctor --json --out "$out" > "$out/doctor.json" 2> "$out/doctor.log" || true
   case $(grep -o '"auto":"[^"]*"' "$out/doctor.json" | head -1) in
     *cuda*) device=cuda ;;
     *) device=none ;;

@@ -93,6 +93,11 @@ pub(super) trait Engine: Send {
     fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
         update.iter().map(|u| (u.mat(), u.mat())).collect()
     }
+    /// Direction and application in one, where nothing comes between them: what would have been the update, to
+    /// be measured; `None` where something does.
+    fn update(&mut self, _layer: &mut AdaptedLinear, _step: &Step) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
+    }
     /// Applies `factor` times an update.
     fn apply(
         &mut self,

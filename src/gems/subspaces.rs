@@ -7,7 +7,7 @@ use super::adam::direction;
 use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of_columns};
 use super::settings::{Bases, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
 use super::window::{Found, Pass, Streams, Window};
-use crate::backend::{AdaptedLinear, Backend, Branch, DType, Op, OuterPart, Rounding, Tensor};
+use crate::backend::{AdamBlock, AdaptedLinear, Backend, Branch, DType, Op, OuterPart, Rounding, Tensor};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 use std::sync::Arc;
@@ -266,6 +266,65 @@ impl Subspaces {
     fn specific(&self) -> bool {
         self.streams.ranks.len() > 1
     }
+
+    /// Whether the null space is taken out of the update, after Adam.
+    fn projects_update(&self) -> bool {
+        self.protected_columns.is_some()
+            && matches!(self.options.project, Some(Project::Update | Project::Both))
+    }
+
+    /// The step's gradient in all subspaces, `[M x R]`: the tasks' weighted sum, then every task's own.
+    fn gradient(&self, step: &Step) -> Result<Tensor> {
+        let be = &self.backend;
+        let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
+        let mut g = be.alloc(self.m, total, DType::F32)?;
+        for (t, weight) in step.weights.iter().map(|w| *w as f32).enumerate() {
+            let from = self.coordinates.mat().col_range(t * r..(t + 1) * r);
+            let mut shared = g.mat_mut().col_range(0..r);
+            match t {
+                0 => be.copy(from, shared.reborrow())?,
+                _ => be.axpy(weight, from, shared.reborrow())?,
+            }
+            if t == 0 && weight != 1.0 {
+                be.scale(shared, weight)?;
+            }
+        }
+        if self.specific() {
+            // The tasks' own columns follow each other in both.
+            let own = self.coordinates.mat().col_range(tasks * r..tasks * r + total - r);
+            be.copy(own, g.mat_mut().col_range(r..total))?;
+        }
+        if let (Some(k), Some(Project::Gradient | Project::Both)) =
+            (&self.protected_columns, self.options.project)
+        {
+            be.project_columns(g.mat_mut(), k.mat())?;
+        }
+        Ok(g)
+    }
+
+    /// Adam's constants: the shared subspace, then every active task's own.
+    fn blocks(&self, step: &Step) -> Vec<AdamBlock> {
+        let o = step.optimizer;
+        let mut blocks = vec![direction(o, 0..self.streams.ranks[0], step.t, step.rate, step.clip)];
+        for t in (0..self.streams.tasks).filter(|t| self.specific() && step.active[*t]) {
+            let gate = if self.learning.is_some() { 1.0 } else { step.gates[t] };
+            let columns = self.streams.columns(t + 1);
+            blocks.push(direction(o, columns, step.t_tasks[t], step.rate * gate, step.clip));
+        }
+        blocks
+    }
+
+    /// An update with what its norm is measured by: where bases overlap, the update through `A Aᵀ`.
+    fn measured(&self, d: Tensor) -> Result<Vec<Tensor>> {
+        let be = &self.backend;
+        let mut update = vec![d];
+        if let Some(overlap) = &self.overlap {
+            let mut through = be.alloc(self.m, self.streams.total(), DType::F32)?;
+            be.matmul(through.mat_mut(), 0.0, 1.0, update[0].mat(), Op::N, overlap.mat(), Op::N)?;
+            update.push(through);
+        }
+        Ok(update)
+    }
 }
 
 impl Engine for Subspaces {
@@ -329,40 +388,13 @@ impl Engine for Subspaces {
     }
 
     fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
-        let be = &self.backend;
+        let be = Arc::clone(&self.backend);
         let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
-        let mut g = be.alloc(self.m, total, DType::F32)?;
-        for (t, weight) in step.weights.iter().map(|w| *w as f32).enumerate() {
-            let from = self.coordinates.mat().col_range(t * r..(t + 1) * r);
-            let mut shared = g.mat_mut().col_range(0..r);
-            match (t, weight) {
-                (0, _) => be.copy(from, shared.reborrow())?,
-                (_, weight) => be.axpy(weight, from, shared.reborrow())?,
-            }
-            if t == 0 && weight != 1.0 {
-                be.scale(shared, weight)?;
-            }
-        }
-        if self.specific() {
-            // The tasks' own columns follow each other in both.
-            let own = self.coordinates.mat().col_range(tasks * r..tasks * r + total - r);
-            be.copy(own, g.mat_mut().col_range(r..total))?;
-        }
-        let columns = self.protected_columns.as_ref();
-        if let (Some(k), Some(Project::Gradient | Project::Both)) = (columns, self.options.project) {
-            be.project_columns(g.mat_mut(), k.mat())?;
-        }
-        let o = step.optimizer;
-        let mut blocks = vec![direction(o, 0..r, step.t, step.rate, step.clip)];
-        for t in (0..tasks).filter(|t| self.specific() && step.active[*t]) {
-            let gate = if self.learning.is_some() { 1.0 } else { step.gates[t] };
-            let columns = self.streams.columns(t + 1);
-            blocks.push(direction(o, columns, step.t_tasks[t], step.rate * gate, step.clip));
-        }
+        let (g, blocks) = (self.gradient(step)?, self.blocks(step));
         let mut d = be.zeros(self.m, total, DType::F32)?;
         let [m, v] = &mut self.moments;
         be.adam(d.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &blocks, None, None)?;
-        if let (Some(k), Some(Project::Update | Project::Both)) = (columns, self.options.project) {
+        if let (Some(k), true) = (&self.protected_columns, self.projects_update()) {
             be.project_columns(d.mat_mut(), k.mat())?;
         }
         if let Some([_, last]) = &mut self.learning {
@@ -371,13 +403,20 @@ impl Engine for Subspaces {
                 be.scale(d.mat_mut().col_range(self.streams.columns(t + 1)), step.gates[t] as f32)?;
             }
         }
-        let mut update = vec![d];
-        if let Some(overlap) = &self.overlap {
-            let mut through = be.alloc(self.m, total, DType::F32)?;
-            be.matmul(through.mat_mut(), 0.0, 1.0, update[0].mat(), Op::N, overlap.mat(), Op::N)?;
-            update.push(through);
-        }
-        Ok(update)
+        self.measured(d)
+    }
+
+    fn update(&mut self, layer: &mut AdaptedLinear, step: &Step) -> Result<Option<Vec<Tensor>>> {
+        let between = self.projects_update() || self.learning.is_some() || step.optimizer.weight_decay != 0.0;
+        let (false, Some(branch)) = (between, &mut layer.branch) else { return Ok(None) };
+        let be = Arc::clone(&self.backend);
+        let (g, blocks) = (self.gradient(step)?, self.blocks(step));
+        // B, its copy in the branch, and the change of B, in one pass over the moments.
+        let mut d = be.alloc(self.m, self.streams.total(), DType::F32)?;
+        let [m, v] = &mut self.moments;
+        let (copy, change) = (Some(branch.b.mat_mut()), Some(d.mat_mut()));
+        be.adam(self.b.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &blocks, copy, change)?;
+        self.measured(d).map(Some)
     }
 
     fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(crate::backend::Mat<'a>, crate::backend::Mat<'a>)> {

@@ -495,21 +495,28 @@ impl Tuner {
         };
         let count = self.layers.iter().flatten().count();
         let mut norms = be.zeros(1, (2 * count).max(1), DType::F32)?;
-        let (mut slot, mut held, mut group) = (0, Vec::new(), Vec::<(usize, Vec<Tensor>)>::new());
+        let (mut slot, mut held, mut group) = (0, Vec::new(), Vec::<(usize, Vec<Tensor>, bool)>::new());
         let last = self.layers.iter().rposition(Option::is_some);
         for site in 0..self.layers.len() {
             let Some(layer) = &mut self.layers[site] else { continue };
-            group.push((site, layer.engine().direction(&step)?));
-            let elements: usize = group.iter().flat_map(|(_, u)| u).map(Tensor::len).sum();
+            let at_once = match input.target_norm {
+                None => layer.engine().update(parameters.linear(site), &step)?,
+                Some(_) => None,
+            };
+            let applied = at_once.is_some();
+            let update = at_once.map_or_else(|| layer.engine().direction(&step), Ok)?;
+            group.push((site, update, applied));
+            let elements: usize = group.iter().flat_map(|(_, u, _)| u).map(Tensor::len).sum();
             if group.len() < GROUP && elements < GROUP_ELEMENTS && Some(site) != last {
                 continue;
             }
             let pairs: Vec<(Mat, Mat)> =
-                group.iter().flat_map(|(site, update)| self.change(*site, update)).collect();
+                group.iter().flat_map(|(site, update, _)| self.change(*site, update)).collect();
             be.dots(&pairs, norms.mat_mut().col_range(slot..slot + pairs.len()))?;
             slot += pairs.len();
-            for (site, update) in group.drain(..) {
+            for (site, update, applied) in group.drain(..) {
                 match (input.target_norm, &mut self.layers[site]) {
+                    _ if applied => {}
                     (None, Some(layer)) => {
                         layer.engine().apply(parameters.linear(site), update, 1.0, &step)?;
                     }

@@ -260,9 +260,9 @@ fn summary(d: &Value) -> String {
         |key: &str, digits: usize| d[key].as_f64().map_or("-".to_string(), |v| format!("{v:.digits$}"));
     let mib =
         |key: &str| d[key].as_f64().map_or("-".to_string(), |v| format!("{:.1}", v / f64::from(1 << 20)));
-    let phases = d["phases_ms"].as_object().map_or(String::new(), |phases| {
+    let phases = d["phases_ms"].as_object().filter(|_| !d["device_ms"].is_null()).map_or(String::new(), |phases| {
         let one = |(name, ms): (&String, &Value)| format!("{name} {:.3}", ms.as_f64().unwrap_or(0.0));
-        phases.iter().map(one).collect::<Vec<_>>().join(", ")
+        format!(" ({})", phases.iter().map(one).collect::<Vec<_>>().join(", "))
     });
     let limits = match &d["peaks"] {
         Value::Null => "not known for this device: no floors".to_string(),
@@ -274,7 +274,7 @@ fn summary(d: &Value) -> String {
     };
     format!(
         "device       {}\nstep         {} ms for {} tokens ({} tokens/s)\nrefresh      {} ms more\n\
-         launches     {} a step, the host spends {} ms on launching them\ndevice time  {} ms a step ({phases})\n\
+         launches     {} a step, the host spends {} ms on launching them\ndevice time  {} ms a step{phases}\n\
          peak memory  {} MiB (a run with its refreshes is planned with {} MiB)\nlimits       {limits}",
         d["device"].as_str().unwrap_or("?"),
         number("step_ms", 3),
