@@ -260,10 +260,11 @@ fn summary(d: &Value) -> String {
         |key: &str, digits: usize| d[key].as_f64().map_or("-".to_string(), |v| format!("{v:.digits$}"));
     let mib =
         |key: &str| d[key].as_f64().map_or("-".to_string(), |v| format!("{:.1}", v / f64::from(1 << 20)));
-    let phases = d["phases_ms"].as_object().filter(|_| !d["device_ms"].is_null()).map_or(String::new(), |phases| {
-        let one = |(name, ms): (&String, &Value)| format!("{name} {:.3}", ms.as_f64().unwrap_or(0.0));
-        format!(" ({})", phases.iter().map(one).collect::<Vec<_>>().join(", "))
-    });
+    let phases =
+        d["phases_ms"].as_object().filter(|_| !d["device_ms"].is_null()).map_or(String::new(), |phases| {
+            let one = |(name, ms): (&String, &Value)| format!("{name} {:.3}", ms.as_f64().unwrap_or(0.0));
+            format!(" ({})", phases.iter().map(one).collect::<Vec<_>>().join(", "))
+        });
     let limits = match &d["peaks"] {
         Value::Null => "not known for this device: no floors".to_string(),
         p => format!(
