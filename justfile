@@ -31,14 +31,12 @@ gpu-bundle *ARGS:
 
 # Is everything right on this GPU? Kernel tests, sanitizers, determinism, training; at most 8 minutes (docs/gpu.md).
 gpu-check *ARGS:
-    cargo build --release --locked
-    cargo test --release --locked --no-run
+    cargo build --release --locked --bins --test suite
     scripts/gpu-check.sh {{ARGS}}
 
 # How fast is it on this GPU? Steps beside PyTorch peers, every operation; at most 8 minutes (docs/gpu.md).
 gpu-bench *ARGS:
-    cargo build --release --locked
-    cargo bench --locked --no-run --bench kernels
+    cargo build --release --locked --bins --bench kernels
     scripts/gpu-bench.sh {{ARGS}}
 
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).

@@ -112,7 +112,7 @@ if [ -x "${kernels:-}" ]; then
       --tokens 2048,8192 --only matmul --seconds 25 --out "$out/kernels-cublaslt.jsonl"
   fi
 else
-  row 'operations' SKIP 0 'no bench program: cargo bench --no-run --bench kernels, or gpu-bundle.sh'
+  row 'operations' SKIP 0 'no bench program: cargo build --release --bench kernels, or gpu-bundle.sh'
 fi
 
 # ---- ratios ---------------------------------------------------------------------------------------

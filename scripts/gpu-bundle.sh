@@ -10,14 +10,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 archive=${1:-target/gems-gpu.tar.gz}
 
-# The newest program cargo names for a target.
+cargo build --release --locked --bins --test suite --bench kernels
+# program NAME FLAG: where cargo put the program of a test or bench.
 program() {
-  cargo "$@" --message-format=json 2>/dev/null |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
+  cargo build --release --locked "$2" "$1" --message-format=json 2>/dev/null |
+    sed -n '/"name":"'"$1"'"/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
 }
-cargo build --release --locked
-suite=$(program test --release --locked --test suite --no-run)
-kernels=$(program bench --locked --bench kernels --no-run)
+suite=$(program suite --test)
+kernels=$(program kernels --bench)
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT

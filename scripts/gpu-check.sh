@@ -33,12 +33,12 @@ fi
 if [ -x "${suite:-}" ]; then
   if [ "$on" = cuda ]; then
     run 'kernels: f64, CPU, SIMT and GPU' 150 "$suite" --test-threads 8 simt:: attention::
-    run 'golden references' 100 "$suite" --test-threads 8 golden
+    run 'golden references' 100 "$suite" --test-threads 8 model::golden gems::golden ranking::golden eval::golden
   else
     run 'one kernel test per room' 60 "$suite" elementwise activations rows_gather dots_and_adam
   fi
 else
-  row 'kernel and golden tests' SKIP 0 'no test program: cargo test --release --no-run, or gpu-bundle.sh'
+  row 'kernel and golden tests' SKIP 0 'no test program: cargo build --release --test suite, or gpu-bundle.sh'
 fi
 
 # ---- a training run ----------------------------------------------------------------------------

@@ -312,6 +312,7 @@ fn writable(out: &Path) -> Check {
 fn launcher() -> Option<Check> {
     let names = [
         "CUDA_VISIBLE_DEVICES",
+        "GEMS_CUBLASLT",
         "NVIDIA_VISIBLE_DEVICES",
         "OMPI_COMM_WORLD_RANK",
         "PMI_RANK",
