@@ -40,16 +40,17 @@ unsafe impl Send for Staging {}
 
 /// One GPU and the modules loaded on it.
 pub struct Gpu {
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
     name: String,
     multiprocessors: usize,
     max_shared: usize,
     pooled: bool,
     peaks: Option<Peaks>,
-    library: Option<Library>,
     functions: Mutex<HashMap<String, Function>>,
+    // Dropped in this order: what lives in the context before the context.
+    library: Option<Library>,
     staging: Mutex<Staging>,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
 }
 
 /// Whether there is a driver library at all.
