@@ -27,7 +27,7 @@ struct Job {
 }
 
 fn main() {
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "GEMS_CUDA", "GEMS_CUDA_ARCHS", "GEMS_SIMT"] {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "GEMS_CUDA", "GEMS_CUDA_ARCHS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");
@@ -67,17 +67,16 @@ fn host_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<PathBuf>) {
     build.flag("-ffp-contract=off").flag("-fno-strict-aliasing");
     let compiler = build.get_compiler();
     let headers = [files("kernels", "cuh"), files("kernels/simt", "h")].concat();
-    // The race and bounds checks come from the compiler's instrumentation; simt/check.cpp answers its calls.
-    let checked = env::var("GEMS_SIMT").is_ok_and(|v| v == "checked");
     let mut jobs = Vec::new();
     for source in files("kernels/simt", "cpp").iter().chain(kernels) {
         let output = out.join(format!("simt-{}.o", stem(source)));
         let mut command = compiler.to_command();
         if source.extension().is_some_and(|e| e == "cu") {
+            // Race and bounds checks come from the compiler's instrumentation, whose calls simt/check.cpp
+            // answers; line tables let it name a kernel's lines. A frame that is too large for a fibre's stack
+            // meets its guard page.
+            command.args(["-fsanitize=thread", "-fstack-clash-protection", "-g1"]);
             command.args(["-include", "kernels/simt/cuda.h", "-x", "c++"]);
-            if checked {
-                command.arg("-fsanitize=thread");
-            }
         }
         command.arg("-c").arg(source).arg("-o").arg(&output);
         let inputs = [std::slice::from_ref(source), &headers].concat();

@@ -61,8 +61,13 @@ void copy_async(void* to, const void* from, int bytes, int valid) {
     fail("cp.async writes outside shared memory: byte %ld of %u", long(address - shared), block.shared_bytes);
   }
   if (address % bytes || (valid && reinterpret_cast<uintptr_t>(from) % bytes)) fail("cp.async: misaligned address");
+  Fibre& me = worker->current();
+  unsigned offset = unsigned(static_cast<uint8_t*>(to) - block.shared);
+  if (offset + bytes > block.shared_bytes) fail("cp.async: outside shared memory");
+  if (valid) check_read(from, valid, me.linear);
+  worker->shared.copy_started(offset, bytes, me.linear, me.linear, nullptr);
   memset(to, 0xff, bytes);
-  worker->current().copies.push_back({static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes, valid});
+  me.copies.push_back({static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes, valid});
 }
 
 void copy_commit() {
@@ -79,6 +84,7 @@ void copy_wait(int groups_in_flight) {
     const AsyncCopy& c = me.copies[i];
     if (c.valid) memcpy(c.to, c.from, c.valid);
     memset(c.to + c.valid, 0, c.bytes - c.valid);
+    worker->shared.copy_arrived(unsigned(c.to - block.shared), c.bytes, me.linear);
   }
   me.copies.erase(me.copies.begin(), me.copies.begin() + copies);
   me.groups.erase(me.groups.begin(), me.groups.begin() + finished);
@@ -100,6 +106,7 @@ static void run_ldmatrix(void** operands, uint32_t) {
       if (address < shared || address + 16 > shared + block.shared_bytes) {
         fail("ldmatrix: the row of lane %d is outside shared memory", matrix * 8 + i);
       }
+      check_read(rows[i], 16, self->warp * 32 + matrix * 8 + i);
     }
     for (int lane = 0; lane < 32; lane++) {
       uint32_t value;

@@ -35,10 +35,11 @@ __thread Thread* self = nullptr;
 __thread Block block = {};
 __thread Worker* worker = nullptr;
 
-Worker::Worker(int index) : fibres(MAX_THREADS), index_(index) {
+Worker::Worker(int index) : shared(MAX_SHARED + 1024), fibres(MAX_THREADS), index_(index) {
   shared_arena = map_guarded(MAX_SHARED + 1024);
-  uint8_t* stacks = map_guarded(STACK_SLOT * MAX_THREADS);
-  for (unsigned i = 0; i < MAX_THREADS; i++) fibres[i].stack = guard_first_page(stacks + i * STACK_SLOT);
+  uint8_t* memory = map_guarded(stacks_bytes);
+  stacks = reinterpret_cast<uintptr_t>(memory);
+  for (unsigned i = 0; i < MAX_THREADS; i++) fibres[i].stack = guard_first_page(memory + i * STACK_SLOT);
 }
 
 uint64_t Worker::random() {  // xorshift
@@ -114,7 +115,7 @@ void Worker::meet(uint32_t mask, WarpOperation operation, void* operands, const 
   meeting->arrived |= 1u << me.lane;
   if (meeting->arrived == mask) {
     if (operation) operation(meeting->operands, mask);
-    if (!operation && mask == ~0u) warp_epoch[me.warp]++;
+    if (!operation) shared.meet(me.warp * 32, mask);  // only __syncwarp orders memory
     meeting->arrived = 0;
     ready_[me.warp] |= mask & ~(1u << me.lane);
     return;
@@ -132,7 +133,7 @@ void Worker::wait_barrier() {
     return;
   }
   at_barrier_ = 0;
-  barrier_epoch++;
+  shared.barrier();
   for (unsigned i = 0; i < warps_; i++) {
     ready_[i] |= blocked_[i];
     blocked_[i] = 0;
@@ -179,13 +180,12 @@ void Worker::start(const Launch& launch) {
   at_barrier_ = 0;
   failed_ = false;
   random_state_ = launch.seed * 0x9E3779B97F4A7C15ull + index_ + 1;
-  barrier_epoch++;
+  shared.start_block(threads_);
   for (unsigned i = 0; i < warps_; i++) {
     unsigned lanes = std::min(32u, threads_ - i * 32);
     ready_[i] = lanes == 32 ? ~0u : (1u << lanes) - 1;
     blocked_[i] = 0;
     order_[i] = launch.schedule == Schedule::reversed ? warps_ - 1 - i : i;
-    warp_epoch[i]++;
     for (Meeting& m : meetings_[i]) m.arrived = 0;
   }
   for (unsigned i = 0; i < threads_; i++) {
@@ -197,6 +197,7 @@ void Worker::start(const Launch& launch) {
     f.waits_at = "its start";
     f.copies.clear();
     f.groups.clear();
+    f.accumulators_bytes = 0;
     // Stacks start at different offsets, or all of them would compete for the same cache sets.
     prepare(f.context, f.stack, f.stack + STACK - (i % 64) * 192, entry);
   }
@@ -204,6 +205,7 @@ void Worker::start(const Launch& launch) {
 
 bool Worker::run(const Launch& launch, size_t block_index) {
   launch_ = &launch;
+  fault_code = nullptr;
   block.size = launch.block;
   block.grid = launch.grid;
   block.index = {unsigned(block_index % launch.grid.x), unsigned(block_index / launch.grid.x % launch.grid.y),
@@ -216,7 +218,11 @@ bool Worker::run(const Launch& launch, size_t block_index) {
   start(launch);
   next(nullptr, -1);
   self = nullptr;
-  return !failed_;
+  if (!failed_) return true;
+  shared.forget();
+  std::string source = source_of(fault_code);
+  if (!source.empty()) error += " at " + source;
+  return false;
 }
 
 void rendezvous(uint32_t mask, WarpOperation operation, void* operands, const char* name) {

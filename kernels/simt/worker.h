@@ -2,12 +2,12 @@
 #pragma once
 #include <string>
 #include <vector>
+#include "check.h"
 #include "fibre.h"
 #include "machine.h"
 
 namespace simt {
 
-constexpr unsigned MAX_THREADS = 1024, MAX_WARPS = 32;
 constexpr unsigned MAX_SHARED = 227 * 1024;  // of a block on sm_90
 constexpr size_t PAGE = 4096, STACK = 64 * 1024, STACK_SLOT = STACK + PAGE;
 
@@ -19,6 +19,8 @@ struct Fibre : Thread {
   const char* waits_at;           // for the deadlock report; null once the thread has returned
   std::vector<AsyncCopy> copies;  // issued, not delivered
   std::vector<size_t> groups;     // number of copies at each commit
+  uintptr_t accumulators = 0;     // of a wgmma that was not waited for
+  size_t accumulators_bytes = 0;
 };
 
 // An operation that some lanes of a warp have reached.
@@ -51,10 +53,20 @@ struct Worker {
   [[noreturn]] void abandon(const char* message);
   Fibre& current() { return *static_cast<Fibre*>(self); }
 
+  // A fibre's own memory is read or written: accumulators of wgmma must not be, before their wait.
+  void check_registers(uintptr_t address, unsigned bytes, const void* code) {
+    const Fibre& me = current();
+    if (me.accumulators_bytes && address + bytes > me.accumulators && address < me.accumulators + me.accumulators_bytes) {
+      fail_at(code, "accumulators of wgmma are used before they were waited for");
+    }
+  }
+
   std::string error;
+  const void* fault_code = nullptr;  // where in the kernel the failure was found, if it is known
+  SharedChecker shared;
+  uintptr_t stacks;
+  size_t stacks_bytes = STACK_SLOT * MAX_THREADS;
   uint8_t* shared_arena;          // MAX_SHARED bytes between two guard pages
-  uint32_t barrier_epoch = 0;     // barriers passed so far
-  uint32_t warp_epoch[MAX_WARPS] = {};
   std::vector<Fibre> fibres;
 
  private:

@@ -19,6 +19,7 @@ unsafe extern "C" {
     ) -> i32;
     fn gems_simt_alloc(bytes: usize) -> *mut c_void;
     fn gems_simt_free(address: *mut c_void, bytes: usize);
+    fn gems_simt_upload(to: *mut c_void, from: *const c_void, bytes: usize);
     fn gems_simt_configure(threads: u32, schedule: i32, seed: u64);
 }
 
@@ -58,22 +59,22 @@ impl Simt {
     }
 }
 
-/// Runs the machine's own test kernel `planted_<bug>` (`kernels/simt/planted.cu`) on 64 threads over 64 ones;
-/// returns what it left in memory.
+/// Runs the machine's own test kernel `planted_<bug>` (`kernels/simt/planted.cu`) on 64 threads over 64 ones
+/// (and 4 values that nobody wrote); returns what it left in memory.
 ///
 /// # Errors
 /// What the machine says about the bug.
 pub fn run_planted(bug: &str) -> Result<Vec<f32>> {
     let machine = Simt::open();
     let bytes = 64 * 4;
-    let address = machine.alloc(bytes)?.ok_or_else(|| Error::device("out of memory"))?;
+    let address = machine.alloc(bytes + 16)?.ok_or_else(|| Error::device("out of memory"))?;
     machine.upload(address, bytemuck::cast_slice(&[1f32; 64]))?;
     let arguments = [address, 64u64];
     let shape = Shape::line(1, 64).shared(bytes);
     let result = machine.launch(&format!("planted_{bug}"), shape, bytemuck::cast_slice(&arguments));
     let mut left = vec![0f32; 64];
     machine.download(address, bytemuck::cast_slice_mut(&mut left))?;
-    machine.free(address, bytes);
+    machine.free(address, bytes + 16);
     result.map(|()| left)
 }
 
@@ -92,7 +93,7 @@ impl Driver for Simt {
     }
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         // Sound: `to` is the machine's memory of at least this size, which no Rust reference covers.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        unsafe { gems_simt_upload(to as *mut c_void, bytes.as_ptr().cast(), bytes.len()) };
         Ok(())
     }
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
