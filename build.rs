@@ -120,7 +120,9 @@ fn device_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<Image>) {
             println!("cargo::warning=this CUDA compiler does not know sm_{arch}; left out");
             continue;
         }
-        for source in kernels {
+        // A kernel that is named after an architecture is for that one only.
+        let fits = |k: &&PathBuf| !stem(k).contains("_sm") || stem(k).ends_with(&format!("_sm{arch}"));
+        for source in kernels.iter().filter(fits) {
             let output = out.join(format!("{}.{prefix}_{arch}", stem(source)));
             let mut command = Command::new(&nvcc);
             let target = format!("-arch={}_{arch}", if kind == "-ptx" { "compute" } else { "sm" });

@@ -16,33 +16,8 @@
 //   unbiased, a pure function of (seed, row, column).
 //
 // Bytes moved: at least those of A, B and C once (C twice when beta != 0). Flops: 2 M N (K0 + K1).
+#include "matmul.cuh"
 #include "matmul_tile.cuh"
-
-struct MatmulArguments {
-  Matrix a0, b0, a1, b1, c, bias;
-  int m, n, k0, k1;
-  int transpose_a, transpose_b;
-  float alpha, beta;
-  int stochastic, unused;
-  uint64_t seed;
-};
-
-template <class T> __device__ __forceinline__ float finish(const MatmulArguments& a, int row, int col, float value) {
-  value *= a.alpha;
-  if (a.beta != 0.0f) value += a.beta * to_float(a.c.row<T>(row)[col]);
-  if (a.bias.data) value += to_float(a.bias.row<T>(0)[col]);
-  return value;
-}
-
-// ---- tensor cores ----------------------------------------------------------------------------------
-
-// Tile (row, column) of block `index`: bands of 8 tile rows, column by column within a band.
-__device__ __forceinline__ void place_of(int index, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
-  int band = index / (8 * tiles_n), first = band * 8, height = tiles_m - first < 8 ? tiles_m - first : 8;
-  int within = index - band * 8 * tiles_n;
-  tile_m = first + within % height;
-  tile_n = within / height;
-}
 
 __device__ __forceinline__ Operand operand(const Matrix& m, int majors, int ks) {
   return Operand{static_cast<const bf16*>(m.data), m.ld, majors, ks};
@@ -57,9 +32,9 @@ template <class C, bool TA, bool TB> __device__ __forceinline__ void matmul_tc(c
   // A operand's own layout is [m][k]; B's is [n][k], which is the transposed op.
   multiply_tile<128, TA, !TB>(acc, operand(a.a0, a.m, a.k0), operand(a.b0, a.n, a.k0), m0, n0, shared);
   if (a.k1) multiply_tile<128, TA, !TB>(acc, operand(a.a1, a.m, a.k1), operand(a.b1, a.n, a.k1), m0, n0, shared);
-  each_of_tile<128>(acc, m0, n0, [&](int row, int col, float value) {
-    if (row < a.m && col < a.n) a.c.row<C>(row)[col] = from_float<C>(finish<C>(a, row, col, value));
-  });
+  int warp = threadIdx.x / 32, row0 = m0 + warp / 4 * 64 + (int)threadIdx.x % 32 / 4, col0 = n0 + warp % 4 * 32;
+#pragma unroll
+  for (int i = 0; i < 4; i++) finish_quad<C>(a, row0 + i * 16, col0, acc[i][0]);
 }
 
 GEMS_KERNEL(matmul_tc_nn_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, false, false>)
@@ -72,24 +47,6 @@ GEMS_KERNEL(matmul_tc_tn_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, tr
 GEMS_KERNEL(matmul_tc_tt_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, true, true>)
 
 // ---- CUDA cores ------------------------------------------------------------------------------------
-
-// 16 random bits of (seed, row, column): splitmix64.
-__device__ __forceinline__ uint32_t random16(uint64_t seed, int row, int col) {
-  uint64_t z = seed + 0x9E3779B97F4A7C15ull * (((uint64_t)(uint32_t)row << 32 | (uint32_t)col) + 1);
-  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-  return (uint32_t)((z ^ z >> 31) >> 48);
-}
-
-__device__ __forceinline__ void store(float* to, float value, const MatmulArguments&, int, int) { *to = value; }
-__device__ __forceinline__ void store(bf16* to, float value, const MatmulArguments& a, int row, int col) {
-  uint32_t bits = __float_as_uint(value);
-  if (a.stochastic && (bits & 0x7f800000u) != 0x7f800000u) {
-    *to = __ushort_as_bfloat16((uint16_t)((bits + random16(a.seed, row, col)) >> 16));
-  } else {
-    *to = from_float<bf16>(value);
-  }
-}
 
 template <class T>
 __device__ __forceinline__ StridedOperand<T> strided(const Matrix& m, bool k_is_column, int majors, int ks) {
@@ -105,9 +62,13 @@ template <class A, class B, class C> __device__ __forceinline__ void matmul_plai
   if (a.k1) {
     multiply_plain(acc, strided<A>(a.a1, !a.transpose_a, a.m, a.k1), strided<B>(a.b1, a.transpose_b, a.n, a.k1), m0, n0, shared);
   }
-  each_of_plain(acc, m0, n0, [&](int row, int col, float value) {
-    if (row < a.m && col < a.n) store(a.c.row<C>(row) + col, finish<C>(a, row, col, value), a, row, col);
-  });
+  int row = m0 + (int)threadIdx.x / 16 * 4, col = n0 + (int)threadIdx.x % 16 * 4;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    float v[CHUNK] = {acc[i][0], acc[i][1], acc[i][2], acc[i][3]};
+    int n = a.n - col < 4 ? a.n - col : 4;
+    if (row + i < a.m && n > 0) finish_chunk<C>(a, row + i, col, n, v);
+  }
 }
 
 GEMS_KERNEL(matmul_plain_f32_f32_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<float, float, float>)

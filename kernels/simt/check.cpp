@@ -73,6 +73,7 @@ void SharedChecker::start_block(unsigned threads) {
   threads_ = threads;
   barrier();
   start_ = base_;
+  beyond_warps_ = false;
 }
 
 void SharedChecker::forget() { std::fill(cells_.begin(), cells_.end(), Cell{}); }
@@ -86,6 +87,7 @@ template <class Use> static void each_actor(unsigned threads, Use use) {
 }
 
 void SharedChecker::release(unsigned thread, Times& into) {
+  beyond_warps_ = true;
   const uint32_t* known = &known_[size_t(thread) * ACTORS];
   into.resize(ACTORS);
   uint32_t* all = into.data();
@@ -101,6 +103,18 @@ void SharedChecker::acquire(unsigned thread, const Times& from) {
 }
 
 void SharedChecker::meet(unsigned first, uint32_t mask) {
+  if (!beyond_warps_) {
+    // Nobody knows more of another warp than the last block barrier told: only this warp's entries matter.
+    uint32_t now = time_++;
+    for (unsigned lane = 0; lane < 32; lane++) {
+      if (!(mask >> lane & 1)) continue;
+      uint32_t* known = &known_[size_t(first + lane) * ACTORS + first];
+      for (unsigned other = 0; other < 32; other++) {
+        if (mask >> other & 1) known[other] = now;
+      }
+    }
+    return;
+  }
   static thread_local Times joint;
   joint.assign(ACTORS, 0);
   for (unsigned lane = 0; lane < 32; lane++) {
@@ -112,6 +126,7 @@ void SharedChecker::meet(unsigned first, uint32_t mask) {
 }
 
 void SharedChecker::learn(unsigned thread, unsigned actor, uint32_t until) {
+  beyond_warps_ = true;
   uint32_t& known = known_[size_t(thread) * ACTORS + actor];
   if (until > known) known = until;
 }
@@ -146,6 +161,7 @@ bool SharedChecker::all_read_before(const Cell& cell, unsigned thread) const {
 void SharedChecker::read(unsigned offset, unsigned bytes, unsigned thread, unsigned as, const void* code) {
   for (unsigned at = offset / 2; at <= (offset + bytes - 1) / 2; at++) {
     Cell& cell = cells_[at];
+    if (cell.read_time == time_ && cell.reader == as) continue;  // nothing happened since
     if (cell.write_time == PENDING) fail_at(code, "byte %u of shared memory is read before the copy into it was waited for", at * 2);
     if (cell.write_time <= start_) fail_at(code, "byte %u of shared memory is read, but nobody wrote it", at * 2);
     if (!before(cell.writer, cell.write_time, thread)) race("written", at * 2, thread, cell.writer, code);

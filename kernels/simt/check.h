@@ -72,6 +72,7 @@ class SharedChecker {
   std::vector<uint32_t> known_;  // [MAX_THREADS x ACTORS]
   uint32_t time_ = 2, base_ = 1, start_ = 1;
   unsigned threads_ = 0;
+  bool beyond_warps_ = false;  // whether anything but barriers and __syncwarp ordered accesses of this block
 };
 
 // Device memory's shadow, a byte for a byte. Addresses of the machine's device memory are its alone.

@@ -59,13 +59,34 @@ int Worker::choose_lane(uint32_t lanes) {
   return __builtin_ctz(lanes);
 }
 
+int Worker::choose_warp(int preferred) {
+  if (preferred >= 0 && ready_[preferred]) return preferred;
+  for (unsigned i = 0; i < warps_; i++) {
+    if (ready_[order_[i]]) return order_[i];
+  }
+  return -1;
+}
+
+// Lets a bulk copy arrive, if one is under way.
+bool Worker::deliver() {
+  size_t under_way = hopper.copies.size();
+  if (!under_way) return false;
+  bool last = launch_->schedule == Schedule::reversed;
+  deliver_copy(hopper, launch_->schedule == Schedule::random ? random() % under_way : last ? under_way - 1 : 0);
+  return true;
+}
+
+void Worker::wait(const char* name) {
+  Fibre& me = current();
+  me.waits_at = name;
+  next(&me, me.warp);
+}
+
 // Gives the processor to a fibre that can run, the same warp's first; back to the worker if none is left.
 void Worker::next(Fibre* from, int preferred_warp) {
-  int warp = -1;
-  if (preferred_warp >= 0 && ready_[preferred_warp]) warp = preferred_warp;
-  for (unsigned i = 0; warp < 0 && i < warps_; i++) {
-    if (ready_[order_[i]]) warp = order_[i];
-  }
+  if (launch_->schedule == Schedule::random && random() % 8 == 0) deliver();
+  int warp = choose_warp(preferred_warp);
+  while (warp < 0 && deliver()) warp = choose_warp(preferred_warp);
   if (warp < 0) {
     if (live_ != 0) abandon(deadlock().c_str());
     switch_context(from->context, main_);
@@ -167,6 +188,7 @@ void Worker::entry() {
   w->launch_->kernel->body(w->launch_->arguments);
   Fibre& me = w->current();
   if (!me.copies.empty()) fail("the thread returned with cp.async copies in flight");
+  if (me.accumulators_bytes) fail("the thread returned with wgmma in flight");
   me.waits_at = nullptr;
   w->live_--;
   w->next(&me, me.warp);
@@ -178,6 +200,7 @@ void Worker::start(const Launch& launch) {
   warps_ = (threads_ + 31) / 32;
   live_ = threads_;
   at_barrier_ = 0;
+  hopper.start_block();
   failed_ = false;
   random_state_ = launch.seed * 0x9E3779B97F4A7C15ull + index_ + 1;
   shared.start_block(threads_);

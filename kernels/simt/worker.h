@@ -4,6 +4,7 @@
 #include <vector>
 #include "check.h"
 #include "fibre.h"
+#include "hopper.h"
 #include "machine.h"
 
 namespace simt {
@@ -19,8 +20,19 @@ struct Fibre : Thread {
   const char* waits_at;           // for the deadlock report; null once the thread has returned
   std::vector<AsyncCopy> copies;  // issued, not delivered
   std::vector<size_t> groups;     // number of copies at each commit
-  uintptr_t accumulators = 0;     // of a wgmma that was not waited for
+  uintptr_t accumulators = 0;     // of wgmmas that were not waited for
   size_t accumulators_bytes = 0;
+
+  // More accumulators that must not be touched; they lie in one array.
+  void hide(const void* memory, size_t bytes) {
+    uintptr_t from = reinterpret_cast<uintptr_t>(memory), to = from + bytes;
+    if (accumulators_bytes) {
+      from = from < accumulators ? from : accumulators;
+      to = to > accumulators + accumulators_bytes ? to : accumulators + accumulators_bytes;
+    }
+    accumulators = from;
+    accumulators_bytes = to - from;
+  }
 };
 
 // An operation that some lanes of a warp have reached.
@@ -50,6 +62,9 @@ struct Worker {
   // For the operations in machine.h, called on a fibre of this worker.
   void meet(uint32_t mask, WarpOperation operation, void* operands, const char* name);
   void wait_barrier();
+  // Leaves the processor until `wake`, called for this thread by another or by a copy that arrives.
+  void wait(const char* name);
+  void wake(unsigned thread) { ready_[thread / 32] |= 1u << thread % 32; }
   [[noreturn]] void abandon(const char* message);
   Fibre& current() { return *static_cast<Fibre*>(self); }
 
@@ -64,6 +79,7 @@ struct Worker {
   std::string error;
   const void* fault_code = nullptr;  // where in the kernel the failure was found, if it is known
   SharedChecker shared;
+  Hopper hopper;
   uintptr_t stacks;
   size_t stacks_bytes = STACK_SLOT * MAX_THREADS;
   uint8_t* shared_arena;          // MAX_SHARED bytes between two guard pages
@@ -73,6 +89,8 @@ struct Worker {
   void start(const Launch& launch);
   void next(Fibre* from, int preferred_warp);
   int choose_lane(uint32_t lanes);
+  int choose_warp(int preferred);
+  bool deliver();
   uint64_t random();
   std::string deadlock() const;
   static void entry();

@@ -1,0 +1,150 @@
+// mbarriers, bulk tensor copies and wgmma: the PTX instructions of sm_90a, or the SIMT machine's.
+#pragma once
+#include "common.cuh"
+
+// A tensor map in a kernel's arguments: cuTensorMapEncodeTiled's, or the machine's.
+struct alignas(128) TensorMap { uint64_t opaque[16]; };
+
+// An address in shared memory, in the 32 bits that descriptors are made of.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+#ifdef GEMS_SIMT
+  return (uint32_t)((const uint8_t*)p - simt::block.shared);
+#else
+  return (uint32_t)__cvta_generic_to_shared(p);
+#endif
+}
+
+// ---- mbarriers --------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void mbarrier_init(uint64_t* bar, int arrivals) {
+#ifdef GEMS_SIMT
+  simt::mbarrier_init(bar, arrivals);
+#else
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");
+#endif
+}
+
+// Makes initialised mbarriers known to the copy engine; a block barrier follows.
+__device__ __forceinline__ void mbarrier_init_fence() {
+#ifndef GEMS_SIMT
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* bar) {
+#ifdef GEMS_SIMT
+  simt::mbarrier_arrive(bar, 0);
+#else
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+#endif
+}
+
+// Arrives, and lets the phase last until copies have brought `bytes` more bytes.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* bar, uint32_t bytes) {
+#ifdef GEMS_SIMT
+  simt::mbarrier_arrive(bar, bytes);
+#else
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
+#endif
+}
+
+// Waits for the end of the phase of that parity (the first phase has parity 0).
+__device__ __forceinline__ void mbarrier_wait(uint64_t* bar, uint32_t parity) {
+#ifdef GEMS_SIMT
+  simt::mbarrier_wait(bar, parity);
+#else
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(bar)), "r"(parity) : "memory");
+#endif
+}
+
+// ---- bulk tensor copies -------------------------------------------------------------------------------
+
+// Copies a box whose first element is (row, col) to shared memory (aligned to 1024 bytes, 128-byte swizzle); what
+// lies outside the tensor becomes zero. Its bytes count on `bar`.
+__device__ __forceinline__ void tensor_load(void* to, const TensorMap& map, uint64_t* bar, int col, int row) {
+#ifdef GEMS_SIMT
+  simt::tensor_load(to, &map, bar, col, row);
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(shared_address(bar)), "r"(col), "r"(row) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void tensor_prefetch(const TensorMap& map) {
+#ifdef GEMS_SIMT
+  (void)map;
+#else
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#endif
+}
+
+// ---- registers of a warpgroup -----------------------------------------------------------------------------
+
+template <int registers> __device__ __forceinline__ void take_registers() {
+#ifndef GEMS_SIMT
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+template <int registers> __device__ __forceinline__ void give_registers() {
+#ifndef GEMS_SIMT
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+
+// ---- wgmma --------------------------------------------------------------------------------------------------
+
+// Before the first product, and whenever accumulators were touched by other instructions.
+__device__ __forceinline__ void wgmma_fence() {
+#ifndef GEMS_SIMT
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wgmma_commit() {
+#ifdef GEMS_SIMT
+  simt::wgmma_commit();
+#else
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Waits until at most `in_flight` committed groups are unfinished.
+template <int in_flight> __device__ __forceinline__ void wgmma_wait() {
+#ifdef GEMS_SIMT
+  simt::wgmma_wait(in_flight);
+#else
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(in_flight) : "memory");
+#endif
+}
+
+// A tile for wgmma: chunks of 64 x 64 values, 8 KiB each, as a tensor_load of such a box leaves them. A chunk holds
+// outputs x k, rows along k; or, transposed, k x outputs, rows along the outputs. `k` is a multiple of 16.
+constexpr int CHUNK_BYTES = 64 * 128;
+template <bool transposed> __device__ __forceinline__ uint64_t wgmma_descriptor(const uint8_t* tile, int k) {
+  uint32_t start = shared_address(tile) + (transposed ? k * 128 : k * 2);
+  // In units of 16 bytes: bytes from 64 outputs to the next 64 (transposed only), from eight rows to the next eight.
+  uint64_t leading = transposed ? CHUNK_BYTES / 16 : 1, stride = 1024 / 16, swizzle128 = 1;
+  return (uint64_t)(start >> 4 & 0x3fff) | leading << 16 | stride << 32 | swizzle128 << 62;
+}
+
+#define GEMS_R8(x) "+f"(c[x]), "+f"(c[x + 1]), "+f"(c[x + 2]), "+f"(c[x + 3]), "+f"(c[x + 4]), "+f"(c[x + 5]), "+f"(c[x + 6]), "+f"(c[x + 7])
+
+// c += a b of 64 x 128, 16 k. A thread holds rows 16 (warp % 4) + lane/4 and + 8; c[4 j + r] is column 8 j + 2 (lane%4)
+// + r % 2 of row r / 2.
+template <bool A_TRANSPOSED, bool B_TRANSPOSED>
+__device__ __forceinline__ void wgmma_64x128(float (&c)[64], uint64_t a, uint64_t b) {
+#ifdef GEMS_SIMT
+  simt::wgmma_m64n128k16(c, a, b, A_TRANSPOSED, B_TRANSPOSED);
+#else
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+      "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"
+      "%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, %66, %67;"
+      : GEMS_R8(0), GEMS_R8(8), GEMS_R8(16), GEMS_R8(24), GEMS_R8(32), GEMS_R8(40), GEMS_R8(48), GEMS_R8(56)
+      : "l"(a), "l"(b), "n"(int(A_TRANSPOSED)), "n"(int(B_TRANSPOSED)));
+#endif
+}

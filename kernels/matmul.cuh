@@ -1,0 +1,101 @@
+// The matrix product's arguments and epilogue, which all its kernels share (formula in matmul.cu).
+#pragma once
+#include "common.cuh"
+
+struct MatmulArguments {
+  Matrix a0, b0, a1, b1, c, bias;
+  int m, n, k0, k1;
+  int transpose_a, transpose_b;
+  float alpha, beta;
+  int stochastic, unused;
+  uint64_t seed;
+};
+
+// Tile (row, column) number `index`: bands of 8 tile rows, column by column within a band, so that blocks that run
+// together share operands in L2.
+__device__ __forceinline__ void place_of(int index, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
+  int band = index / (8 * tiles_n), first = band * 8, height = tiles_m - first < 8 ? tiles_m - first : 8;
+  int within = index - band * 8 * tiles_n;
+  tile_m = first + within % height;
+  tile_n = within / height;
+}
+
+// 64 random bits of (seed, row, column / 4), 16 for each of four columns: splitmix64.
+__device__ __forceinline__ uint64_t random64(uint64_t seed, int row, int quad) {
+  uint64_t z = seed + 0x9E3779B97F4A7C15ull * (((uint64_t)(uint32_t)row << 32 | (uint32_t)quad) + 1);
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+  return z ^ z >> 31;
+}
+
+// The bf16 value below or above, as the 16 random bits decide: the probability is the distance to the other.
+__device__ __forceinline__ float round_at_random(float value, uint32_t random16) {
+  uint32_t bits = __float_as_uint(value);
+  bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? __uint_as_float((bits + random16) & 0xffff0000u) : value;
+}
+
+// Writes n <= CHUNK neighbouring sums of C's row, the first at column `col`, which is a multiple of 4.
+template <class C>
+__device__ __forceinline__ void finish_chunk(const MatmulArguments& a, int row, int col, int n, float (&v)[CHUNK]) {
+  C* to = a.c.row<C>(row) + col;
+  float other[CHUNK];
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) v[i] *= a.alpha;
+  if (a.beta != 0.0f) {
+    load_chunk(to, n, other);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) v[i] += a.beta * other[i];
+  }
+  if (a.bias.data) {
+    load_chunk(a.bias.row<const C>(0) + col, n, other);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) v[i] += other[i];
+  }
+  if (a.stochastic) {
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += 4) {
+      uint64_t random = random64(a.seed, row, (col + i) / 4);
+#pragma unroll
+      for (int j = 0; j < 4; j++) v[i + j] = round_at_random(v[i + j], (uint32_t)(random >> 16 * j) & 0xffffu);
+    }
+  }
+  store_chunk(to, n, v);
+}
+
+// Among the four lanes of a quad: lane i ends up with what was v[i] of each, v[j] being lane j's.
+__device__ __forceinline__ void transpose_quad(float (&v)[4]) {
+  bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    float other = __shfl_xor_sync(~0u, odd ? v[i] : v[i + 1], 1);
+    if (odd) v[i] = other;
+    else v[i + 1] = other;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    float other = __shfl_xor_sync(~0u, high ? v[i] : v[i + 2], 2);
+    if (high) v[i] = other;
+    else v[i + 2] = other;
+  }
+}
+
+// Writes 32 columns of two rows, `row` and `row` + 8, of an accumulator in mma's layout: lane l of a quad holds
+// columns 2 l and 2 l + 1 of four tiles of 8, c[tile * 4 + half * 2 ..]. The quad exchanges them, so that a lane
+// writes 8 neighbours.
+template <class C>
+__device__ __forceinline__ void finish_quad(const MatmulArguments& a, int row, int col, const float* c) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float even[4], odd[4], v[CHUNK];
+#pragma unroll
+    for (int i = 0; i < 4; i++) even[i] = c[i * 4 + half * 2], odd[i] = c[i * 4 + half * 2 + 1];
+    transpose_quad(even);
+    transpose_quad(odd);
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
+    int to_row = row + half * 8, to_col = col + (int)threadIdx.x % 4 * 8;
+    int n = a.n - to_col < CHUNK ? a.n - to_col : CHUNK;
+    if (to_row < a.m && n > 0) finish_chunk<C>(a, to_row, to_col, n, v);
+  }
+}
