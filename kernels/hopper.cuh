@@ -83,6 +83,30 @@ __device__ __forceinline__ void tensor_prefetch(const TensorMap& map) {
 #endif
 }
 
+// ---- flags between blocks --------------------------------------------------------------------------------
+
+// Adds 1, after everything that this thread, and those that it synchronised with, wrote; also as seen by bulk copies.
+__device__ __forceinline__ void flag_add(uint32_t* flag) {
+#ifdef GEMS_SIMT
+  simt::flag_add(flag);
+#else
+  asm volatile("fence.proxy.async.global;\nred.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
+#endif
+}
+
+// Waits until the flag is at least `value`; what was written before may then be read, also by bulk copies.
+__device__ __forceinline__ void flag_wait(const uint32_t* flag, uint32_t value) {
+#ifdef GEMS_SIMT
+  simt::flag_wait(flag, value);
+#else
+  uint32_t seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+  } while (seen < value);
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
 // ---- registers of a warpgroup -----------------------------------------------------------------------------
 
 template <int registers> __device__ __forceinline__ void take_registers() {

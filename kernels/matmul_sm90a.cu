@@ -1,24 +1,28 @@
-// Matrix product with an optional second product on Hopper: what matmul.cu computes, by bulk tensor copies and wgmma.
+// The adapted linear on Hopper, in one launch, by bulk tensor copies and wgmma: what matmul.cu computes, and its branch.
 //
-//   C = alpha (op(A0) op(B0) + op(A1) op(B1)) + beta C + bias
+//   S = A0 op(P)                                                     (the branch; R = 0: there is none)
+//   C = alpha (op(A0) op(B0) + op(A1) op(B1)) + beta C + bias        with A1 = S where there is a branch
 //
-// bf16 operands, base and rows aligned to 16 bytes, any M, N, K >= 1; C bf16 or f32, any alignment; sums in f32. The
-// second product is further steps of the same loop: the low-rank branch costs ceil(K1 / 64) of them.
+// forward: S = h = x A^T, C = y = x W^T + h B^T + bias; gradient: S = z = dy B, C = dx = dy W + z A. bf16 operands, base
+// and rows aligned to 16 bytes, any M, N >= 1, K0 >= 1, K1, R >= 0; C bf16 or f32, any alignment; sums in f32. The
+// second product is further steps of the same loop: ceil(K1 / 64) of them. The branch's columns are further tiles of the
+// same launch: they share the read of A0 with their neighbours, and run beside them instead of before them.
 //
-// Persistent: min(tiles, multiprocessors) blocks of 384 threads, one on a multiprocessor; a block goes over the
-// tiles of 128 x BN (BN = 128 or 256) blockIdx.x, + gridDim.x, ... in the order of place_of. Warpgroup 0 keeps the
-// copy engine busy: one thread of it fills a ring of stages of 64 k, four (BN = 256) or six (128). Warpgroups 1 and 2
-// own 64 rows of the tile each and never touch the operands themselves. A stage has two mbarriers: `full` (its copies
-// have arrived) and `empty` (both warpgroups are done with it). One group of products stays in flight while the next
-// is issued.
-// Shared memory: 1024 + STAGES (16 + BN / 8) KiB + mbarriers; Ring<BN>::SHARED_BYTES.
+// Persistent: min(tiles, multiprocessors) blocks of 384 threads, one on a multiprocessor; all must run at the same time.
+// A block goes over the tiles blockIdx.x, + gridDim.x, ... of 128 x BN (BN = 128 or 256), the branch's first, then C's in
+// the order of place_of. Warpgroup 0 keeps the copy engine busy: one thread of it fills a ring of stages of 64 k, four
+// (BN = 256) or six (128). Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies
+// have arrived) and `empty` (both warpgroups are done with it). One group of products stays in flight while the next is
+// issued. A tile of C whose S is not written yet waits for it after all of A0 B0, that is, practically never.
+// Shared memory: Ring<BN>::SHARED_BYTES. `written` u32 [ceil(M / 128)], zero before the launch, counts warps that have
+// written their part of S.
 //
-// Bytes and flops: as matmul.cu; operands from L2 (M / 128) and (N / BN) times. Arithmetic was checked on the SIMT
-// machine only; no run on a GPU yet.
+// Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128) times.
+// Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
 #include "hopper.cuh"
 #include "matmul.cuh"
 
-constexpr int HOPPER_THREADS = 384, HOPPER_M = 128, HOPPER_K = 64;
+constexpr int HOPPER_THREADS = 384, HOPPER_M = 128, HOPPER_K = 64, WRITING_WARPS = 8;
 
 // The ring of a kernel with BN columns.
 template <int BN> struct Ring {
@@ -27,8 +31,10 @@ template <int BN> struct Ring {
 };
 
 struct HopperArguments {
-  TensorMap a0, b0, a1, b1;  // boxes of 64 x 64
-  MatmulArguments product;
+  TensorMap a0, b0, a1, b1, branch_b;  // boxes of 64 x 64
+  MatmulArguments product, branch;     // branch: c is S, n is R (0: none)
+  uint32_t* written;
+  uint32_t unused[30];
 };
 
 // The ring's position: which stage, and the parity of its current round.
@@ -40,11 +46,29 @@ struct RingPlace {
   }
 };
 
-// Copies the chunks of one operand: OUTPUTS x 64 k from (major, k).
-template <int OUTPUTS, bool transposed>
-__device__ __forceinline__ void load_chunks(uint8_t* tile, const TensorMap& map, uint64_t* full, int major, int k) {
-#pragma unroll
-  for (int i = 0; i < OUTPUTS / 64; i++) {
+// One tile of the launch: of S or of C, its place, its steps, and how many of its columns' halves exist.
+template <int BN> struct Tile {
+  bool of_branch;
+  int m, n, steps0, steps, parts;
+  __device__ __forceinline__ Tile(const HopperArguments& a, int index) {
+    int tiles_m = (a.product.m + HOPPER_M - 1) / HOPPER_M, of_s = tiles_m * ((a.branch.n + BN - 1) / BN);
+    of_branch = index < of_s;
+    int cols = of_branch ? a.branch.n : a.product.n;
+    place_of(of_branch ? index : index - of_s, tiles_m, (cols + BN - 1) / BN, m, n);
+    steps0 = (a.product.k0 + HOPPER_K - 1) / HOPPER_K;
+    steps = steps0 + (of_branch ? 0 : (a.product.k1 + HOPPER_K - 1) / HOPPER_K);
+    parts = cols - n * BN > 128 ? BN / 128 : 1;
+  }
+  static __device__ __forceinline__ int count(const HopperArguments& a) {
+    int columns = (a.product.n + BN - 1) / BN + (a.branch.n + BN - 1) / BN;
+    return (a.product.m + HOPPER_M - 1) / HOPPER_M * columns;
+  }
+};
+
+// Copies `chunks` chunks of an operand: 64 outputs x 64 k each, from (major, k).
+template <bool transposed>
+__device__ __forceinline__ void load_chunks(uint8_t* tile, int chunks, const TensorMap& map, uint64_t* full, int major, int k) {
+  for (int i = 0; i < chunks; i++) {
     int along = major + i * 64;
     tensor_load(tile + i * CHUNK_BYTES, map, full, transposed ? along : k, transposed ? k : along);
   }
@@ -53,61 +77,72 @@ __device__ __forceinline__ void load_chunks(uint8_t* tile, const TensorMap& map,
 template <bool TA, bool TB, int BN>
 __device__ __forceinline__ void produce(const HopperArguments& a, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
   constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
-  const MatmulArguments& p = a.product;
-  int tiles_m = (p.m + HOPPER_M - 1) / HOPPER_M, tiles_n = (p.n + BN - 1) / BN;
-  int steps0 = (p.k0 + HOPPER_K - 1) / HOPPER_K, steps = steps0 + (p.k1 + HOPPER_K - 1) / HOPPER_K;
   RingPlace at;
-  for (int tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
-    int tile_m, tile_n;
-    place_of(tile, tiles_m, tiles_n, tile_m, tile_n);
-    for (int step = 0; step < steps; step++, at.next(STAGES)) {
-      bool second = step >= steps0;
-      int k = (second ? step - steps0 : step) * HOPPER_K;
+  for (int index = blockIdx.x; index < Tile<BN>::count(a); index += gridDim.x) {
+    Tile<BN> tile(a, index);
+    for (int step = 0; step < tile.steps; step++, at.next(STAGES)) {
+      bool second = step >= tile.steps0;
+      int k = (second ? step - tile.steps0 : step) * HOPPER_K;
+      if (step == tile.steps0 && a.branch.n) flag_wait(a.written + tile.m, WRITING_WARPS * ((a.branch.n + BN - 1) / BN));
       uint8_t* stage = tiles + at.stage * STAGE_BYTES;
+      uint64_t* arrived = full + at.stage;
       mbarrier_wait(empty + at.stage, at.round ^ 1);  // the first round finds every stage free
-      mbarrier_arrive_expect(full + at.stage, STAGE_BYTES);
-      load_chunks<HOPPER_M, TA>(stage, second ? a.a1 : a.a0, full + at.stage, tile_m * HOPPER_M, k);
-      load_chunks<BN, !TB>(stage + HOPPER_M / 64 * CHUNK_BYTES, second ? a.b1 : a.b0, full + at.stage, tile_n * BN, k);
+      mbarrier_arrive_expect(arrived, (HOPPER_M / 64 + tile.parts * 2) * CHUNK_BYTES);
+      const TensorMap& b = second ? a.b1 : tile.of_branch ? a.branch_b : a.b0;
+      load_chunks<TA>(stage, HOPPER_M / 64, second ? a.a1 : a.a0, arrived, tile.m * HOPPER_M, k);
+      load_chunks<!TB>(stage + HOPPER_M / 64 * CHUNK_BYTES, tile.parts * 2, b, arrived, tile.n * BN, k);
     }
   }
 }
 
+// The products of one tile: acc of PARTS x 128 columns.
+template <bool TA, bool TB, int BN, int PARTS>
+__device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int steps, RingPlace& at, const uint8_t* tiles,
+                                              uint64_t* full, uint64_t* empty) {
+  constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
+  int group = threadIdx.x / 128 - 1, before = -1;
+  bool speaks = threadIdx.x % 128 == 0;
+  for (int step = 0; step < steps; step++, at.next(STAGES)) {
+    const uint8_t* tile_a = tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
+    const uint8_t* tile_b = tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
+    mbarrier_wait(full + at.stage, at.round);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < HOPPER_K; k += 16) {
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) {
+        wgmma_64x128<TA, !TB>(acc[part], wgmma_descriptor<TA>(tile_a, k),
+                              wgmma_descriptor<!TB>(tile_b + part * 2 * CHUNK_BYTES, k));
+      }
+    }
+    wgmma_commit();
+    wgmma_wait<1>();  // the products of the stage before are done
+    if (before >= 0 && speaks) mbarrier_arrive(empty + before);
+    before = at.stage;
+  }
+  wgmma_wait<0>();
+  if (before >= 0 && speaks) mbarrier_arrive(empty + before);
+}
+
 template <class C, bool TA, bool TB, int BN>
 __device__ __forceinline__ void consume(const HopperArguments& a, const uint8_t* tiles, uint64_t* full, uint64_t* empty) {
-  constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES, PARTS = BN / 128;
-  const MatmulArguments& p = a.product;
-  int tiles_m = (p.m + HOPPER_M - 1) / HOPPER_M, tiles_n = (p.n + BN - 1) / BN;
-  int steps = (p.k0 + HOPPER_K - 1) / HOPPER_K + (p.k1 + HOPPER_K - 1) / HOPPER_K;
-  int group = threadIdx.x / 128 - 1;
-  bool speaks = threadIdx.x % 128 == 0;
   RingPlace at;
-  for (int tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
-    int tile_m, tile_n, before = -1;
-    place_of(tile, tiles_m, tiles_n, tile_m, tile_n);
-    float acc[PARTS][64] = {};
-    for (int step = 0; step < steps; step++, at.next(STAGES)) {
-      const uint8_t* tile_a = tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
-      const uint8_t* tile_b = tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
-      mbarrier_wait(full + at.stage, at.round);
-      wgmma_fence();
+  int lane = threadIdx.x % 32, row0 = ((int)threadIdx.x / 32 - 4) * 16 + lane / 4;
+  for (int index = blockIdx.x; index < Tile<BN>::count(a); index += gridDim.x) {
+    Tile<BN> tile(a, index);
+    float acc[BN / 128][64] = {};
+    if (tile.parts == 1) multiply_ring<TA, TB, BN, 1>(acc, tile.steps, at, tiles, full, empty);
+    else multiply_ring<TA, TB, BN, BN / 128>(acc, tile.steps, at, tiles, full, empty);
+    int row = tile.m * HOPPER_M + row0;
+    if (tile.of_branch) {
 #pragma unroll
-      for (int k = 0; k < HOPPER_K; k += 16) {
+      for (int col = 0; col < BN; col += 32) finish_quad<bf16>(a.branch, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
+      __syncwarp();
+      if (lane == 0) flag_add(a.written + tile.m);
+    } else {
 #pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-          wgmma_64x128<TA, !TB>(acc[part], wgmma_descriptor<TA>(tile_a, k),
-                                wgmma_descriptor<!TB>(tile_b + part * 2 * CHUNK_BYTES, k));
-        }
-      }
-      wgmma_commit();
-      wgmma_wait<1>();  // the products of the stage before are done
-      if (before >= 0 && speaks) mbarrier_arrive(empty + before);
-      before = at.stage;
+      for (int col = 0; col < BN; col += 32) finish_quad<C>(a.product, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
     }
-    wgmma_wait<0>();
-    if (before >= 0 && speaks) mbarrier_arrive(empty + before);
-    int row = tile_m * HOPPER_M + group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int col = 0; col < BN; col += 32) finish_quad<C>(p, row, tile_n * BN + col, &acc[col / 128][col % 128 / 2]);
   }
 }
 

@@ -12,11 +12,10 @@ namespace simt {
 
 // ---- who, where -------------------------------------------------------------------------------------
 
-constexpr uint16_t MANY = 0xffff;
+constexpr unsigned NOBODY = ~0u;
 constexpr uint32_t PENDING = ~0u;  // a write that is under way: nothing is ordered after it
 
 static std::string name_of(unsigned actor) {
-  if (actor == MANY) return "several threads";
   if (actor >= COPY_ACTOR) return "a bulk copy";
   if (actor >= WARPGROUP_ACTOR) return "wgmma of warpgroup " + std::to_string(actor - WARPGROUP_ACTOR);
   unsigned x = block.size.x, y = block.size.y;
@@ -142,52 +141,54 @@ static uint64_t group_bit(unsigned actor) {
   return uint64_t(1) << (actor < MAX_THREADS ? actor / 32 : MAX_WARPS + actor - WARPGROUP_ACTOR);
 }
 
-bool SharedChecker::all_read_before(const Cell& cell, unsigned thread) const {
-  if (cell.read_time <= base_) return true;
-  if (cell.reader != MANY) return before(cell.reader, cell.read_time, thread);
-  for (uint64_t groups = cell.reader_groups; groups; groups &= groups - 1) {
+unsigned SharedChecker::unordered_reader(const Cell& cell, unsigned thread) const {
+  for (int i = 0; i < 2; i++) {
+    if (!before(cell.reader[i], cell.read_time[i], thread)) return cell.reader[i];
+  }
+  if (cell.group_time <= base_) return NOBODY;
+  for (uint64_t groups = cell.groups; groups; groups &= groups - 1) {
     unsigned bit = __builtin_ctzll(groups);
-    if (bit >= MAX_WARPS) {
-      if (!before(WARPGROUP_ACTOR + bit - MAX_WARPS, cell.read_time, thread)) return false;
-      continue;
-    }
-    for (unsigned i = bit * 32; i < bit * 32 + 32 && i < threads_; i++) {
-      if (!before(i, cell.read_time, thread)) return false;
+    bool wgmma = bit >= MAX_WARPS;
+    unsigned first = wgmma ? WARPGROUP_ACTOR + bit - MAX_WARPS : bit * 32, count = wgmma ? 1 : 32;
+    for (unsigned i = first; i < first + count && (wgmma || i < threads_); i++) {
+      if (!before(i, cell.group_time, thread)) return i;
     }
   }
-  return true;
+  return NOBODY;
 }
 
 void SharedChecker::read(unsigned offset, unsigned bytes, unsigned thread, unsigned as, const void* code) {
   for (unsigned at = offset / 2; at <= (offset + bytes - 1) / 2; at++) {
     Cell& cell = cells_[at];
-    if (cell.read_time == time_ && cell.reader == as) continue;  // nothing happened since
+    if (cell.read_time[0] == time_ && cell.reader[0] == as) continue;  // nothing happened since
     if (cell.write_time == PENDING) fail_at(code, "byte %u of shared memory is read before the copy into it was waited for", at * 2);
     if (cell.write_time <= start_) fail_at(code, "byte %u of shared memory is read, but nobody wrote it", at * 2);
     if (!before(cell.writer, cell.write_time, thread)) race("written", at * 2, thread, cell.writer, code);
-    if (cell.read_time <= base_ || cell.reader == as) {
-      cell.reader = as;
-    } else if (cell.reader != MANY) {
-      cell.reader_groups = group_bit(cell.reader) | group_bit(as);
-      cell.reader = MANY;
+    // Two readers are known exactly, the others by their warp.
+    int i = 0;
+    while (i < 2 && cell.reader[i] != as && cell.read_time[i] > base_) i++;
+    if (i < 2) {
+      cell.reader[i] = as;
+      cell.read_time[i] = time_;
     } else {
-      cell.reader_groups |= group_bit(as);
+      cell.groups = group_bit(as) | (cell.group_time > base_ ? cell.groups : 0);
+      cell.group_time = time_;
     }
-    cell.read_time = time_;
   }
 }
 
 void SharedChecker::check_write(Cell& cell, unsigned at, unsigned thread, const void* code) {
   if (cell.write_time == PENDING) fail_at(code, "byte %u of shared memory is written while a copy into it is under way", at * 2);
   if (!before(cell.writer, cell.write_time, thread)) race("written", at * 2, thread, cell.writer, code);
-  if (!all_read_before(cell, thread)) race("read", at * 2, thread, cell.reader, code);
+  unsigned reader = unordered_reader(cell, thread);
+  if (reader != NOBODY) race("read", at * 2, thread, reader, code);
 }
 
 void SharedChecker::write(unsigned offset, unsigned bytes, unsigned thread, const void* code) {
   for (unsigned at = offset / 2; at <= (offset + bytes - 1) / 2; at++) {
     Cell& cell = cells_[at];
     check_write(cell, at, thread, code);
-    cell = Cell{time_, 0, uint16_t(thread), 0, 0};
+    cell = written(time_, thread);
   }
 }
 
@@ -195,12 +196,12 @@ void SharedChecker::copy_started(unsigned offset, unsigned bytes, unsigned threa
   for (unsigned at = offset / 2; at <= (offset + bytes - 1) / 2; at++) {
     Cell& cell = cells_[at];
     check_write(cell, at, thread, code);
-    cell = Cell{PENDING, 0, uint16_t(as), 0, 0};
+    cell = written(PENDING, as);
   }
 }
 
 void SharedChecker::copy_arrived(unsigned offset, unsigned bytes, unsigned as) {
-  for (unsigned at = offset / 2; at <= (offset + bytes - 1) / 2; at++) cells_[at] = Cell{time_, 0, uint16_t(as), 0, 0};
+  for (unsigned at = offset / 2; at <= (offset + bytes - 1) / 2; at++) cells_[at] = written(time_, as);
 }
 
 // ---- device memory -----------------------------------------------------------------------------------------

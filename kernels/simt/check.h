@@ -4,7 +4,7 @@
 // before every access; check.cpp answers those calls instead of the compiler's own library. Operations that
 // the machine carries out itself (copies, ldmatrix, wgmma) report their accesses likewise.
 //
-// Shared memory: for every two bytes, who wrote and who read last, and when. Time goes on at every
+// Shared memory: for every two bytes, who wrote last and who has read since, and when. Time goes on at every
 // synchronisation. An access is ordered after another when a block barrier lies between, or when its thread
 // knows, through __syncwarp, named barriers and mbarriers, that the other is over: vector clocks.
 // Device memory: for every byte, whether it belongs to a live allocation and whether it was ever written.
@@ -57,14 +57,16 @@ class SharedChecker {
 
  private:
   struct Cell {
-    uint32_t write_time, read_time;
-    uint16_t writer, reader;  // reader may be MANY: then any thread of reader_groups
-    uint64_t reader_groups;   // bit w: warp w, bit 32 + g: tensor cores of warpgroup g
+    uint32_t write_time, read_time[2], group_time;
+    uint16_t writer, reader[2];
+    uint64_t groups;  // who else read, until group_time. Bit w: threads of warp w; 32 + g: wgmma of warpgroup g
   };
+  static Cell written(uint32_t when, unsigned by) { return Cell{when, {0, 0}, 0, uint16_t(by), {0, 0}, 0}; }
   bool before(unsigned actor, uint32_t when, unsigned thread) const {
     return when <= base_ || actor == thread || when <= known_[size_t(thread) * ACTORS + actor];
   }
-  bool all_read_before(const Cell& cell, unsigned thread) const;
+  // A reader whose access is not ordered before what `thread` does now, or NOBODY.
+  unsigned unordered_reader(const Cell& cell, unsigned thread) const;
   void check_write(Cell& cell, unsigned at, unsigned thread, const void* code);
   [[noreturn]] void race(const char* what, unsigned offset, unsigned thread, unsigned other, const void* code);
 

@@ -243,6 +243,22 @@ static void finish_groups(Warpgroup& g, unsigned number) {
 
 void wgmma_wait(int groups_in_flight) { meet_group(finish_groups, &groups_in_flight, "wgmma.wait_group"); }
 
+// ---- flags -----------------------------------------------------------------------------------------------------------
+
+void flag_add(uint32_t* flag) {
+  device_access(uintptr_t(flag), 4, true, nullptr);
+  __atomic_fetch_add(flag, 1, __ATOMIC_RELEASE);
+}
+
+// The other block must be running, on another OS thread, or be over.
+void flag_wait(const uint32_t* flag, uint32_t value) {
+  device_access(uintptr_t(flag), 4, false, nullptr);
+  for (int tries = 0; __atomic_load_n(flag, __ATOMIC_ACQUIRE) < value; tries++) {
+    if (tries == 20000) fail("a flag is waited for: %u of %u, and no other block of this launch is at work on it", *flag, value);
+    worker->let_others();
+  }
+}
+
 }  // namespace simt
 
 // What cuTensorMapEncodeTiled is on a GPU: 16-bit values, 128-byte swizzle, zeros outside. `map` has 128 bytes.

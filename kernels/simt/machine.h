@@ -58,6 +58,10 @@ void wgmma_m64n128k16(float* accumulators, uint64_t a, uint64_t b, bool a_transp
 void wgmma_commit();
 void wgmma_wait(int groups_in_flight);
 
+// Counters in device memory, by which blocks wait for each other.
+void flag_add(uint32_t* flag);
+void flag_wait(const uint32_t* flag, uint32_t value);
+
 // A kernel known to the machine. Objects are static; they link themselves into a list.
 struct Kernel {
   const char* name;

@@ -1,4 +1,5 @@
 // Kernels with planted bugs: what the SIMT machine must find. Never compiled for a GPU.
+#include "hopper.cuh"
 #include "tensor_core.cuh"
 
 struct PlantedArguments { float* data; int64_t n; };
@@ -143,5 +144,74 @@ __device__ void planted_endless_stack(const PlantedArguments& a) {
   for (int i = 32 * 1024 - 1; i >= 0; i--) local[i] = a.data[0];
 }
 GEMS_KERNEL(planted_endless_stack, 64, PlantedArguments, planted_endless_stack)
+
+// Thread 0 hands values to the others through an mbarrier: right, and with what can be forgotten.
+template <bool FENCED, bool WAITS> __device__ void hand_over(const PlantedArguments& a) {
+  GEMS_SHARED(shared);
+  uint64_t* bar = reinterpret_cast<uint64_t*>(shared);
+  float* values = reinterpret_cast<float*>(shared + 64);
+  if (threadIdx.x == 0) mbarrier_init(bar, 1);
+  if (FENCED) __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 32; i++) values[i] = (float)i;
+    mbarrier_arrive(bar);
+  }
+  if (WAITS) mbarrier_wait(bar, 0);
+  a.data[threadIdx.x] = values[threadIdx.x % 32];
+}
+GEMS_KERNEL(planted_mbarrier, 64, PlantedArguments, hand_over<true, true>)
+GEMS_KERNEL(planted_mbarrier_not_waited, 64, PlantedArguments, hand_over<true, false>)
+GEMS_KERNEL(planted_mbarrier_not_told, 64, PlantedArguments, hand_over<false, true>)
+
+__device__ void planted_mbarrier_twice(const PlantedArguments& a) {
+  GEMS_SHARED(shared);
+  uint64_t* bar = reinterpret_cast<uint64_t*>(shared);
+  if (threadIdx.x == 0) mbarrier_init(bar, 1);
+  __syncthreads();
+  mbarrier_arrive_expect(bar, 16);
+  mbarrier_wait(bar, 0);
+  a.data[threadIdx.x] = 0.0f;
+}
+GEMS_KERNEL(planted_mbarrier_twice, 64, PlantedArguments, planted_mbarrier_twice)
+
+// A ring of two stages between a copying thread and a warpgroup that multiplies, with what can be forgotten.
+struct PlantedRingArguments { TensorMap map; float* data; int64_t n; uint64_t unused[14]; };
+template <bool FULL, bool EMPTY, bool PRODUCTS> __device__ void ring(const PlantedRingArguments& a) {
+  GEMS_SHARED(shared);
+  uint64_t *full = reinterpret_cast<uint64_t*>(shared + 4 * CHUNK_BYTES), *empty = full + 2;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; i++) mbarrier_init(full + i, 1), mbarrier_init(empty + i, 1);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x == 128) {
+    for (int step = 0; step < 4; step++) {
+      int stage = step % 2;
+      if (EMPTY) mbarrier_wait(empty + stage, (step / 2 & 1) ^ 1);
+      mbarrier_arrive_expect(full + stage, 2 * CHUNK_BYTES);
+      tensor_load(shared + stage * 2 * CHUNK_BYTES, a.map, full + stage, 0, 0);
+      tensor_load(shared + stage * 2 * CHUNK_BYTES + CHUNK_BYTES, a.map, full + stage, 0, 0);
+    }
+  }
+  if (threadIdx.x >= 128) return;
+  float c[64] = {};
+  for (int step = 0; step < 4; step++) {
+    int stage = step % 2;
+    if (FULL) mbarrier_wait(full + stage, step / 2 & 1);
+    const uint8_t* tile = shared + stage * 2 * CHUNK_BYTES;
+    wgmma_fence();
+    for (int k = 0; k < 64; k += 16) wgmma_64x128<false, false>(c, wgmma_descriptor<false>(tile, k), wgmma_descriptor<false>(tile, k));
+    wgmma_commit();
+    if (PRODUCTS) wgmma_wait<0>();
+    if (threadIdx.x == 0) mbarrier_arrive(empty + stage);
+  }
+  float first = c[0];
+  wgmma_wait<0>();
+  a.data[threadIdx.x] = first;
+}
+GEMS_KERNEL(planted_ring, 256, PlantedRingArguments, ring<true, true, true>)
+GEMS_KERNEL(planted_ring_not_arrived, 256, PlantedRingArguments, ring<false, true, true>)
+GEMS_KERNEL(planted_ring_not_free, 256, PlantedRingArguments, ring<true, false, true>)
+GEMS_KERNEL(planted_ring_not_multiplied, 256, PlantedRingArguments, ring<true, true, false>)
 
 GEMS_FILE(planted)

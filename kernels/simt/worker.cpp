@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <unistd.h>
 
 #if defined(__x86_64__) && defined(__linux__) && !defined(SIMT_UCONTEXT)
 asm(R"(
@@ -76,6 +77,20 @@ bool Worker::deliver() {
   return true;
 }
 
+// Gives those that let others run another try.
+bool Worker::resume() {
+  if (aside_.empty()) return false;
+  usleep(200);
+  for (unsigned thread : aside_) wake(thread);
+  aside_.clear();
+  return true;
+}
+
+void Worker::let_others() {
+  aside_.push_back(self->linear);
+  wait("a flag of another block");
+}
+
 void Worker::wait(const char* name) {
   Fibre& me = current();
   me.waits_at = name;
@@ -86,7 +101,7 @@ void Worker::wait(const char* name) {
 void Worker::next(Fibre* from, int preferred_warp) {
   if (launch_->schedule == Schedule::random && random() % 8 == 0) deliver();
   int warp = choose_warp(preferred_warp);
-  while (warp < 0 && deliver()) warp = choose_warp(preferred_warp);
+  while (warp < 0 && (deliver() || resume())) warp = choose_warp(preferred_warp);
   if (warp < 0) {
     if (live_ != 0) abandon(deadlock().c_str());
     switch_context(from->context, main_);
@@ -200,6 +215,7 @@ void Worker::start(const Launch& launch) {
   warps_ = (threads_ + 31) / 32;
   live_ = threads_;
   at_barrier_ = 0;
+  aside_.clear();
   hopper.start_block();
   failed_ = false;
   random_state_ = launch.seed * 0x9E3779B97F4A7C15ull + index_ + 1;

@@ -64,6 +64,8 @@ struct Worker {
   void wait_barrier();
   // Leaves the processor until `wake`, called for this thread by another or by a copy that arrives.
   void wait(const char* name);
+  // Leaves the processor until no other thread of the block can run, and for a moment.
+  void let_others();
   void wake(unsigned thread) { ready_[thread / 32] |= 1u << thread % 32; }
   [[noreturn]] void abandon(const char* message);
   Fibre& current() { return *static_cast<Fibre*>(self); }
@@ -91,6 +93,7 @@ struct Worker {
   int choose_lane(uint32_t lanes);
   int choose_warp(int preferred);
   bool deliver();
+  bool resume();
   uint64_t random();
   std::string deadlock() const;
   static void entry();
@@ -100,6 +103,7 @@ struct Worker {
   uint32_t ready_[MAX_WARPS], blocked_[MAX_WARPS];
   int order_[MAX_WARPS];
   Meeting meetings_[MAX_WARPS][4];  // lanes of a warp may be at different places
+  std::vector<unsigned> aside_;     // threads that let others run
   Context main_;
   bool failed_ = false;
   uint64_t random_state_ = 1;

@@ -4,6 +4,7 @@
 use super::support::{assert_close, kernel_devices, numbers};
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::backend::cuda::simt::{Schedule, configure, run_planted};
+use gems_engine::backend::cuda::{Cuda, MatmulShape};
 use gems_engine::backend::*;
 use half::bf16;
 use std::ops::Range;
@@ -98,29 +99,30 @@ fn product(a: &[f32], op_a: Op, b: &[f32], op_b: Op, (m, n, k): (usize, usize, u
 fn check_matmul(shape: (usize, usize, usize), ops: (Op, Op), types: [DType; 3], beta: f32, pad: usize) {
     kernel_devices(DType::BF16)
         .into_iter()
-        .for_each(|be| check_matmul_on(&*be, shape, ops, types, beta, pad));
+        .for_each(|be| check_matmul_on(&*be, shape, ops, types, beta, (pad, pad)));
 }
 
+/// `pads`: of the operands' rows, and of the result's.
 fn check_matmul_on(
     be: &dyn Backend,
     shape: (usize, usize, usize),
     ops: (Op, Op),
     types: [DType; 3],
     beta: f32,
-    pad: usize,
+    pads: (usize, usize),
 ) {
     let (m, n, k) = shape;
     let (a, b, c) = (values(types[0], 1, m * k), values(types[1], 2, k * n), values(types[2], 3, m * n));
     let stored = |op: Op, r: usize, c: usize| if op == Op::N { (r, c) } else { (c, r) };
     let ((ar, ac), (br, bc)) = (stored(ops.0, m, k), stored(ops.1, k, n));
-    let ta = Padded::new(be, &a, ar, ac, pad, types[0]);
-    let tb = Padded::new(be, &b, br, bc, pad, types[1]);
-    let mut tc = Padded::new(be, if beta == 0.0 { &[] } else { &c }, m, n, pad, types[2]);
+    let ta = Padded::new(be, &a, ar, ac, pads.0, types[0]);
+    let tb = Padded::new(be, &b, br, bc, pads.0, types[1]);
+    let mut tc = Padded::new(be, if beta == 0.0 { &[] } else { &c }, m, n, pads.1, types[2]);
     be.matmul(tc.mat_mut(), beta, 0.5, ta.mat(), ops.0, tb.mat(), ops.1).unwrap();
     let want: Vec<f32> =
         product(&a, ops.0, &b, ops.1, shape).iter().zip(&c).map(|(p, c)| 0.5 * p + beta * c).collect();
     let precision = if types[2] == DType::F32 { DType::F32 } else { DType::BF16 };
-    close(&format!("{shape:?} {ops:?} {types:?} beta {beta} pad {pad}"), precision, &tc.read(be), &want);
+    close(&format!("{shape:?} {ops:?} {types:?} beta {beta} pads {pads:?}"), precision, &tc.read(be), &want);
 }
 
 #[test]
@@ -169,6 +171,68 @@ fn adapted_linear_and_its_input_gradient() {
                 .unwrap();
             [&h, &y, &z, &dx].map(|t| be.download(t.mat()).unwrap()).to_vec()
         });
+    }
+}
+
+/// The kernels for sm_90a against f64, at sizes around their tiles: less than one, one and a bit, several for each
+/// of the machine's blocks; every orientation they have, views with padding, results added to.
+#[test]
+fn products_on_hopper() {
+    use DType::{BF16, F32};
+    let sizes = [(1usize, 8, 8), (130, 136, 72), (64, 264, 200), (300, 120, 64), (257, 520, 136)];
+    let be = Cuda::open_simt_hopper();
+    for (i, size) in sizes.into_iter().enumerate() {
+        for (ops, result) in [
+            ((Op::N, Op::T), BF16),
+            ((Op::N, Op::T), F32),
+            ((Op::N, Op::N), BF16),
+            ((Op::N, Op::N), F32),
+            ((Op::T, Op::N), F32),
+        ] {
+            let size = if ops.0 == Op::T { (size.0.next_multiple_of(8), size.1, size.2) } else { size };
+            let (beta, pad) = ([0.0, 1.0][i % 2], [0, 8][i / 2 % 2]);
+            check_matmul_on(&*be, size, ops, [BF16, BF16, result], beta, (pad, pad + i % 3));
+        }
+    }
+}
+
+/// The branch's tiles and the tiles that wait for them, with one and with two column tiles of each.
+#[test]
+fn adapted_linear_on_hopper() {
+    let (cpu, be) = (Cpu::open(None).unwrap(), Cuda::open_simt_hopper());
+    for (t, n, m, r) in [(37, 40, 72, 16), (150, 200, 272, 136), (260, 328, 136, 24), (5, 264, 8, 8)] {
+        let run = |be: &dyn Backend, dtype| {
+            let of = |seed, rows, cols| {
+                be.tensor(&values(DType::BF16, seed, rows * cols), rows, cols, dtype).unwrap()
+            };
+            let branch = Some(Branch { a: of(3, r, n), b: of(4, m, r) });
+            let layer = AdaptedLinear { weight: of(1, m, n), bias: Some(of(2, 1, m)), branch };
+            let (input, dy) = (of(5, t, n), of(6, t, m));
+            let (mut h, mut z) = (be.alloc(t, r, dtype).unwrap(), be.alloc(t, r, dtype).unwrap());
+            let (mut y, mut dx) = (be.alloc(t, m, dtype).unwrap(), of(7, t, n));
+            be.linear(&layer, input.mat(), Some(h.mat_mut()), y.mat_mut()).unwrap();
+            be.linear_input_gradient(&layer, dy.mat(), Some(z.mat_mut()), dx.mat_mut(), true).unwrap();
+            [&h, &y, &z, &dx].map(|t| be.download(t.mat()).unwrap())
+        };
+        for (i, (got, want)) in run(&*be, DType::BF16).iter().zip(run(&*cpu, DType::F32)).enumerate() {
+            close(&format!("{t} x {n} -> {m}, rank {r}, output {i}"), DType::BF16, got, &want);
+        }
+    }
+}
+
+#[test]
+fn the_kernel_of_a_product_is_chosen_in_sight() {
+    let shape = |size, ops, tensor_cores, result| MatmulShape { size, ops, tensor_cores, result };
+    let nt = (Op::N, Op::T);
+    for (shape, hopper, name) in [
+        (shape((8192, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
+        (shape((2048, 896, 896), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
+        (shape((2048, 896, 896), nt, true, DType::BF16), false, "matmul_tc_nt_bf16"),
+        (shape((64, 64, 64), (Op::T, Op::T), true, DType::F32), true, "matmul_tc_tt_f32"),
+        (shape((64, 64, 64), nt, false, DType::F32), true, "matmul_plain"),
+    ] {
+        let kernel = shape.kernel(hopper, 132);
+        assert_eq!(kernel.name, name, "{shape:?}: {}", kernel.why);
     }
 }
 
@@ -479,7 +543,8 @@ fn planted(bug: &str) -> Vec<Result<Vec<f32>, String>> {
     let schedules = [Schedule::Forward, Schedule::Reversed, Schedule::Random(3), Schedule::Random(4)];
     let found = schedules.map(|schedule| {
         configure(1, schedule);
-        run_planted(bug).map_err(|e| e.to_string())
+        let threads = if bug.starts_with("ring") { 256 } else { 64 };
+        run_planted(bug, threads).map_err(|e| e.to_string())
     });
     configure(0, Schedule::Forward);
     found.into()
@@ -504,6 +569,12 @@ fn planted_bugs_are_named() {
         ("missing_syncwarp", "", "planted.cu"),
         ("syncwarp_too_weak", "", "planted.cu"),
         ("uninitialised", "is read, but nobody wrote it", "planted.cu"),
+        ("mbarrier_not_waited", "", "planted.cu"),
+        ("mbarrier_not_told", "", ""),
+        ("mbarrier_twice", "more than 1 arrivals in one phase", ""),
+        ("ring_not_arrived", "", ""),
+        ("ring_not_free", "", ""),
+        ("ring_not_multiplied", "", ""),
         ("unwritten", "of an allocation in global memory is read, but nobody wrote it", "planted.cu"),
     ];
     let lines = std::process::Command::new("addr2line").arg("--version").output().is_ok();
@@ -514,7 +585,7 @@ fn planted_bugs_are_named() {
             for word in [words, &kernel, if lines { source } else { "" }] {
                 assert!(message.contains(word), "{bug}: {message} lacks {word}");
             }
-            let known = ["race", "nobody wrote", "copy"];
+            let known = ["race", "nobody wrote", "copy", "no mbarrier", "waited for", "arrivals"];
             assert!(!words.is_empty() || known.iter().any(|k| message.contains(k)), "{bug}: {message}");
         }
     }
@@ -524,7 +595,15 @@ fn planted_bugs_are_named() {
 fn what_is_no_bug_is_not_reported() {
     for left in planted("nothing") {
         let want: Vec<f32> = (0..64).map(|i| ((63 - i) ^ 1) as f32).collect();
-        assert_eq!(left.unwrap(), want);
+        assert_eq!(left.unwrap()[..64], want);
+    }
+    for left in planted("mbarrier") {
+        let want: Vec<f32> = (0..64).map(|i| (i % 32) as f32).collect();
+        assert_eq!(left.unwrap()[..64], want);
+    }
+    // Four products of 64 ones and 64 ones.
+    for left in planted("ring") {
+        assert_eq!(left.unwrap()[..128], [256.0; 128]);
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a device must offer to run the kernels. Two drivers compute, a GPU and the host SIMT machine; two
 //! are for tests and measurements: one that computes nothing, and one that fails on purpose.
 
+use super::launch::{TensorMap, View};
 use super::library::PlainProduct;
 use crate::backend::trace::Peaks;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use cudarc::driver::CudaEvent;
 use std::time::Instant;
 
@@ -41,6 +42,20 @@ pub trait Driver: Send + Sync {
     fn has_library(&self) -> bool {
         false
     }
+    /// How many large blocks of one launch surely run at the same time, so that they may wait for each other.
+    fn together(&self) -> usize {
+        self.wide().div_ceil(2)
+    }
+    /// Whether the kernels for sm_90a run here: bulk tensor copies, wgmma.
+    fn hopper(&self) -> bool {
+        false
+    }
+    /// What a bulk tensor copy needs to know of a matrix of bf16: boxes of 64 x 64, 128-byte swizzle, zeros
+    /// outside. Base and rows are aligned to 16 bytes.
+    fn tensor_map(&self, _matrix: &View) -> Result<TensorMap> {
+        Err(Error::device("bulk tensor copies need compute capability 9.0").at(self.name()))
+    }
+
     /// Whether kernels compute something, so that their times mean something.
     fn computes(&self) -> bool {
         true

@@ -1,6 +1,7 @@
 //! A driver that fails on purpose, over one that works: the ways a GPU fails, for tests anywhere.
 
 use super::driver::{Driver, Shape};
+use super::launch::{TensorMap, View};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,5 +87,11 @@ impl Driver for Faulty {
     }
     fn recycles(&self) -> bool {
         self.inner.recycles()
+    }
+    fn hopper(&self) -> bool {
+        self.inner.hopper()
+    }
+    fn tensor_map(&self, matrix: &View) -> Result<TensorMap> {
+        self.inner.tensor_map(matrix)
     }
 }

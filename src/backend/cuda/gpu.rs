@@ -6,6 +6,7 @@
 use super::driver::{Driver, Moment, Shape};
 use super::faulty::lost;
 use super::images;
+use super::launch::{TensorMap, View};
 use super::library::{Library, PlainProduct};
 use super::staging::Ring;
 use crate::backend::trace::Peaks;
@@ -44,6 +45,7 @@ pub struct Gpu {
     multiprocessors: usize,
     max_shared: usize,
     pooled: bool,
+    hopper: bool,
     peaks: Option<Peaks>,
     functions: Mutex<HashMap<String, Function>>,
     // Dropped in this order: what lives in the context before the context.
@@ -141,6 +143,8 @@ impl Gpu {
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             max_shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             pooled: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED).unwrap_or(0) != 0,
+            // The image for 9.0 is the one that has these kernels; PTX of an older one does not.
+            hopper: images::choose(&images::architectures(), capability.0, capability.1)? == "sm_90a",
             peaks: peaks(&context, capability),
             library: Library::open()?,
             functions: Mutex::new(HashMap::new()),
@@ -315,6 +319,36 @@ impl Driver for Gpu {
     }
     fn recycles(&self) -> bool {
         true
+    }
+    fn hopper(&self) -> bool {
+        self.hopper
+    }
+    fn tensor_map(&self, matrix: &View) -> Result<TensorMap> {
+        use sys::CUtensorMapDataType_enum as Type;
+        let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::zeroed();
+        let (size, row) = ([matrix.cols as u64, matrix.rows as u64], [matrix.ld as u64 * 2]);
+        // Sound: the arrays hold as many values as two dimensions need; the map is plain bytes, which the
+        // driver fills without touching the device.
+        let map = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                map.as_mut_ptr(),
+                Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                matrix.data as *mut c_void,
+                size.as_ptr(),
+                row.as_ptr(),
+                [64u32, 64].as_ptr(),
+                [1u32, 1].as_ptr(),
+                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+            .map_err(|e| explain(e).at(format!("tensor map of {} x {}", matrix.rows, matrix.cols)))?;
+            map.assume_init()
+        };
+        Ok(TensorMap(map.opaque))
     }
     fn mark(&self) -> Result<Moment> {
         self.event(CUevent_flags_enum::CU_EVENT_DEFAULT).map(Moment::Device)

@@ -32,6 +32,11 @@ impl View {
     }
 }
 
+/// `struct TensorMap` of `kernels/hopper.cuh`: opaque, made by the driver.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(128))]
+pub struct TensorMap(pub [u64; 16]);
+
 /// What a kernel sees of a matrix.
 pub fn view(m: Mat) -> View {
     let Storage::Device(buffer) = m.storage else { unreachable!("a host tensor reached the kernel backend") };

@@ -3,7 +3,7 @@
 use super::Cuda;
 use super::driver::Shape;
 use super::launch::{View, tag, view, view_mut};
-use super::products::Product;
+use super::matmul::Product;
 use crate::backend::cpu::Cpu;
 use crate::backend::trace::{Work, bytes};
 use crate::backend::{AdamBlock, Backend, DType, Mat, MatMut, Op, Rounding};
@@ -152,8 +152,29 @@ impl Cuda {
         (b, a): (Mat, Mat),
         rounding: Rounding,
     ) -> Result<()> {
-        let (a, b) = ((b, Op::N), (a, Op::N));
-        self.product(&w, Product { alpha: scale, beta: keep, a, b, second: None, bias: None, rounding })
+        let base = |b| Product {
+            alpha: scale,
+            beta: keep,
+            a: (b, Op::N),
+            b: (a, Op::N),
+            second: None,
+            bias: None,
+            rounding,
+        };
+        if b.dtype != DType::F32 || a.dtype != DType::BF16 || !view(a).aligned(DType::BF16) || b.cols == 0 {
+            return self.product(&w, base(b));
+        }
+        // f32 coordinates on the tensor cores: as the sum of two bf16 matrices they keep 16 bits.
+        let columns = b.cols.next_multiple_of(8);
+        let half = || self.new_tensor(b.rows, columns, DType::BF16);
+        let (mut high, mut low) = (half()?, half()?);
+        let high_to = high.mat_mut().col_range(0..b.cols);
+        self.combine(1.0, b, 0.0, &high_to)?;
+        let low_to = low.mat_mut().col_range(0..b.cols);
+        self.combine(1.0, high.mat().col_range(0..b.cols), 0.0, &low_to)?;
+        self.combine(1.0, b, -1.0, &low_to)?;
+        let second = Some((low.mat().col_range(0..b.cols), a));
+        self.product(&w, Product { second, ..base(high.mat().col_range(0..b.cols)) })
     }
 
     /// See [`Backend::orthonormalize_rows`].

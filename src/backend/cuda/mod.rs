@@ -10,12 +10,14 @@ mod gpu;
 mod images;
 mod launch;
 pub mod library;
+mod linear;
 mod loss;
+mod matmul;
 mod memory;
 mod method;
 mod null;
+mod outer;
 pub mod probe;
-mod products;
 mod recorder;
 mod rows;
 pub mod simt;
@@ -32,6 +34,7 @@ use std::sync::{Arc, Mutex};
 pub use faulty::Faults;
 pub use gpu::{driver_present, explain};
 pub use images::{architectures, choose};
+pub use matmul::{MatmulKernel, MatmulShape};
 
 /// The kernel backend on one device.
 pub struct Cuda {
@@ -65,6 +68,11 @@ impl Cuda {
     /// None today; the same type as [`Cuda::open_device`].
     pub fn open_simt(dtype: DType) -> Result<Arc<dyn Backend>> {
         Ok(Arc::new(Self::over(Arc::new(simt::Simt::open()), dtype)))
+    }
+
+    /// The host SIMT machine with the kernels for sm_90a, in bf16.
+    pub fn open_simt_hopper() -> Arc<dyn Backend> {
+        Arc::new(Self::over(Arc::new(simt::Simt::open_hopper()), DType::BF16))
     }
 
     /// A device that computes nothing, in bf16: for the launches of a step and what they cost the host.

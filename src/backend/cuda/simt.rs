@@ -2,6 +2,7 @@
 
 use super::driver::{Driver, Shape};
 use super::images;
+use super::launch::{TensorMap, View};
 use crate::error::{Error, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
 
@@ -20,6 +21,15 @@ unsafe extern "C" {
     fn gems_simt_alloc(bytes: usize) -> *mut c_void;
     fn gems_simt_free(address: *mut c_void, bytes: usize);
     fn gems_simt_upload(to: *mut c_void, from: *const c_void, bytes: usize);
+    fn gems_simt_tensor_map(
+        map: *mut c_void,
+        data: *const c_void,
+        cols: u64,
+        rows: u64,
+        row_bytes: u64,
+        box_cols: u32,
+        box_rows: u32,
+    );
     fn gems_simt_configure(threads: u32, schedule: i32, seed: u64);
 }
 
@@ -49,32 +59,45 @@ pub fn configure(threads: u32, schedule: Schedule) {
 pub const NAME: &str = "simt (host SIMT machine)";
 
 /// The SIMT machine. Launches run to their end before they return.
-pub struct Simt;
+pub struct Simt {
+    hopper: bool,
+}
 
 impl Simt {
     /// The machine, with all kernels known to it.
     pub fn open() -> Self {
         images::keep_simt_kernels();
-        Self
+        Self { hopper: false }
+    }
+
+    /// The machine with the kernels for sm_90a in place of the general ones, where there are such.
+    pub fn open_hopper() -> Self {
+        Self { hopper: true, ..Self::open() }
     }
 }
 
-/// Runs the machine's own test kernel `planted_<bug>` (`kernels/simt/planted.cu`) on 64 threads over 64 ones
-/// (and 4 values that nobody wrote); returns what it left in memory.
+/// Runs the machine's own test kernel `planted_<bug>` (`kernels/simt/planted.cu`): `threads` threads over 256
+/// ones, and 4 values that nobody wrote; those named `ring` also get a map of 64 x 64 ones in bf16. Returns what it
+/// left in memory.
 ///
 /// # Errors
 /// What the machine says about the bug.
-pub fn run_planted(bug: &str) -> Result<Vec<f32>> {
+pub fn run_planted(bug: &str, threads: u32) -> Result<Vec<f32>> {
     let machine = Simt::open();
-    let bytes = 64 * 4;
-    let address = machine.alloc(bytes + 16)?.ok_or_else(|| Error::device("out of memory"))?;
-    machine.upload(address, bytemuck::cast_slice(&[1f32; 64]))?;
-    let arguments = [address, 64u64];
-    let shape = Shape::line(1, 64).shared(bytes);
-    let result = machine.launch(&format!("planted_{bug}"), shape, bytemuck::cast_slice(&arguments));
-    let mut left = vec![0f32; 64];
-    machine.download(address, bytemuck::cast_slice_mut(&mut left))?;
-    machine.free(address, bytes + 16);
+    let take = |bytes| machine.alloc(bytes)?.ok_or_else(|| Error::device("out of memory"));
+    let (values, ones) = (take(256 * 4 + 16)?, take(64 * 64 * 2)?);
+    machine.upload(values, bytemuck::cast_slice(&[1f32; 256]))?;
+    machine.upload(ones, bytemuck::cast_slice(&[0x3f80u16; 64 * 64]))?;
+    let map = machine.tensor_map(&View { data: ones, rows: 64, cols: 64, ld: 64 })?;
+    let plain = [values, 256];
+    let ring = [&map.0[..], &plain, &[0; 14]].concat();
+    let (arguments, shared) = if bug.starts_with("ring") { (&ring[..], 33_000) } else { (&plain[..], 256) };
+    let shape = Shape::line(1, threads).shared(shared);
+    let result = machine.launch(&format!("planted_{bug}"), shape, bytemuck::cast_slice(arguments));
+    let mut left = vec![0f32; 256];
+    machine.download(values, bytemuck::cast_slice_mut(&mut left))?;
+    machine.free(values, 256 * 4 + 16);
+    machine.free(ones, 64 * 64 * 2);
     result.map(|()| left)
 }
 
@@ -139,5 +162,21 @@ impl Driver for Simt {
     }
     fn recycles(&self) -> bool {
         false
+    }
+    fn together(&self) -> usize {
+        1
+    }
+    fn hopper(&self) -> bool {
+        self.hopper
+    }
+    fn tensor_map(&self, matrix: &View) -> Result<TensorMap> {
+        let mut map = TensorMap([0; 16]);
+        let (cols, rows) = (matrix.cols as u64, matrix.rows as u64);
+        // Sound: the map has the 128 bytes that are written.
+        unsafe {
+            let to = std::ptr::from_mut(&mut map).cast();
+            gems_simt_tensor_map(to, matrix.data as *const c_void, cols, rows, matrix.ld as u64 * 2, 64, 64);
+        }
+        Ok(map)
     }
 }
