@@ -72,7 +72,8 @@ impl Simt {
 
     /// The machine with the kernels for sm_90a in place of the general ones, where there are such.
     pub fn open_hopper() -> Self {
-        Self { hopper: true, ..Self::open() }
+        images::keep_simt_kernels();
+        Self { hopper: true }
     }
 }
 
