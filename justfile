@@ -43,6 +43,10 @@ gpu-bench *ARGS:
 cuda-toolchain:
     scripts/cuda-toolchain.sh
 
+# Registers, spills and machine code of every kernel (needs the CUDA compiler, no GPU).
+kernel-report *ARCHITECTURES:
+    scripts/kernel-report.sh {{ARCHITECTURES}}
+
 # Make the demo's world, tokenizer and pretrained model again.
 demo-assets:
     assets/make/make.sh

@@ -76,8 +76,8 @@ template <class T> __device__ __forceinline__ void attention_rows(const Attentio
   for (int c = 0; c < COLUMNS && lane + c * 32 < d; c++) a.out.row<T>(i)[head * d + lane + c * 32] = from_float<T>(o[c] * inverse);
 }
 
-GEMS_KERNEL(attention_rows_f32, 128, AttentionArguments, attention_rows<float>)
-GEMS_KERNEL(attention_rows_bf16, 128, AttentionArguments, attention_rows<bf16>)
+GEMS_KERNEL_BLOCKS(attention_rows_f32, 128, 4, AttentionArguments, attention_rows<float>)
+GEMS_KERNEL_BLOCKS(attention_rows_bf16, 128, 4, AttentionArguments, attention_rows<bf16>)
 
 // delta[i, h] = <dout, out> of row i, head h.
 template <class T> __device__ __forceinline__ void delta_rows(const AttentionArguments& a) {
@@ -128,8 +128,8 @@ template <class T> __device__ __forceinline__ void attention_dq_rows(const Atten
   for (int c = 0; c < COLUMNS && lane + c * 32 < d; c++) a.dq.row<T>(i)[head * d + lane + c * 32] = from_float<T>(a.scale * dq[c]);
 }
 
-GEMS_KERNEL(attention_dq_rows_f32, 128, AttentionArguments, attention_dq_rows<float>)
-GEMS_KERNEL(attention_dq_rows_bf16, 128, AttentionArguments, attention_dq_rows<bf16>)
+GEMS_KERNEL_BLOCKS(attention_dq_rows_f32, 128, 4, AttentionArguments, attention_dq_rows<float>)
+GEMS_KERNEL_BLOCKS(attention_dq_rows_bf16, 128, 4, AttentionArguments, attention_dq_rows<bf16>)
 
 template <class T> __device__ __forceinline__ void attention_dkv_rows(const AttentionArguments& a) {
   GEMS_SHARED(shared);
@@ -171,7 +171,7 @@ template <class T> __device__ __forceinline__ void attention_dkv_rows(const Atte
   }
 }
 
-GEMS_KERNEL(attention_dkv_rows_f32, 128, AttentionArguments, attention_dkv_rows<float>)
-GEMS_KERNEL(attention_dkv_rows_bf16, 128, AttentionArguments, attention_dkv_rows<bf16>)
+GEMS_KERNEL_BLOCKS(attention_dkv_rows_f32, 128, 4, AttentionArguments, attention_dkv_rows<float>)
+GEMS_KERNEL_BLOCKS(attention_dkv_rows_bf16, 128, 4, AttentionArguments, attention_dkv_rows<bf16>)
 
 GEMS_FILE(attention_rows)

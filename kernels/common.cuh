@@ -1,6 +1,6 @@
 // What every kernel shares: matrices, element types, vector access, warp and block sums, how a kernel
 // is declared. The same source is compiled by nvcc for GPUs and, with simt/cuda.h included first, by the
-// host compiler for the SIMT machine; kernels use no inline assembly (tensor_core.cuh has it all), no
+// host compiler for the SIMT machine; kernels use no inline assembly (tensor_core.cuh and hopper.cuh have it all), no
 // static shared memory, no float atomics.
 //
 // A kernel takes one structure of arguments by value; its twin in src/backend/cuda/ has the same fields
@@ -12,6 +12,7 @@
 #define GEMS_KERNEL(name, threads, Arguments, ...)                                              \
   static void gems_run_##name(const void* a) { __VA_ARGS__(*static_cast<const Arguments*>(a)); } \
   static simt::Kernel gems_kernel_##name(#name, gems_run_##name, sizeof(Arguments), threads);
+#define GEMS_KERNEL_BLOCKS(name, threads, blocks, Arguments, ...) GEMS_KERNEL(name, threads, Arguments, __VA_ARGS__)
 #define GEMS_FILE(name) extern "C" void gems_simt_file_##name() {}
 #else
 #include <cuda_bf16.h>
@@ -20,6 +21,12 @@
 #define GEMS_KERNEL(name, threads, Arguments, ...)                                                          \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments arguments) { \
     __VA_ARGS__(arguments);                                                                                 \
+  }
+// With so many registers a thread at most that `blocks` blocks fit a multiprocessor.
+#define GEMS_KERNEL_BLOCKS(name, threads, blocks, Arguments, ...)                    \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)                      \
+      name(const __grid_constant__ Arguments arguments) {                            \
+    __VA_ARGS__(arguments);                                                          \
   }
 #define GEMS_FILE(name)
 #endif

@@ -37,14 +37,21 @@ template <class C, bool TA, bool TB> __device__ __forceinline__ void matmul_tc(c
   for (int i = 0; i < 4; i++) finish_quad<C>(a, row0 + i * 16, col0, acc[i][0]);
 }
 
-GEMS_KERNEL(matmul_tc_nn_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, false, false>)
-GEMS_KERNEL(matmul_tc_nt_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, false, true>)
-GEMS_KERNEL(matmul_tc_tn_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, true, false>)
-GEMS_KERNEL(matmul_tc_tt_f32, TILE_THREADS, MatmulArguments, matmul_tc<float, true, true>)
-GEMS_KERNEL(matmul_tc_nn_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, false, false>)
-GEMS_KERNEL(matmul_tc_nt_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, false, true>)
-GEMS_KERNEL(matmul_tc_tn_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, true, false>)
-GEMS_KERNEL(matmul_tc_tt_bf16, TILE_THREADS, MatmulArguments, matmul_tc<bf16, true, true>)
+// Two blocks share a multiprocessor; on sm_90a, where these serve rare orientations only, that would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int TILE_BLOCKS = 1;
+#else
+constexpr int TILE_BLOCKS = 2;
+#endif
+
+GEMS_KERNEL_BLOCKS(matmul_tc_nn_f32, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<float, false, false>)
+GEMS_KERNEL_BLOCKS(matmul_tc_nt_f32, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<float, false, true>)
+GEMS_KERNEL_BLOCKS(matmul_tc_tn_f32, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<float, true, false>)
+GEMS_KERNEL_BLOCKS(matmul_tc_tt_f32, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<float, true, true>)
+GEMS_KERNEL_BLOCKS(matmul_tc_nn_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, false, false>)
+GEMS_KERNEL_BLOCKS(matmul_tc_nt_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, false, true>)
+GEMS_KERNEL_BLOCKS(matmul_tc_tn_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, true, false>)
+GEMS_KERNEL_BLOCKS(matmul_tc_tt_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, true, true>)
 
 // ---- CUDA cores ------------------------------------------------------------------------------------
 

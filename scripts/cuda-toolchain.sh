@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings the CUDA compiler into .cuda/ from its Python wheels: no root, no driver, about 280 MB.
+# Brings the CUDA compiler into .cuda/ from its Python wheels: no root, no driver, about 290 MB.
 #
 # Every package is pinned: the wheels name their dependencies without versions, and a compiler whose
 # parts are of different releases fails in strange ways. build.rs finds .cuda/bin/nvcc by itself.
@@ -12,6 +12,7 @@ PACKAGES=(
   nvidia-cuda-crt==13.0.88
   nvidia-cuda-runtime==13.0.96
   nvidia-cuda-cccl==13.0.85
+  nvidia-cuda-nvdisasm==13.2.86 # reads machine code for scripts/kernel-report.sh; 13.0 has no wheel
 )
 
 command -v python3 >/dev/null || { echo 'cuda-toolchain: python3 is needed to fetch the wheels' >&2; exit 1; }

@@ -5,10 +5,9 @@
 // A warp-wide operation is a rendezvous: every lane leaves a pointer to its operands, the lane that
 // comes last performs the whole operation on all of them. Blocks are spread over OS threads.
 //
-// The machine looks for mistakes that a GPU would hide: shared memory and fresh device memory are
-// filled with NaN patterns, asynchronous copies deliver as late as they may (poison until then),
-// allocations end at a guard page, threads that wait for each other forever are named, and three
-// schedules (forward, reversed, seeded random) show results that depend on order.
+// The machine looks for mistakes that a GPU would hide: every access of a kernel is checked (check.h),
+// asynchronous copies deliver as late as they may (poison until then), threads that wait for each other
+// forever are named, and three schedules (forward, reversed, seeded random) show results that depend on order.
 #pragma once
 #include <cstddef>
 #include <cstdint>
