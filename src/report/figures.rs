@@ -42,6 +42,9 @@ pub(super) fn figures(history: &[Line]) -> Vec<Figure> {
     figures
 }
 
+/// The validation metrics that are shown.
+const VALIDATION: [&str; 4] = [" loss", " ndcg@10", " hit@10", " mrr@10"];
+
 struct History<'a> {
     lines: &'a [Line],
     /// Every key, in the order of first appearance.
@@ -73,7 +76,8 @@ impl<'a> History<'a> {
         figure
     }
 
-    /// One figure a validation metric, one line a task: from `valid.<task>.<metric>`.
+    /// One figure a validation metric, one line a task: from `valid.<task>.<metric>`. Where the usual ones are
+    /// among them, the others tell nothing new and are left to the log.
     fn validation(&self) -> Vec<Figure> {
         let mut figures: Vec<Figure> = Vec::new();
         for key in &self.keys {
@@ -88,6 +92,10 @@ impl<'a> History<'a> {
             figures[place].series.extend(self.series(key, task, Some(hue), 1.0));
         }
         figures.retain(|figure| !figure.series.is_empty());
+        let usual = |figure: &Figure| VALIDATION.iter().any(|metric| figure.title.ends_with(metric));
+        if figures.iter().any(usual) {
+            figures.retain(usual);
+        }
         figures
     }
 
