@@ -21,6 +21,7 @@ fn world() -> (Rankings, Split) {
             .map(|t| spread(i + t, 40_503, if i.is_multiple_of(2) { 30 } else { ITEMS }))
             .collect(),
         candidates: ITEMS,
+        sampled: Vec::new(),
     };
     let record = |i: usize| Record {
         task: (i % 2) as u32,

@@ -9,7 +9,7 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::gems::{KnowledgeBasis, Tuner};
-use crate::model::{Inference, LoadOptions, Model, Packed};
+use crate::model::{Inference, LoadOptions, Model, Packed, passes};
 use crate::train::{checkpoint, dense_roles, knowledge_basis, needs_basis, restore, site_shapes};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -193,20 +193,24 @@ fn semantic_ids(
     let plain = crate::data::DataSettings { item_identity: ItemIdentity::Text, ..config.data.clone() };
     let vocabulary = Vocabulary::new(base, &data.items, &plain, architecture, None)?;
     let dim = model.architecture.hidden;
-    let mut embeddings = Vec::with_capacity(data.items.len() * dim);
-    for item in 0..data.items.len() as u32 {
-        let tokens = vocabulary.item(item).to_vec();
+    let items: Vec<Vec<u32>> =
+        (0..data.items.len() as u32).map(|item| vocabulary.item(item).to_vec()).collect();
+    let mut embeddings = Vec::with_capacity(items.len() * dim);
+    for group in passes(&items) {
         let (encoder, decoder) = match architecture {
-            Architecture::DecoderOnly => (None, tokens),
-            Architecture::EncoderDecoder { decoder_start } => (Some(tokens), vec![decoder_start]),
+            Architecture::DecoderOnly => (None, Packed::new(&[group.to_vec()])),
+            Architecture::EncoderDecoder { decoder_start } => {
+                (Some(Packed::new(&[group.to_vec()])), Packed::new(&[vec![[decoder_start]; group.len()]]))
+            }
         };
-        let encoder = encoder.map(|e| Packed::new(&[vec![e]]));
-        let decoder = Packed::new(&[vec![decoder]]);
-        let rows: Vec<u32> = (0..decoder.rows() as u32).collect();
-        let count = rows.len() as f32;
+        let (rows, offsets) = ((0..decoder.rows() as u32).collect(), decoder.offsets.clone());
         let hidden = model.hidden(&Inference { encoder, decoder, visible: None, rows })?;
         let values = model.backend.download(hidden.mat())?;
-        embeddings.extend((0..dim).map(|j| values.iter().skip(j).step_by(dim).sum::<f32>() / count));
+        for of_item in offsets.windows(2) {
+            let rows = &values[of_item[0] as usize * dim..of_item[1] as usize * dim];
+            let count = (of_item[1] - of_item[0]) as f32;
+            embeddings.extend((0..dim).map(|j| rows.iter().skip(j).step_by(dim).sum::<f32>() / count));
+        }
     }
     let s = &config.data.semantic;
     residual_kmeans(&embeddings, dim, s.levels, s.codes, s.iterations, config.seed)

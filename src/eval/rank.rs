@@ -33,6 +33,9 @@ pub struct Ranked {
     pub positions: Vec<usize>,
     /// Number of candidates.
     pub candidates: usize,
+    /// Positions of the targets among the record's own negatives and them, where all items were ranked and the
+    /// record has negatives; else empty.
+    pub sampled: Vec<usize>,
 }
 
 /// Metrics by name, by task.
@@ -54,20 +57,12 @@ impl Rankings {
             if of_task.is_empty() {
                 continue;
             }
-            let names = metrics::names(&settings.k, settings.published_metrics);
-            // Sums of blocks of fixed size, added in their order: the same on any number of threads.
-            let block = |block: &[&Ranked]| {
-                let mut sums = vec![0.0; names.len()];
-                for ranked in block {
-                    let judged = Judged::binary(ranked.positions.clone(), ranked.positions.len());
-                    metrics::add(&judged, &settings.k, settings.published_metrics, &mut sums);
-                }
-                sums
-            };
-            let blocks: Vec<Vec<f64>> = of_task.par_chunks(BLOCK).map(block).collect();
-            let mean = |i: usize| blocks.iter().map(|sums| sums[i]).sum::<f64>() / of_task.len() as f64;
             let sums = means.entry(task.clone()).or_default();
-            sums.extend(names.iter().enumerate().map(|(i, name)| (name.clone(), mean(i))));
+            sums.extend(mean_metrics(&of_task, settings, "", |r| &r.positions));
+            let sampled: Vec<&Ranked> = of_task.iter().copied().filter(|r| !r.sampled.is_empty()).collect();
+            if !sampled.is_empty() {
+                sums.extend(mean_metrics(&sampled, settings, "sampled_", |r| &r.sampled));
+            }
             if settings.published_metrics {
                 let first = |r: &&Ranked| (r.positions.first().copied(), r.positions.len());
                 let lists: Vec<_> = of_task.iter().map(first).collect();
@@ -87,6 +82,29 @@ impl Rankings {
         };
         self.requests.iter().filter(|r| r.task == task).filter_map(value).collect()
     }
+}
+
+/// Mean metrics of requests whose targets stand at `positions`, under their names with a `prefix`.
+fn mean_metrics(
+    requests: &[&Ranked],
+    settings: &EvaluateSettings,
+    prefix: &str,
+    positions: impl Fn(&Ranked) -> &Vec<usize> + Sync,
+) -> Vec<(String, f64)> {
+    let names = metrics::names(&settings.k, settings.published_metrics);
+    // Sums of blocks of fixed size, added in their order: the same on any number of threads.
+    let block = |block: &[&Ranked]| {
+        let mut sums = vec![0.0; names.len()];
+        for ranked in block {
+            let positions = positions(ranked);
+            let judged = Judged::binary(positions.clone(), positions.len());
+            metrics::add(&judged, &settings.k, settings.published_metrics, &mut sums);
+        }
+        sums
+    };
+    let blocks: Vec<Vec<f64>> = requests.par_chunks(BLOCK).map(block).collect();
+    let mean = |i: usize| blocks.iter().map(|sums| sums[i]).sum::<f64>() / requests.len() as f64;
+    names.iter().enumerate().map(|(i, name)| (format!("{prefix}{name}"), mean(i))).collect()
 }
 
 /// The trie of the tokens of `candidates` (item numbers), as targets.
@@ -253,8 +271,16 @@ fn rank(
         let record = &split.records[waiting.record];
         let candidates = waiting.own.as_ref().map_or(all, |(list, _)| list);
         let (top, positions) = judge(candidates, &scores, &record.target, depth);
-        let (record, task) = (waiting.record, record.task);
-        rankings.requests.push(Ranked { record, task, top, positions, candidates: candidates.len() });
+        // The sampled ranking costs nothing more: its candidates are among those that were scored.
+        let sampled = match candidates_of(record, all.len(), Candidates::Given) {
+            Some(list) if waiting.own.is_none() => {
+                let scores: Vec<f32> = list.iter().map(|item| scores[*item as usize]).collect();
+                judge(&list, &scores, &record.target, 0).1
+            }
+            _ => Vec::new(),
+        };
+        let (record, task, candidates) = (waiting.record, record.task, candidates.len());
+        rankings.requests.push(Ranked { record, task, top, positions, candidates, sampled });
     }
     Ok(())
 }

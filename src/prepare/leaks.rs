@@ -53,6 +53,11 @@ struct Item {
     in_history: bool,
 }
 
+/// A task's bit; logs have no more than 64 tasks.
+fn bit(task: u8) -> u64 {
+    1 << (task % 64)
+}
+
 impl Held {
     /// Of held-out pairs (item, where); one that is in test and validation counts as in test.
     pub fn new(mut pairs: Vec<(u32, Part)>) -> Self {
@@ -81,7 +86,7 @@ impl Held {
     pub fn train(&mut self, task: u8, history: &[u32], targets: &[u32]) {
         for target in targets {
             if let Some(i) = self.find(*target) {
-                self.items[i].trained |= 1 << task;
+                self.items[i].trained |= bit(task);
             }
         }
         for item in history {
@@ -94,8 +99,8 @@ impl Held {
     pub fn test(&self, task: u8, history: &[u32], targets: &[u32], leaks: &mut Leaks) {
         for target in targets {
             let known = self.find(*target).map(|i| self.items[i]).unwrap_or_default();
-            let own = known.trained >> task & 1 == 1;
-            let elsewhere = known.trained & !(1 << task) != 0;
+            let own = known.trained & bit(task) != 0;
+            let elsewhere = known.trained & !bit(task) != 0;
             let stands = history.contains(target);
             let ways = [own, elsewhere, known.in_history, stands];
             leaks.pairs += 1;

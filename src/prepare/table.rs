@@ -12,8 +12,11 @@ use arrow_schema::DataType;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
+use std::cell::Cell as Counter;
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
+use std::rc::Rc;
 
 pub(super) type Checked<T> = std::result::Result<T, Fault>;
 
@@ -107,10 +110,14 @@ fn read_csv(
     columns: &[Column],
     each: &mut dyn FnMut(&[Cell]) -> Checked<()>,
 ) -> Result<()> {
-    let text = rows::unpack(path, intake.stream(path)?)?;
+    let left = Rc::new(Counter::new(rows::MAX_LINE_BYTES));
+    let text = Limited { text: rows::unpack(path, intake.stream(path)?)?, left: Rc::clone(&left) };
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(text);
     let failed = |e: csv::Error| match e.into_kind() {
-        csv::ErrorKind::Io(e) => Error::io("read", path, e),
+        csv::ErrorKind::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => Error::data(e.to_string())
+            .at(path.display())
+            .remedy("close the quotes; or is this no CSV at all?"),
+        csv::ErrorKind::Io(e) => Error::io("read", path, e).remedy("the file may be cut off: fetch it again"),
         other => Error::data(format!("not readable as CSV: {other:?}")).at(path.display()),
     };
     let header = reader.byte_headers().map_err(failed)?.clone();
@@ -118,11 +125,33 @@ fn read_csv(
     let fields = positions(path, columns, &names)?;
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(failed)? {
+        left.set(rows::MAX_LINE_BYTES);
         let line = record.position().map_or(0, csv::Position::line);
         let outcome = csv_cells(&record, &names, &fields).and_then(|cells| each(&cells[..fields.len()]));
         intake.row(outcome.map_err(|f| place(f, path, "line", line)))?;
     }
     Ok(())
+}
+
+/// Text of which no more than `left` bytes are read until someone allows for more: a quote that is never closed
+/// would otherwise make a single field of the rest of the file.
+struct Limited<R> {
+    text: R,
+    left: Rc<Counter<usize>>,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.text.read(buffer)?;
+        match self.left.get().checked_sub(read) {
+            Some(left) => self.left.set(left),
+            None => {
+                let what = format!("a row of more than {} bytes: a quote is left open", rows::MAX_LINE_BYTES);
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+            }
+        }
+        Ok(read)
+    }
 }
 
 /// A column's name, without a byte order mark and without RecBole's `:type`.

@@ -694,6 +694,8 @@ fn files_that_are_no_tables_say_so() {
     fails("a.csv", b"who,item,timestamp\nu,A,1\n", &["no column `user`", "who, item", "--columns"]);
     fails("b.csv", b"user,item,timestamp\nu,A\n", &["line 2", "2 fields instead of 3", "quotes"]);
     fails("c.csv", b"user,item,timestamp\nu,\xe9t\xe9,1\n", &["line 2", "item", "UTF-8"]);
+    let open = [b"user,item,timestamp\nu,\"A,1\n".to_vec(), b"u,A,1\n".repeat(3 << 20)].concat();
+    fails("open.csv", &open, &["open.csv", "a quote is left open"]);
     fails("d.xlsx", b"PK", &["d.xlsx", ".parquet"]);
     fails("e.parquet", b"not parquet", &["e.parquet", "Parquet"]);
     fails("f.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03cut", &["f.jsonl.gz"]);
@@ -899,6 +901,16 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
         assert!(found["result"][task]["published_ndcg@10"].is_number(), "{found}");
         assert!(found["coverage"][task]["coverage@10"].is_number());
         assert!(found["slices"][task]["history:5-19"]["requests"].is_number());
+    }
+    // The sampled ranking that comes with the full one is what ranking the stored negatives gives.
+    let mut command = engine();
+    command.args(["evaluate", "--json", "--device", "cpu", "--set", "evaluate.candidates=given", "--run"]);
+    let given = output(command.arg(join("a")));
+    for (task, metric) in [("rec", "ndcg@5"), ("rec", "hit@1"), ("search", "mrr@10"), ("search", "recall@5")]
+    {
+        let full = found["result"][task][format!("sampled_{metric}")].as_f64().unwrap();
+        let given = given["result"][task][metric].as_f64().unwrap();
+        assert!((full - given).abs() < 1e-9 && full > 0.0, "{task} {metric}: {full}, {given}");
     }
     let pairs = found["against"]["metrics"].as_array().unwrap();
     assert_eq!(pairs.len(), 8);

@@ -114,7 +114,7 @@ fn a_list_without_relevant_items_scores_zero() {
 
 fn ranked(record: usize, task: u32, positions: &[usize], top: &[u32]) -> Ranked {
     let top = top.iter().map(|item| (*item, -1.0)).collect();
-    Ranked { record, task, top, positions: positions.to_vec(), candidates: 9 }
+    Ranked { record, task, top, positions: positions.to_vec(), candidates: 9, sampled: Vec::new() }
 }
 
 fn split(records: &[(usize, &[u32])]) -> Split {
