@@ -154,7 +154,7 @@ fn sorted(part: &[u8]) -> (Vec<u8>, u64, u64) {
         kept.clear();
         for event in run.iter().rev() {
             let Head { task, item, request, .. } = event.head;
-            if run.len() == 1 || seen.insert((task, item, request, event.query)) {
+            if run.len() == 1 || seen.insert((task, item, request, event.query_bytes())) {
                 kept.push(event);
             }
         }

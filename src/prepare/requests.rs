@@ -68,7 +68,7 @@ impl<'a> Past<'a> {
                 requests.push(Request {
                     task: head.task,
                     time: head.time,
-                    query: event.query,
+                    query: event.query(),
                     given_test: event.is(TEST),
                     ..Request::default()
                 });

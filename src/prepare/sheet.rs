@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(super) struct Names<'a> {
     pub items: &'a Ids,
     pub tasks: &'a [String],
-    /// Ids as JSON strings, end to end.
+    /// Ids as JSON strings with a comma behind each, end to end.
     quoted: Quoted,
 }
 
@@ -38,6 +38,7 @@ impl Quoted {
         ends.push(0);
         for number in 0..ids.len() as u32 {
             quote(&mut text, ids.name(number));
+            text.push(b',');
             ends.push(text.len() as u64);
         }
         Self { text, ends }
@@ -113,12 +114,11 @@ impl Sheet {
 fn json(out: &mut Vec<u8>, row: &Row, names: &Names) {
     let list = |out: &mut Vec<u8>, key: &[u8], items: &[u32]| {
         out.extend_from_slice(key);
-        for (i, item) in items.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
+        for item in items {
             out.extend_from_slice(names.quoted.get(*item));
         }
+        // The bracket takes the place of the last comma.
+        out.truncate(out.len() - usize::from(!items.is_empty()));
         out.push(b']');
     };
     out.extend_from_slice(b"{\"task\":");

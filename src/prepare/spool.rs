@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -40,11 +41,19 @@ const HEAD: usize = size_of::<Head>();
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Event<'a> {
     pub head: Head,
-    pub query: &'a str,
+    query: &'a [u8],
     history: &'a [u8],
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
+    /// What was typed, as stored.
+    pub fn query_bytes(&self) -> &'a [u8] {
+        self.query
+    }
+    /// What was typed. Only text is ever stored.
+    pub fn query(&self) -> &'a str {
+        std::str::from_utf8(self.query).unwrap_or_default()
+    }
     pub fn is(&self, flag: u8) -> bool {
         self.head.flags & flag != 0
     }
@@ -55,7 +64,7 @@ impl Event<'_> {
     /// Appends it to a part.
     pub fn store(&self, part: &mut Vec<u8>) {
         part.extend_from_slice(bytemuck::bytes_of(&self.head));
-        part.extend_from_slice(self.query.as_bytes());
+        part.extend_from_slice(self.query);
         part.extend_from_slice(self.history);
     }
 }
@@ -69,7 +78,7 @@ pub(super) fn events(part: &[u8]) -> impl Iterator<Item = Event<'_>> {
         let (query, tail) = tail.split_at_checked(head.query as usize)?;
         let (history, tail) = tail.split_at_checked(head.history as usize * 4)?;
         rest = tail;
-        Some(Event { head, query: std::str::from_utf8(query).unwrap_or_default(), history })
+        Some(Event { head, query, history })
     })
 }
 
@@ -115,15 +124,16 @@ impl Spool {
         Ok(())
     }
     /// All events of part `number`.
-    pub fn load(&self, number: usize) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        if self.files[number].is_some() {
-            let path = self.path(number);
-            let mut file = File::open(&path).map_err(|e| Error::io("read", &path, e))?;
-            file.read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
+    pub fn load(&self, number: usize) -> Result<Cow<'_, [u8]>> {
+        let rest = &self.parts[number];
+        if self.files[number].is_none() {
+            return Ok(Cow::Borrowed(rest));
         }
-        bytes.extend_from_slice(&self.parts[number]);
-        Ok(bytes)
+        let (path, mut bytes) = (self.path(number), Vec::new());
+        let mut file = File::open(&path).map_err(|e| Error::io("read", &path, e))?;
+        file.read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
+        bytes.extend_from_slice(rest);
+        Ok(Cow::Owned(bytes))
     }
     /// Puts `bytes` in the place of part `number`.
     pub fn replace(&mut self, number: usize, bytes: Vec<u8>) -> Result<()> {
