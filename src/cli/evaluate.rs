@@ -167,13 +167,14 @@ fn describe(result: &Value, slices: bool) -> String {
         text += &table(&["task", "slice", "requests", "ndcg@10", "hit@10", "recall@10"], rows);
     }
     if let Some(layers) = result["layers"].as_array() {
-        let percent = |v: &Value| v.as_f64().map_or("—".into(), |x| format!("{:.3} %", 100.0 * x));
+        let percent = |v: &Value| v.as_f64().map_or("—".into(), |x| format!("{:.2} %", 100.0 * x));
         let rows = layers.iter().map(|l| {
             let name = l["name"].as_str().unwrap_or_default().to_string();
-            let share = format!("{} ({})", percent(&l["in_knowledge"]), percent(&l["by_chance"]));
-            vec![name, percent(&l["change"]), number(&l["drift"]), percent(&l["relative_drift"]), share]
+            let share = format!("{} ({})", small(&l["in_knowledge"]), percent(&l["by_chance"]));
+            vec![name, percent(&l["change"]), small(&l["drift"]), small(&l["relative_drift"]), share]
         });
-        text += &table(&["layer", "|dW|/|W|", "drift", "of the output", "in knowledge space (chance)"], rows);
+        text +=
+            &table(&["layer", "|dW|/|W|", "drift", "over the output's", "in knowledge space (chance)"], rows);
     }
     if let Some(metrics) = result["against"]["metrics"].as_array() {
         let rows = metrics.iter().map(|m| {
@@ -204,6 +205,10 @@ fn describe(result: &Value, slices: bool) -> String {
 
 fn number(value: &Value) -> String {
     value.as_f64().map_or("—".into(), |x| format!("{x:.4}"))
+}
+
+fn small(value: &Value) -> String {
+    value.as_f64().map_or("—".into(), |x| format!("{x:.2e}"))
 }
 
 fn signed(value: &Value) -> String {
