@@ -78,7 +78,7 @@ fn ideal(mut gains: Vec<f64>, k: usize) -> f64 {
     dcg(gains.into_iter().take(k).enumerate())
 }
 
-/// Names of all metrics, in the order of [`values`].
+/// Names of all metrics, in the order of [`add`].
 pub fn names(cutoffs: &[usize], published: bool) -> Vec<String> {
     let mut kinds = vec!["hit", "ndcg", "mrr", "map", "recall", "precision"];
     if published {
