@@ -142,6 +142,11 @@ impl Spool {
             std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
         }
         self.parts[number] = bytes;
-        if self.parts[number].len() >= BUFFER { self.flush(number) } else { Ok(()) }
+        if self.parts[number].len() >= BUFFER {
+            self.flush(number)?;
+            // Nothing more is added: what held a whole part is given back.
+            self.parts[number] = Vec::new();
+        }
+        Ok(())
     }
 }
