@@ -8,7 +8,7 @@ use crate::backend::{HeadGradient, HostPool, Indices, Mat, MatMut, Op, Storage, 
 use rayon::prelude::*;
 
 /// Most logits held at once (16 MB).
-const LOGITS: usize = 4 << 20;
+pub const LOGITS: usize = 4 << 20;
 
 /// See [`crate::backend::Backend::cross_entropy`].
 pub fn cross_entropy(

@@ -13,6 +13,8 @@ use super::*;
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 
+pub(in crate::backend) use loss::LOGITS;
+
 pub use attention::bucket as relative_position_bucket;
 
 /// The CPU backend.

@@ -34,6 +34,12 @@ pub(super) struct CrossEntropy<'a> {
 }
 
 impl Cuda {
+    /// In f32, as many as the CPU backend holds: whoever counts memory with kernels that compute nothing counts for
+    /// it too.
+    fn most_logits(&self) -> usize {
+        if self.dtype == DType::F32 { crate::backend::cpu::LOGITS } else { LOGITS }
+    }
+
     /// See [`crate::backend::Backend::cross_entropy`].
     pub(super) fn cross_entropy(
         &self,
@@ -45,7 +51,7 @@ impl Cuda {
         let CrossEntropy { x, head, .. } = call;
         assert!(call.targets.len() == x.rows && x.cols == head.cols && nll.rows == x.rows, "cross_entropy");
         let wants_gradient = dx.is_some() || head_gradient.is_some();
-        let step = (LOGITS / head.rows.max(1)).clamp(1, x.rows.max(1));
+        let step = (self.most_logits() / head.rows.max(1)).clamp(1, x.rows.max(1));
         let mut start = 0;
         while start < x.rows {
             // Chunks end at segments of the head's gradient, so that each belongs to one of them.
