@@ -37,8 +37,8 @@ template <class C, bool TA, bool TB> __device__ __forceinline__ void matmul_tc(c
   for (int i = 0; i < 4; i++) finish_quad<C>(a, row0 + i * 16, col0, acc[i][0]);
 }
 
-// Two blocks share a multiprocessor; on sm_90a, where these serve rare orientations only, that would spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+// Two blocks share a multiprocessor; on sm_90a, where these serve rare orientations only, and on sm_120 that would spill.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ >= 1200)
 constexpr int TILE_BLOCKS = 1;
 #else
 constexpr int TILE_BLOCKS = 2;
@@ -78,13 +78,13 @@ template <class A, class B, class C> __device__ __forceinline__ void matmul_plai
   }
 }
 
-GEMS_KERNEL(matmul_plain_f32_f32_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<float, float, float>)
-GEMS_KERNEL(matmul_plain_f32_f32_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<float, float, bf16>)
-GEMS_KERNEL(matmul_plain_f32_bf16_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<float, bf16, float>)
-GEMS_KERNEL(matmul_plain_f32_bf16_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<float, bf16, bf16>)
-GEMS_KERNEL(matmul_plain_bf16_f32_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, float, float>)
-GEMS_KERNEL(matmul_plain_bf16_f32_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, float, bf16>)
-GEMS_KERNEL(matmul_plain_bf16_bf16_f32, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, bf16, float>)
-GEMS_KERNEL(matmul_plain_bf16_bf16_bf16, PLAIN_THREADS, MatmulArguments, matmul_plain<bf16, bf16, bf16>)
+GEMS_KERNEL_BLOCKS(matmul_plain_f32_f32_f32, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<float, float, float>)
+GEMS_KERNEL_BLOCKS(matmul_plain_f32_f32_bf16, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<float, float, bf16>)
+GEMS_KERNEL_BLOCKS(matmul_plain_f32_bf16_f32, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<float, bf16, float>)
+GEMS_KERNEL_BLOCKS(matmul_plain_f32_bf16_bf16, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<float, bf16, bf16>)
+GEMS_KERNEL_BLOCKS(matmul_plain_bf16_f32_f32, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<bf16, float, float>)
+GEMS_KERNEL_BLOCKS(matmul_plain_bf16_f32_bf16, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<bf16, float, bf16>)
+GEMS_KERNEL_BLOCKS(matmul_plain_bf16_bf16_f32, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<bf16, bf16, float>)
+GEMS_KERNEL_BLOCKS(matmul_plain_bf16_bf16_bf16, PLAIN_THREADS, 2, MatmulArguments, matmul_plain<bf16, bf16, bf16>)
 
 GEMS_FILE(matmul)
