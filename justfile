@@ -49,7 +49,7 @@ kernel-report *ARCHITECTURES:
 
 # Make the demo's world, tokenizer and pretrained model again.
 demo-assets:
-    assets/make/make.sh
+    assets/make/build.sh
 
 # Dependencies: licences, advisories, duplicates (needs cargo-deny).
 deny:

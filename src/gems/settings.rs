@@ -61,7 +61,7 @@ pub enum Method {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refresh {
-    /// Exact for layers of up to half a million weights, sketches above.
+    /// Exact for layers of up to 65,536 weights, sketches above.
     Auto,
     /// Singular value decomposition of the summed gradient.
     Exact,

@@ -323,7 +323,7 @@ impl Tuner {
         let exact = match g.refresh {
             Refresh::Exact => true,
             Refresh::Sketch => false,
-            Refresh::Auto => site.outputs * site.inputs <= 1 << 19,
+            Refresh::Auto => site.outputs * site.inputs <= 1 << 16,
         };
         let (rows, columns) = match (null.side, space) {
             (NullSide::Input, Some(s)) => {
