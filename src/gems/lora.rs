@@ -79,12 +79,23 @@ impl Lora {
     }
 
     fn combined(&self, blocks: &Tensor, width: usize, weights: &[f64]) -> Result<Tensor> {
-        let mut sum = self.backend.zeros(blocks.rows(), width, DType::F32)?;
-        for (t, weight) in weights.iter().enumerate() {
+        let mut sum = self.backend.alloc(blocks.rows(), width, DType::F32)?;
+        for (t, weight) in weights.iter().map(|w| *w as f32).enumerate() {
             let block = blocks.mat().col_range(t * width..(t + 1) * width);
-            self.backend.axpy(*weight as f32, block, sum.mat_mut())?;
+            match t {
+                0 => self.backend.copy(block, sum.mat_mut())?,
+                _ => self.backend.axpy(weight, block, sum.mat_mut())?,
+            }
+            if t == 0 && weight != 1.0 {
+                self.backend.scale(sum.mat_mut(), weight)?;
+            }
         }
         Ok(sum)
+    }
+
+    /// Whether the null space is taken out of the factors' gradients or updates.
+    fn projects(&self) -> bool {
+        self.protected_rows.is_some() || self.protected_columns.is_some()
     }
 }
 
@@ -141,6 +152,29 @@ impl Engine for Lora {
             }
         }
         Ok(updates)
+    }
+
+    fn update(&mut self, layer: &mut AdaptedLinear, step: &Step) -> Result<Option<Vec<Tensor>>> {
+        let (false, Some(branch)) = (self.projects(), &mut layer.branch) else { return Ok(None) };
+        let be = Arc::clone(&self.backend);
+        let ga = self.combined(&self.ga, self.a.cols(), step.weights)?;
+        let gb = self.combined(&self.gb, self.b.cols(), step.weights)?;
+        let mut updates = Vec::new();
+        for (x, g, [m, v], copy) in [
+            (&mut self.a, ga, &mut self.moments_a, &mut branch.a),
+            (&mut self.b, gb, &mut self.moments_b, &mut branch.b),
+        ] {
+            // The factor, its copy in the branch, and its change, in one pass over the moments.
+            let mut change = be.alloc(x.rows(), x.cols(), DType::F32)?;
+            let block = adamw(step.optimizer, 0..x.cols(), step.t, step.rate, step.clip);
+            let outputs = (Some(copy.mat_mut()), Some(change.mat_mut()));
+            be.adam(x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], outputs.0, outputs.1)?;
+            updates.push(change);
+        }
+        if self.scaling != 1.0 {
+            be.scale(branch.b.mat_mut(), self.scaling as f32)?;
+        }
+        Ok(Some(updates))
     }
 
     /// To first order `|dB A|² + |B dA|²`, up to the scaling: told by the factors' own changes instead, which is
