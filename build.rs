@@ -65,6 +65,8 @@ fn host_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<PathBuf>) {
     build.cpp(true).std("c++17").opt_level(2).include("kernels").flag("-Wno-unknown-pragmas");
     // The same results on every machine: no contraction to fused multiply-add where the CPU has it.
     build.flag("-ffp-contract=off").flag("-fno-strict-aliasing");
+    // Line tables whatever the profile: the machine's reports name source lines.
+    build.flag("-g1");
     let compiler = build.get_compiler();
     let headers = [files("kernels", "cuh"), files("kernels/simt", "h")].concat();
     let mut jobs = Vec::new();
