@@ -218,9 +218,9 @@ struct SynthArgs {
     /// Items.
     #[arg(long, value_name = "N", default_value_t = 500)]
     items: usize,
-    /// Events of every user.
-    #[arg(long, value_name = "N", default_value_t = 12)]
-    length: usize,
+    /// Events of every user [default: 12, or as many as a small catalogue allows].
+    #[arg(long, value_name = "N")]
+    length: Option<usize>,
     /// Share of the items after which the two tasks want different things.
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     conflict: f64,
@@ -362,7 +362,7 @@ fn make_world(args: &SynthArgs) -> Result<()> {
     let world = World {
         users: args.users,
         items: args.items,
-        length: args.length,
+        length: args.length.unwrap_or_else(|| World::usual_length(args.items)),
         conflict: args.conflict,
         noise: args.noise,
         leak: args.leak,

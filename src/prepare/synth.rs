@@ -103,6 +103,10 @@ impl World {
         }
         Ok(())
     }
+    /// Events of every user where nobody asked: 12, or as many as `items` allow, but not below the least.
+    pub fn usual_length(items: usize) -> usize {
+        (items / 6).saturating_sub(1).clamp(6, 12)
+    }
     /// Topics in the ring: a user who moves two on at a time does not come around.
     fn topics(&self) -> usize {
         2 * self.length + 2

@@ -962,3 +962,18 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
     let text = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
     assert!(text.contains("requests.jsonl line 1") && text.contains("nope"), "{text}");
 }
+
+#[test]
+fn a_made_up_world_fits_a_small_catalogue() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |items: &str| {
+        let mut command = assert_cmd::Command::cargo_bin("gems-engine").unwrap();
+        command.args(["prepare", "synth", "--users", "20", "--seed", "1", "--items", items, "--out"]);
+        command.arg(dir.path().join(items)).assert()
+    };
+    // Three items in each of 2 * 6 + 2 topics are the least there can be.
+    for items in ["42", "50", "78", "200"] {
+        make(items).success();
+    }
+    make("41").code(2).stderr(predicates::str::contains("at least 42"));
+}
