@@ -215,6 +215,11 @@ pub trait Backend: Send + Sync {
     fn recorded(&self) -> Result<Vec<trace::Record>> {
         Ok(Vec::new())
     }
+    /// How often the host has waited for the device so far: [`Backend::download`] and
+    /// [`Backend::synchronize`]. Always 0 where operations are done when they return.
+    fn waits(&self) -> u64 {
+        0
+    }
     /// What the device can do at most, where it says so.
     fn peaks(&self) -> Option<trace::Peaks> {
         None

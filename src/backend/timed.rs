@@ -87,6 +87,9 @@ impl Backend for Timed {
     fn recorded(&self) -> Result<Vec<Record>> {
         Ok(std::mem::take(&mut *self.state()).records)
     }
+    fn waits(&self) -> u64 {
+        self.inner.waits()
+    }
     fn peaks(&self) -> Option<Peaks> {
         self.inner.peaks()
     }

@@ -384,6 +384,7 @@ impl Tuner {
         let every = self.settings.gems.refresh_every;
         let window = self.settings.gems.refresh_window.min(every);
         if self.step % every == every - window {
+            let _span = trace::span("window");
             for (_, s) in self.subspaces() {
                 s.open_window()?;
             }

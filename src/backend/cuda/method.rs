@@ -198,6 +198,7 @@ impl Cuda {
         let work = Work::new(2 * bytes(a.as_mat()), 4 * (a.rows * a.rows * a.cols) as u64);
         self.launch("orthonormalize", Shape::line(1, threads).shared(shared), &arguments, work)?;
         let mut bytes = [0u8; 4];
+        self.recorder.wait();
         self.driver.download(arguments.kept, &mut bytes)?;
         Ok(u32::from_le_bytes(bytes) as usize)
     }

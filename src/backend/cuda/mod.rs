@@ -124,6 +124,7 @@ impl Backend for Cuda {
         self.arena.reset_peak();
     }
     fn synchronize(&self) -> Result<()> {
+        self.recorder.wait();
         self.driver.synchronize()
     }
     fn record(&self) -> Result<()> {
@@ -132,6 +133,9 @@ impl Backend for Cuda {
     }
     fn recorded(&self) -> Result<Vec<trace::Record>> {
         self.recorder.finish(self.driver.as_ref())
+    }
+    fn waits(&self) -> u64 {
+        self.recorder.waits()
     }
     fn peaks(&self) -> Option<trace::Peaks> {
         self.driver.peaks()
@@ -163,6 +167,7 @@ impl Backend for Cuda {
         if values.is_empty() {
             return Ok(values);
         }
+        self.recorder.wait();
         if from.dtype == DType::F32 && from.is_contiguous() {
             self.driver.download(launch::view(from).data, bytemuck::cast_slice_mut(&mut values))?;
             return Ok(values);

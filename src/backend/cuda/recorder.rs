@@ -1,9 +1,9 @@
-//! Remembers launches while somebody wants to know: which kernel, where in the step, how long.
+//! Remembers launches while somebody wants to know: which kernel, where in the step, how long. Waits are always counted.
 
 use super::driver::{Driver, Moment};
 use crate::backend::trace::{Record, Work, place};
 use crate::error::Result;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -22,12 +22,23 @@ struct Recording {
 #[derive(Default)]
 pub struct Recorder {
     on: AtomicBool,
+    waits: AtomicU64,
     recording: Mutex<Option<Recording>>,
 }
 
 impl Recorder {
     fn recording(&self) -> MutexGuard<'_, Option<Recording>> {
         self.recording.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Counts a wait for the device.
+    pub fn wait(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits so far.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// Begins a recording.

@@ -8,7 +8,7 @@ use super::session::{Session, configuration};
 use super::{demo, device};
 use crate::backend::cuda::Cuda;
 use crate::backend::timed::Timed;
-use crate::backend::trace::{self, Ended, Peaks, Record};
+use crate::backend::trace::{self, Ended, Peaks, Record, Work};
 use crate::backend::{Backend, DType, Op};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
@@ -67,13 +67,25 @@ pub struct ProfileArgs {
 struct Measured {
     /// Seconds of each undisturbed step.
     steps: Vec<f64>,
-    /// Seconds of the step that refreshed.
-    refresh: Option<f64>,
+    /// The step that refreshed the bases.
+    refresh: Option<Refreshed>,
+    /// Waits for the device in all undisturbed steps.
+    waits: u64,
     /// Seconds spent before the first step: weights, first bases.
     start: f64,
     peak: usize,
     records: Vec<Record>,
     spans: Vec<Ended>,
+}
+
+/// A step that renewed the bases.
+struct Refreshed {
+    /// Its seconds, undisturbed.
+    seconds: f64,
+    /// Its waits for the device.
+    waits: u64,
+    /// What the renewal and the opening of its window launched.
+    records: Vec<Record>,
 }
 
 /// Runs the command.
@@ -103,9 +115,11 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 }
 
 impl ProfileArgs {
-    /// Warm-up, measured, recorded and refreshing steps, in this order.
-    fn all_steps(&self) -> u64 {
-        self.warmup + 2 * self.steps + 1
+    /// Steps from one renewal of the bases to the next: the first, at the end of the measured steps, is measured,
+    /// the second recorded.
+    fn cycle(&self) -> u64 {
+        let before = self.warmup + self.steps;
+        if self.no_refresh { before + self.steps + 1 } else { before + 1 }
     }
 
     fn config(&self, mut layers: Vec<Layer>) -> Result<Config> {
@@ -115,8 +129,7 @@ impl ProfileArgs {
             layers.push(Layer::value("--model", "model.path", text(model)));
             layers.push(Layer::value("--data", "data.path", text(data)));
         }
-        // The bases are refreshed in the last step only.
-        let every = toml::Value::from(self.all_steps() as i64);
+        let every = toml::Value::from(self.cycle() as i64);
         layers.push(Layer::value("profile", "gems.refresh_every", every));
         layers.push(Layer::value("profile", "gems.refresh_window", toml::Value::from(1)));
         // Nothing to protect was learned: the null space costs nothing between refreshes.
@@ -152,28 +165,42 @@ impl ProfileArgs {
     }
 
     fn measure(&self, subject: &mut Subject, backend: &Arc<dyn Backend>, start: f64) -> Result<Measured> {
-        let mut timed = |last: bool| -> Result<f64> {
+        let mut timed = || -> Result<f64> {
             let from = Instant::now();
-            subject.step(last)?;
+            subject.step()?;
             Ok(from.elapsed().as_secs_f64())
         };
         for _ in 0..self.warmup {
-            timed(false)?;
+            timed()?;
         }
+        let waits = backend.waits();
         backend.reset_peak_memory();
         trace::start(true);
         backend.profiler(true)?;
-        let steps = (0..self.steps).map(|_| timed(false)).collect::<Result<Vec<f64>>>()?;
+        let steps = (0..self.steps).map(|_| timed()).collect::<Result<Vec<f64>>>()?;
         backend.profiler(false)?;
         trace::stop();
-        let peak = backend.memory().peak;
+        let (waits, peak) = (backend.waits() - waits, backend.memory().peak);
+        let refresh = if self.no_refresh { None } else { Some((backend.waits(), timed()?, backend.waits())) };
         trace::start(false);
         backend.record()?;
-        (0..self.steps).try_for_each(|_| timed(false).map(drop))?;
+        (0..self.steps).try_for_each(|_| timed().map(drop))?;
         let records = backend.recorded()?;
         let spans = trace::stop();
-        let refresh = if self.no_refresh { None } else { Some(timed(false)?) };
-        Ok(Measured { steps, refresh, start, peak, records, spans })
+        let refresh = match refresh {
+            Some((from, seconds, to)) => {
+                (0..self.warmup).try_for_each(|_| timed().map(drop))?;
+                trace::start(false);
+                backend.record()?;
+                timed()?;
+                let mut records = backend.recorded()?;
+                trace::stop();
+                records.retain(|r| r.place.split('/').any(|p| p == "refresh" || p == "window"));
+                Some(Refreshed { seconds, waits: to - from, records })
+            }
+            None => None,
+        };
+        Ok(Measured { steps, refresh, waits, start, peak, records, spans })
     }
 
     /// Command lines for NVIDIA's tools: the measured steps alone, with names.
@@ -235,6 +262,17 @@ fn document(
     let host: f64 = m.records.iter().map(|r| r.host).sum::<f64>() / args.steps as f64;
     let device: Option<f64> = m.records.iter().map(|r| r.seconds).sum::<Option<f64>>();
     let plan = subject.plan()?;
+    let waits = m.waits as f64 / args.steps as f64;
+    let refresh = m.refresh.as_ref().map(|r| {
+        let work = r.records.iter().filter_map(|r| r.work).fold(Work::default(), |a, b| a + b);
+        json!({
+            "launches": r.records.len(),
+            "waits": r.waits as f64 - waits,
+            "gb": work.bytes as f64 / 1e9,
+            "gflop": work.flops as f64 / 1e9,
+            "kernels": table::rows(&r.records, 1, peaks),
+        })
+    });
     Ok(json!({
         "device": subject.model.backend.name(),
         "what": args.shape.clone().or(args.model.as_ref().map(|m| m.display().to_string())),
@@ -242,9 +280,11 @@ fn document(
         "step_ms": step * 1e3,
         "steps_ms": m.steps.iter().map(|s| s * 1e3).collect::<Vec<_>>(),
         "tokens_per_s": subject.tokens() as f64 / step,
-        "refresh_ms": m.refresh.map(|r| (r - step) * 1e3),
+        "refresh_ms": m.refresh.as_ref().map(|r| (r.seconds - step) * 1e3),
+        "refresh": refresh,
         "start_s": m.start,
         "launches": launches,
+        "waits": waits,
         "launching_ms": host * 1e3,
         "device_ms": device.map(|d| d / args.steps as f64 * 1e3),
         "phases_ms": table::phases(&m.records, args.steps as usize),
@@ -265,6 +305,10 @@ fn summary(d: &Value) -> String {
             let one = |(name, ms): (&String, &Value)| format!("{name} {:.3}", ms.as_f64().unwrap_or(0.0));
             format!(" ({})", phases.iter().map(one).collect::<Vec<_>>().join(", "))
         });
+    let refresh = match &d["refresh"] {
+        Value::Null => String::new(),
+        r => format!(" ({} launches, {} waits)", r["launches"], r["waits"].as_f64().unwrap_or(0.0)),
+    };
     let limits = match &d["peaks"] {
         Value::Null => "not known for this device: no floors".to_string(),
         p => format!(
@@ -274,8 +318,8 @@ fn summary(d: &Value) -> String {
         ),
     };
     format!(
-        "device       {}\nstep         {} ms for {} tokens ({} tokens/s)\nrefresh      {} ms more\n\
-         launches     {} a step, the host spends {} ms on launching them\ndevice time  {} ms a step{phases}\n\
+        "device       {}\nstep         {} ms for {} tokens ({} tokens/s)\nrefresh      {} ms more{refresh}\n\
+         launches     {} a step, the host spends {} ms on launching them and waits {} times\ndevice time  {} ms a step{phases}\n\
          peak memory  {} MiB (a run with its refreshes is planned with {} MiB)\nlimits       {limits}",
         d["device"].as_str().unwrap_or("?"),
         number("step_ms", 3),
@@ -284,6 +328,7 @@ fn summary(d: &Value) -> String {
         number("refresh_ms", 3),
         number("launches", 0),
         number("launching_ms", 3),
+        number("waits", 0),
         number("device_ms", 3),
         mib("peak_memory_bytes"),
         mib("predicted_memory_bytes"),

@@ -115,15 +115,15 @@ impl Subject {
         Ok(sums.iter().zip(&labels).map(|(sum, n)| sum / (*n).max(1) as f64).collect())
     }
 
-    /// One optimizer step, waited for; `last` keeps it from refreshing the bases.
-    pub fn step(&mut self, last: bool) -> Result<StepReport> {
+    /// One optimizer step, waited for.
+    pub fn step(&mut self) -> Result<StepReport> {
         let _span = trace::span("step");
         self.tuner.begin_step()?;
         let losses = self.passes()?;
         let lr = self.config.train.lr;
         let lr_rows = self.config.optimizer.lr_rows.unwrap_or(lr);
         let counts = self.counts.clone();
-        let input = StepInput { losses, counts, lr, lr_rows, target_norm: None, last };
+        let input = StepInput { losses, counts, lr, lr_rows, target_norm: None, last: false };
         let report = self.tuner.finish_step(&mut self.model, &input)?;
         self.model.backend.synchronize()?;
         Ok(report)
