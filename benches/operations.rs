@@ -248,7 +248,7 @@ impl Bench {
                 be.fold(w.mat_mut(), 1.0, 1e-6, fb.mat(), fa.mat(), Rounding::Nearest).unwrap();
             }),
             self.case("orthonormalize rows", 2 * R * D, 4 * R * R * D, move || {
-                be.orthonormalize_rows(rows.mat_mut()).unwrap();
+                be.orthonormalize_rows(&mut [rows.mat_mut()]).unwrap();
             }),
         ]
     }

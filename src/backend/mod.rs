@@ -385,10 +385,10 @@ pub trait Backend: Send + Sync {
     fn project_columns(&self, x: MatMut, k: Mat) -> Result<()>;
     /// `W = keep * W + scale * B A` in f32, rounded once to W's type; B *f32* `[M x R]`, A `[R x N]`.
     fn fold(&self, w: MatMut, keep: f32, scale: f32, b: Mat, a: Mat, rounding: Rounding) -> Result<()>;
-    /// Orthonormalises the rows of *f32* `a [R x N]` (R <= N) in order, as Gram-Schmidt would:
-    /// row i afterwards spans what it added to the rows before it. Rows that add nothing (to
-    /// rounding) become zero; the number of rows kept is returned. Waits.
-    fn orthonormalize_rows(&self, a: MatMut) -> Result<usize>;
+    /// Orthonormalises the rows of each *f32* matrix `[R x N]` (R <= N) in order, as Gram-Schmidt
+    /// would: row i afterwards spans what it added to the rows before it. Rows that add nothing (to
+    /// rounding) become zero.
+    fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()>;
 }
 
 /// The segment of a row: shorthand used by callers that build [`OuterPart`]s for whole matrices.

@@ -301,8 +301,9 @@ impl Backend for Timed {
         let work = Work::product((w.rows, w.cols, a.rows), b.dtype, a.dtype, w.dtype, true);
         self.time("fold", work, || self.inner.fold(w, keep, scale, b, a, rounding))
     }
-    fn orthonormalize_rows(&self, a: MatMut) -> Result<usize> {
-        let work = Work::new(2 * bytes(a.as_mat()), 4 * (a.rows * a.rows * a.cols) as u64);
-        self.time("orthonormalize_rows", work, || self.inner.orthonormalize_rows(a))
+    fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()> {
+        let one = |a: &MatMut| Work::new(2 * bytes(a.as_mat()), 4 * (a.rows * a.rows * a.cols) as u64);
+        let work = matrices.iter().map(one).fold(Work::default(), |a, b| a + b);
+        self.time("orthonormalize_rows", work, || self.inner.orthonormalize_rows(matrices))
     }
 }

@@ -81,7 +81,7 @@ impl Space {
             self.dim,
             DType::F32,
         )?;
-        backend.orthonormalize_rows(a.mat_mut())?;
+        backend.orthonormalize_rows(&mut [a.mat_mut()])?;
         self.directions = backend.download(a.mat())?;
         Ok(())
     }

@@ -240,7 +240,7 @@ impl Window {
                 if complementary {
                     deflate_rows(&**be, &mut kept, a.mat().row_range(0..columns.start))?;
                 }
-                be.orthonormalize_rows(kept.mat_mut())?;
+                be.orthonormalize_rows(&mut [kept.mat_mut()])?;
                 be.copy(kept.mat(), a.mat_mut().row_range(columns))?;
                 continue;
             }
@@ -264,7 +264,7 @@ impl Window {
             {
                 deflate_rows(&**be, &mut basis, fixed)?;
             }
-            be.orthonormalize_rows(basis.mat_mut())?;
+            be.orthonormalize_rows(&mut [basis.mat_mut()])?;
             let mut along = be.alloc(free.rows(), basis.rows(), DType::F32)?;
             be.matmul(along.mat_mut(), 0.0, 1.0, free.mat(), Op::N, basis.mat(), Op::T)?;
             let held = energy_of(&**be, along.mat())?;
@@ -283,7 +283,7 @@ impl Window {
                 if let Some(k) = protected {
                     deflate_rows(&*self.backend, &mut q, k)?;
                 }
-                self.backend.orthonormalize_rows(q.mat_mut())?;
+                self.backend.orthonormalize_rows(&mut [q.mat_mut()])?;
                 Ok(q)
             })
             .collect()

@@ -663,7 +663,7 @@ fn knowledge(side: NullSide, k: usize) -> KnowledgeBasis {
     let be = backend();
     let space = |dim: usize, seed: u64| {
         let mut rows = be.tensor(&numbers(seed, k * dim), k, dim, DType::F32).unwrap();
-        be.orthonormalize_rows(rows.mat_mut()).unwrap();
+        be.orthonormalize_rows(&mut [rows.mat_mut()]).unwrap();
         let directions = be.download(rows.mat()).unwrap();
         Space { name: "s".into(), dim, directions, spectrum: vec![1.0; dim], energy: 0.9 }
     };

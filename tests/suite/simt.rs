@@ -469,7 +469,7 @@ fn projections_and_orthonormal_rows() {
     for (r, n) in [(1, 1), (5, 12), (12, 300)] {
         parity("projections", |be, _, x| {
             let mut basis = be.tensor(&x(1, r * n), r, n, DType::F32).unwrap();
-            assert_eq!(be.orthonormalize_rows(basis.mat_mut()).unwrap(), r);
+            be.orthonormalize_rows(&mut [basis.mat_mut()]).unwrap();
             let mut k = be.alloc(n, r, DType::F32).unwrap();
             let identity: Vec<f32> = (0..r * r).map(|i| f32::from(i % (r + 1) == 0)).collect();
             let one = be.tensor(&identity, r, r, DType::F32).unwrap();
@@ -488,22 +488,72 @@ fn projections_and_orthonormal_rows() {
     }
 }
 
-#[test]
-fn dependent_rows_become_zero() {
-    kernel_devices(DType::F32).iter().for_each(|be| dependent_rows(&**be));
+/// A matrix's rows, of which those numbered in `dependent` are sums of the rows before them (zero for row 0).
+fn with_dependent_rows(seed: u64, (r, n): (usize, usize), dependent: &[usize]) -> Vec<f32> {
+    let mut rows = numbers(seed, r * n);
+    for &i in dependent {
+        for c in 0..n {
+            rows[i * n + c] = (0..i).map(|j| (1.0 - 0.3 * j as f32) * rows[j * n + c]).sum();
+        }
+    }
+    rows
 }
 
-fn dependent_rows(be: &dyn Backend) {
-    let (a, b) = (numbers(1, 50), numbers(2, 50));
-    let both: Vec<f32> = a.iter().zip(&b).map(|(a, b)| 2.0 * a - b).collect();
-    let mut rows = be.tensor(&[a, b, both, vec![0.0; 50]].concat(), 4, 50, DType::F32).unwrap();
-    assert_eq!(be.orthonormalize_rows(rows.mat_mut()).unwrap(), 2);
-    let q = be.download(rows.mat()).unwrap();
-    for i in 0..4 {
-        for j in 0..4 {
-            let along: f64 = (0..50).map(|c| q[i * 50 + c] as f64 * q[j * 50 + c] as f64).sum();
-            let want = if i == j && i < 2 { 1.0 } else { 0.0 };
-            assert!((along - want).abs() < 1e-6, "rows {i} and {j}: {along}");
+/// Orthonormal to rounding, each row in the span of the given rows up to its own and along it; dependent rows zero.
+#[track_caller]
+fn orthonormal(what: &str, (r, n): (usize, usize), given: &[f32], got: &[f32], dependent: &[usize]) {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let row = |m: &'_ [f32], i: usize| m[i * n..(i + 1) * n].to_vec();
+    for i in 0..r {
+        let (q, a) = (row(got, i), row(given, i));
+        for j in 0..=i {
+            let want = f64::from(i == j && !dependent.contains(&i));
+            let along = dot(&q, &row(got, j));
+            assert!((along - want).abs() < 1e-6, "{what}: rows {i} and {j}: {along}");
+        }
+        let mut left: Vec<f64> = a.iter().map(|v| f64::from(*v)).collect();
+        for j in 0..=i {
+            let along = dot(&row(got, j), &a);
+            left.iter_mut().zip(row(got, j)).for_each(|(l, q)| *l -= along * f64::from(q));
+        }
+        let (size, rest) = (dot(&a, &a).sqrt(), left.iter().map(|v| v * v).sum::<f64>().sqrt());
+        assert!(rest <= 2e-6 * size, "{what}: row {i} left its span: {rest} of {size}");
+        assert!(dot(&q, &a) >= 0.0, "{what}: row {i} points the other way");
+    }
+}
+
+/// Less than a panel of rows, a panel, one more, several; rows of one number, rows of which shared memory holds two, one
+/// and none; more matrices than a launch takes, in one call.
+#[test]
+fn orthonormal_rows_of_many_matrices() {
+    let mut cases: Vec<((usize, usize), Vec<usize>)> = vec![
+        ((1, 1), vec![]),
+        ((3, 1), vec![1, 2]),
+        ((4, 50), vec![0, 2]),
+        ((7, 7), vec![]),
+        ((8, 40), vec![7]),
+        ((9, 41), vec![8]),
+        ((20, 70), vec![1, 8, 15, 16]),
+        ((40, 1030), vec![]),
+        ((3, 14_336), vec![1]),
+        ((2, 20_000), vec![]),
+        ((2, 30_000), vec![1]),
+    ];
+    cases.extend((0..130).map(|i| ((1 + i % 5, 5 + i % 7), if i % 5 == 3 { vec![2] } else { vec![] })));
+    let devices = std::iter::once(Cpu::open(None).unwrap()).chain(kernel_devices(DType::F32));
+    for be in devices {
+        let given: Vec<Vec<f32>> =
+            cases.iter().zip(0..).map(|((size, rows), i)| with_dependent_rows(i, *size, rows)).collect();
+        let mut held: Vec<Padded> = (cases.iter().zip(&given).enumerate())
+            .map(|(i, (((r, n), _), values))| Padded::new(&*be, values, *r, *n, 1 + i % 3, DType::F32))
+            .collect();
+        let mut none = be.alloc(0, 5, DType::F32).unwrap();
+        let mut all: Vec<MatMut> = held.iter_mut().map(Padded::mat_mut).collect();
+        all.push(none.mat_mut());
+        be.orthonormalize_rows(&mut all).unwrap();
+        for (i, (size, dependent)) in cases.iter().enumerate() {
+            let what = format!("{}, matrix {i} {size:?}", be.name());
+            orthonormal(&what, *size, &given[i], &held[i].read(&*be), dependent);
         }
     }
 }

@@ -128,13 +128,12 @@ pub fn project_columns(threads: usize, pool: &HostPool, mut x: MatMut, k: Mat) {
     matmul(threads, x.reborrow(), 1.0, -1.0, k, Op::N, inner.mat(), Op::N);
 }
 
-/// See [`crate::backend::Backend::orthonormalize_rows`]: Gram-Schmidt in f64, every row twice
+/// One matrix of [`crate::backend::Backend::orthonormalize_rows`]: Gram-Schmidt in f64, every row twice
 /// ("twice is enough", Kahan and Parlett), so that the result is orthonormal to f32 rounding.
-pub fn orthonormalize_rows(mut a: MatMut) -> usize {
+pub fn orthonormalize_rows(a: &mut MatMut) {
     let (rows, cols, ld) = (a.rows, a.cols, a.ld);
-    let data = host_mut(&mut a);
+    let data = host_mut(a);
     let mut done: Vec<Vec<f64>> = Vec::with_capacity(rows);
-    let mut kept = 0;
     for i in 0..rows {
         let mut current: Vec<f64> = data[i * ld..i * ld + cols].iter().map(|v| *v as f64).collect();
         let before = norm(&current);
@@ -155,11 +154,9 @@ pub fn orthonormalize_rows(mut a: MatMut) -> usize {
             *to = *c as f32;
         }
         if adds {
-            kept += 1;
             done.push(current);
         }
     }
-    kept
 }
 
 fn norm(a: &[f64]) -> f64 {

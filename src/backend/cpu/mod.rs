@@ -11,6 +11,7 @@ mod simd;
 
 use super::*;
 use crate::error::{Error, Kind, Result};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 pub(in crate::backend) use loss::LOGITS;
@@ -321,7 +322,8 @@ impl Backend for Cpu {
         products::matmul(self.threads, w, 1.0, scale, b, Op::N, a, Op::N);
         Ok(())
     }
-    fn orthonormalize_rows(&self, a: MatMut) -> Result<usize> {
-        Ok(method::orthonormalize_rows(a))
+    fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()> {
+        matrices.par_iter_mut().for_each(method::orthonormalize_rows);
+        Ok(())
     }
 }

@@ -1,12 +1,11 @@
-//! The method's own operations: `kernels/{dots,adam,orthonormalize}.cu`, and products.
+//! The method's own operations: `kernels/{dots,adam}.cu`, and products.
 
 use super::Cuda;
 use super::driver::Shape;
 use super::launch::{View, tag, view, view_mut};
 use super::matmul::Product;
-use crate::backend::cpu::Cpu;
 use crate::backend::trace::{Work, bytes};
-use crate::backend::{AdamBlock, Backend, DType, Mat, MatMut, Op, Rounding};
+use crate::backend::{AdamBlock, DType, Mat, MatMut, Op, Rounding};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
 
@@ -54,14 +53,6 @@ struct AdamArguments {
     blocks: i32,
     only_blocks: i32,
     block: [Block; BLOCKS],
-}
-
-/// `struct OrthonormalizeArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct OrthonormalizeArguments {
-    a: View,
-    kept: u64,
 }
 
 impl Cuda {
@@ -175,32 +166,6 @@ impl Cuda {
         self.combine(1.0, b, -1.0, &low_to)?;
         let second = Some((low.mat().col_range(0..b.cols), a));
         self.product(&w, Product { second, ..base(high.mat().col_range(0..b.cols)) })
-    }
-
-    /// See [`Backend::orthonormalize_rows`].
-    pub(super) fn orthonormalize_rows(&self, mut a: MatMut) -> Result<usize> {
-        assert_eq!(a.dtype, DType::F32, "orthonormalize_rows");
-        if a.rows == 0 || a.cols == 0 {
-            return Ok(0);
-        }
-        let shared = 8 * (32 + a.rows + a.cols);
-        if shared > self.driver.max_shared() {
-            // A row is too long for this device's shared memory: the CPU does it.
-            let cpu = Cpu::open(None)?;
-            let mut host = cpu.tensor(&self.download(a.as_mat())?, a.rows, a.cols, DType::F32)?;
-            let kept = cpu.orthonormalize_rows(host.mat_mut())?;
-            self.upload(&cpu.download(host.mat())?, a.reborrow())?;
-            return Ok(kept);
-        }
-        let kept = self.upload_indices(&[0])?;
-        let arguments = OrthonormalizeArguments { a: view_mut(&a), kept: super::launch::address(&kept) };
-        let threads = if a.cols <= 1024 { 256 } else { 1024 };
-        let work = Work::new(2 * bytes(a.as_mat()), 4 * (a.rows * a.rows * a.cols) as u64);
-        self.launch("orthonormalize", Shape::line(1, threads).shared(shared), &arguments, work)?;
-        let mut bytes = [0u8; 4];
-        self.recorder.wait();
-        self.driver.download(arguments.kept, &mut bytes)?;
-        Ok(u32::from_le_bytes(bytes) as usize)
     }
 }
 

@@ -16,6 +16,7 @@ mod matmul;
 mod memory;
 mod method;
 mod null;
+mod orthonormalize;
 mod outer;
 pub mod probe;
 mod recorder;
@@ -328,7 +329,7 @@ impl Backend for Cuda {
     fn fold(&self, w: MatMut, keep: f32, scale: f32, b: Mat, a: Mat, rounding: Rounding) -> Result<()> {
         Cuda::fold(self, w, keep, scale, (b, a), rounding)
     }
-    fn orthonormalize_rows(&self, a: MatMut) -> Result<usize> {
-        Cuda::orthonormalize_rows(self, a)
+    fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()> {
+        Cuda::orthonormalize_rows(self, matrices)
     }
 }
