@@ -224,6 +224,10 @@ pub trait Backend: Send + Sync {
     fn peaks(&self) -> Option<trace::Peaks> {
         None
     }
+    /// What decides which kernels run, where there are kernels.
+    fn kind(&self) -> Option<cuda::DeviceKind> {
+        None
+    }
     /// Tells an external profiler (Nsight) that the steps worth looking at begin or end.
     fn profiler(&self, _on: bool) -> Result<()> {
         Ok(())

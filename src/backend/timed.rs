@@ -93,6 +93,9 @@ impl Backend for Timed {
     fn peaks(&self) -> Option<Peaks> {
         self.inner.peaks()
     }
+    fn kind(&self) -> Option<cuda::DeviceKind> {
+        self.inner.kind()
+    }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
         self.inner.alloc(rows, cols, dtype)

@@ -12,6 +12,7 @@ mod measure;
 mod options;
 mod plan;
 mod prepare;
+mod products;
 mod profile;
 mod rank;
 mod schema;

@@ -196,6 +196,25 @@ impl Layout {
         self.decoder.as_ref().unwrap_or_else(|| unreachable!("a layout has a decoder"))
     }
 
+    /// Whether each site reads rows of the encoder: all of its own, and keys and values of cross attention.
+    pub fn read_encoder(&self) -> Vec<bool> {
+        let mut found = vec![false; self.sites.len()];
+        for block in self.encoder.iter().flat_map(|stack| &stack.blocks) {
+            match block {
+                Block::Attention(a) => a.sites.iter().for_each(|s| found[*s] = true),
+                Block::FeedForward(f) => {
+                    [Some(f.gate), f.up, Some(f.down)].into_iter().flatten().for_each(|s| found[s] = true);
+                }
+            }
+        }
+        for block in &self.decoder().blocks {
+            if let Block::Attention(AttentionBlock { cross: true, sites: [_, k, v, _], .. }) = block {
+                (found[*k], found[*v]) = (true, true);
+            }
+        }
+        found
+    }
+
     fn dense(&mut self, name: String, kind: DenseKind, rows: usize, cols: usize) -> usize {
         self.dense.push(DenseSpec { name, kind, rows, cols });
         self.dense.len() - 1

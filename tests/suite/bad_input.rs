@@ -1,6 +1,7 @@
 //! What a user can get wrong, as a user meets it: the message says what, where and what to do, nothing is lost.
 
-use crate::cli::{engine, golden_model, train, world};
+use crate::cli::{FAST, engine, golden_model, train, world};
+use gems_engine::data::{DataSettings, Dataset, Sampler, StepSize};
 use predicates::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -237,6 +238,87 @@ fn broken_records_and_what_does_not_fit() {
     fails("room", &more, &["protected", "null_space.value", "gems.rank"]);
     fs::write(&basis, &fs::read(&basis).unwrap()[..100]).unwrap();
     refused(train("llama_tied", &data, &dir.path().join("cut"), &more), 1, &["tight.safetensors"]);
+}
+
+/// A world in which one record, of step 3, has a word that nothing else has, and a model in which that word alone makes
+/// the first layer's attention scores overflow: its embedding is the only one with a component that q and k enlarge.
+fn overflows_in_step_3(dir: &Path) -> (PathBuf, PathBuf) {
+    let (data, model) = (world(dir), copied("llama_tied", dir));
+    let loaded = Dataset::load(&data, &DataSettings::default()).unwrap();
+    let (records, size) = (&loaded.train.records, StepSize::Whole(8));
+    let third = Sampler::new(records, &loaded.tasks, &size, 0).unwrap().batch_at(2);
+    let at = third.iter().map(|p| p.record as usize).find(|r| records[*r].query.is_some()).unwrap();
+    let path = data.join("train.jsonl");
+    let mut rows: Vec<Value> =
+        fs::read_to_string(&path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    rows[at]["query"] = json!("@ desk");
+    fs::write(&path, rows.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
+
+    let word =
+        tokenizers::Tokenizer::from_file(model.join("tokenizer.json")).unwrap().token_to_id("@").unwrap();
+    change_weights(&model, |weights| {
+        let (width, component) = (64, 7);
+        let table = &mut weights.get_mut("model.embed_tokens.weight").unwrap().1;
+        for (token, row) in table.chunks_exact_mut(width).enumerate() {
+            if token == word as usize {
+                row.fill(0.0);
+            }
+            row[component] = f32::from(u8::from(token == word as usize));
+        }
+        for name in ["q", "k"] {
+            let name = format!("model.layers.0.self_attn.{name}_proj.weight");
+            weights.get_mut(&name).unwrap().1[component] = 1e19;
+        }
+    });
+    (data, model)
+}
+
+#[test]
+fn a_single_step_that_is_not_finite_is_skipped_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = overflows_in_step_3(dir.path());
+    for method in ["gems", "full"] {
+        let out = dir.path().join(method);
+        let settings = [
+            "checkpoint.every=1",
+            "checkpoint.keep=9",
+            "optimizer.embeddings=none",
+            "null_space.side=none",
+            "null_space.item_rows=0.0",
+            "train.validate_every=0",
+            "train.evaluate_before=false",
+            "train.evaluate_after=false",
+            "train.export=false",
+        ];
+        let mut command = engine();
+        command.args(["train", "--steps", "5", "--method", method, "--model"]).arg(&model);
+        command.arg("--data").arg(&data).arg("--out").arg(&out).args(FAST);
+        command.args(settings.iter().flat_map(|s| ["--set", s]));
+        let said = "step 3: loss or gradient is not finite; step skipped";
+        command.assert().success().stderr(predicate::str::contains(said));
+
+        let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.len(), 5);
+        for line in &lines {
+            let bad = line["step"] == 3;
+            assert_eq!(line["loss"].is_number(), !bad, "{line}");
+            assert_eq!(line.get("skipped").cloned(), bad.then(|| json!(1)), "{line}");
+        }
+        let told = fs::read_to_string(out.join("log.txt")).unwrap();
+        assert_eq!(told.matches("step skipped").count(), 1, "{told}");
+        // After the step, weights and moments are those before it, to the bit; other steps change them.
+        let of = |step: usize, file: &str| {
+            fs::read(out.join(format!("checkpoints/step-{step:08}/{file}.safetensors"))).unwrap()
+        };
+        for file in ["weights", "optimizer"] {
+            assert!(of(3, file) == of(2, file), "{method}: the skipped step changed {file}");
+            assert!(
+                of(2, file) != of(1, file) && of(4, file) != of(3, file),
+                "{method}: {file} never changes"
+            );
+        }
+    }
 }
 
 /// The engine under a limit on the size of files it writes (in KiB), as on a full disk.

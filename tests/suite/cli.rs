@@ -45,7 +45,8 @@ pub fn world(dir: &Path) -> PathBuf {
     data
 }
 
-const FAST: &[&str] = &[
+/// Settings of a short run.
+pub const FAST: &[&str] = &[
     "--set",
     "gems.rank=4",
     "--set",

@@ -60,6 +60,91 @@ fn doctor_looks_at_a_model_and_fails_on_a_broken_one() {
         .stdout(predicate::str::contains("FAIL  model").and(predicate::str::contains("config.json")));
 }
 
+/// What `doctor` says of the products of a Llama of these sizes, by device: `(device, layers)`. The directory has no
+/// weights, which is a failed check and nothing to the products.
+fn products(hidden: usize, intermediate: usize) -> Vec<(String, Vec<Value>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({"model_type": "llama", "hidden_size": hidden, "num_attention_heads": 2,
+        "intermediate_size": intermediate, "num_hidden_layers": 3, "vocab_size": 1000});
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let mut command = engine();
+    command.args(["doctor", "--json", "--model"]).arg(dir.path());
+    let said = command.assert().code(1).get_output().clone();
+    let report: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let of = |v: &Value| (v["device"].as_str().unwrap().to_string(), v["layers"].as_array().unwrap().clone());
+    let found: Vec<_> = report["products"].as_array().unwrap().iter().map(of).collect();
+    assert!(!found.is_empty(), "{report}");
+    found
+}
+
+#[test]
+fn doctor_shows_which_kernel_every_product_takes() {
+    let kernels = |product: &Value| -> Vec<String> {
+        product["kernels"].as_array().unwrap().iter().map(|k| k.as_str().unwrap().to_string()).collect()
+    };
+    for (device, layers) in &products(96, 264) {
+        let names: Vec<Value> = layers.iter().map(|l| l["layers"].clone()).collect();
+        assert_eq!(
+            Value::from(names),
+            serde_json::json!([["q", "k", "v", "o"], ["gate", "up"], ["down"], ["head"]])
+        );
+        assert_eq!(layers[0]["count"], 12);
+        for layer in layers {
+            for product in ["forward", "input_gradient", "weights"].map(|p| &layer[p]) {
+                let (kernels, why) = (kernels(product), product["why"].as_str().unwrap());
+                assert!(!kernels.is_empty() && product["slow"] == false, "{device}: {layer}");
+                if device.contains("sm_90a") {
+                    assert!(kernels.iter().all(|k| k.starts_with("matmul_sm90a_")), "{device}: {kernels:?}");
+                    assert!(why.contains("wgmma"), "{device}: {why}");
+                } else if device.contains("sm_80") {
+                    assert!(kernels.iter().all(|k| k.contains("_tc_")), "{device}: {kernels:?}");
+                    assert!(why.contains("mma.sync") && why.contains("no wgmma"), "{device}: {why}");
+                }
+            }
+        }
+    }
+    // 100 is no multiple of 8: every product of a layer of that width runs without tensor cores, and says so.
+    for (device, layers) in products(100, 264) {
+        let q = &layers[0];
+        for (product, why) in [
+            ("forward", "CUDA cores: rows of x, W, A have 100 elements, not a multiple of 8"),
+            ("input_gradient", "CUDA cores: rows of dy, W, A have 100 elements, not a multiple of 8"),
+            ("weights", "CUDA cores: rows of A have 100 elements, not a multiple of 8"),
+        ] {
+            assert!(kernels(&q[product]).iter().any(|k| k.starts_with("matmul_plain_")), "{device}: {q}");
+            assert_eq!((&q[product]["slow"], q[product]["why"].as_str()), (&Value::from(true), Some(why)));
+        }
+        // The down projection reads rows of 264, and writes rows of 100.
+        assert_eq!((&layers[2]["layers"][0], &layers[2]["forward"]["slow"]), (&"down".into(), &false.into()));
+        assert_eq!(layers[2]["input_gradient"]["slow"], true);
+    }
+    engine()
+        .args(["doctor", "--model", &golden_model("llama_tied")])
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("products").and(predicate::str::contains("input gradient")));
+}
+
+#[test]
+fn links_between_gpus_are_told_in_words() {
+    use gems_engine::backend::cuda::probe::{Link, describe};
+    let link = |gpus, peers, nvlink, path: &str| Link { gpus, peers, nvlink, path: Some(path.to_string()) };
+    assert_eq!(describe(&[]), None);
+    let all = [(0, 1), (0, 2), (1, 2)].map(|gpus| link(gpus, Some(true), Some(true), "NUMA nodes"));
+    assert_eq!(describe(&all).unwrap(), "all reach each other over NVLink");
+    let some = [
+        link((0, 1), Some(true), Some(true), "one PCIe switch"),
+        link((0, 2), Some(true), Some(false), "one PCIe switch"),
+        link((1, 2), Some(false), Some(false), "NUMA nodes"),
+        Link { gpus: (1, 3), peers: None, nvlink: None, path: None },
+    ];
+    assert_eq!(
+        describe(&some).unwrap(),
+        "0-1 over NVLink; 0-2 directly over one PCIe switch; 1-2 through host memory only (NUMA nodes); \
+         1-3 in an unknown way"
+    );
+}
+
 #[test]
 fn the_image_is_the_newest_that_fits() {
     let built = ["ptx_80", "sm_100", "sm_80", "sm_86", "sm_89", "sm_90a"];
@@ -231,6 +316,19 @@ fn profile_of_every_device_has_times_floors_and_a_trace() {
         assert!(report["peak_memory_bytes"].as_f64().unwrap() > 0.0);
         let phases = report["phases_ms"].as_object().unwrap();
         assert!(["forward", "backward", "optimizer"].iter().all(|p| phases.contains_key(*p)), "{phases:?}");
+        let launched: Vec<&Value> =
+            report["kernels"].as_array().unwrap().iter().map(|k| &k["name"]).collect();
+        let products = report["products"].as_array().unwrap();
+        assert_eq!(products.is_empty(), device == "cpu");
+        for layer in products {
+            // What was told is what the step launched; the fold waits for a refresh.
+            for product in ["forward", "input_gradient"].map(|p| &layer[p]) {
+                let kernels = product["kernels"].as_array().unwrap();
+                assert!(!kernels.is_empty() && kernels.iter().all(|k| launched.contains(&k)), "{layer}");
+                let why = if device == "simt" { "layers compute in f32" } else { "wgmma" };
+                assert!(product["why"].as_str().unwrap().contains(why), "{device}: {product}");
+            }
+        }
         let kernels = report["kernels"].as_array().unwrap();
         for row in kernels {
             let name = row["name"].as_str().unwrap();

@@ -36,6 +36,7 @@ pub use faulty::Faults;
 pub use gpu::{driver_present, explain};
 pub use images::{architectures, choose};
 pub use matmul::{MatmulKernel, MatmulShape};
+pub use null::DeviceKind;
 
 /// The kernel backend on one device.
 pub struct Cuda {
@@ -76,9 +77,14 @@ impl Cuda {
         Arc::new(Self::over(Arc::new(simt::Simt::open_hopper()), DType::BF16))
     }
 
-    /// A device that computes nothing, in bf16: for the launches of a step and what they cost the host.
+    /// A device that computes nothing, spread out as an H100: for the launches of a step and what they cost the host.
     pub fn open_null(dtype: DType) -> Arc<dyn Backend> {
-        Arc::new(Self::over(Arc::new(null::Null::open()), dtype))
+        Self::open_null_as(DeviceKind::of_image("sm_90a", 132), dtype)
+    }
+
+    /// A device that computes nothing and launches what one of this kind would.
+    pub fn open_null_as(kind: DeviceKind, dtype: DType) -> Arc<dyn Backend> {
+        Arc::new(Self::over(Arc::new(null::Null::open(kind)), dtype))
     }
 
     /// The host SIMT machine with faults, for tests of how they are reported.
@@ -140,6 +146,9 @@ impl Backend for Cuda {
     }
     fn peaks(&self) -> Option<trace::Peaks> {
         self.driver.peaks()
+    }
+    fn kind(&self) -> Option<DeviceKind> {
+        Some(DeviceKind::of(self.driver.as_ref()))
     }
     fn profiler(&self, on: bool) -> Result<()> {
         self.driver.profiler(on)

@@ -5,18 +5,59 @@
 
 use super::driver::{Driver, Shape};
 use super::launch::{TensorMap, View};
+use super::library::PlainProduct;
 use crate::error::Result;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// What of a device decides which kernels run on it, and how they are spread out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceKind {
+    /// Whether the kernels for sm_90a run there.
+    pub hopper: bool,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// Large blocks of one launch that surely run at the same time.
+    pub together: usize,
+    /// Most shared memory of a block, in bytes.
+    pub shared: usize,
+    /// Whether plain products go to a library.
+    pub library: bool,
+}
+
+impl DeviceKind {
+    /// A GPU that runs the image `architecture` (such as `sm_90a`) on so many multiprocessors.
+    pub fn of_image(architecture: &str, multiprocessors: usize) -> Self {
+        let kib = match architecture {
+            "sm_80" => 163,
+            "sm_86" | "sm_89" | "sm_120" => 99,
+            _ => 227,
+        };
+        let hopper = architecture == "sm_90a";
+        Self { hopper, multiprocessors, together: multiprocessors, shared: kib * 1024, library: false }
+    }
+
+    /// That of a driver.
+    pub fn of(driver: &dyn Driver) -> Self {
+        Self {
+            hopper: driver.hopper(),
+            multiprocessors: driver.wide().div_ceil(2),
+            together: driver.together(),
+            shared: driver.max_shared(),
+            library: driver.has_library(),
+        }
+    }
+}
+
 /// See the module.
 pub struct Null {
+    kind: DeviceKind,
     next: AtomicU64,
 }
 
 impl Null {
-    /// A device of any size.
-    pub fn open() -> Self {
-        Self { next: AtomicU64::new(1 << 20) }
+    /// A device of this kind with memory of any size.
+    pub fn open(kind: DeviceKind) -> Self {
+        Self { kind, next: AtomicU64::new(1 << 20) }
     }
 }
 
@@ -41,18 +82,26 @@ impl Driver for Null {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    // As a GPU of 132 multiprocessors, so that launch geometry is that of one.
     fn wide(&self) -> usize {
-        264
+        2 * self.kind.multiprocessors
+    }
+    fn together(&self) -> usize {
+        self.kind.together
     }
     fn max_shared(&self) -> usize {
-        227 * 1024
+        self.kind.shared
     }
     fn recycles(&self) -> bool {
         true
     }
     fn hopper(&self) -> bool {
-        true
+        self.kind.hopper
+    }
+    fn has_library(&self) -> bool {
+        self.kind.library
+    }
+    fn plain_product(&self, _p: &PlainProduct, _factors: (f32, f32), _matrices: [u64; 3]) -> Result<bool> {
+        Ok(self.kind.library)
     }
     fn tensor_map(&self, _matrix: &View) -> Result<TensorMap> {
         Ok(TensorMap([0; 16]))

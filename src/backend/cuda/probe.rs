@@ -1,8 +1,8 @@
 //! What this machine offers to the kernels, found without opening a device for work.
 
 use super::{architectures, choose, driver_present};
-use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+use nvml_wrapper::enum_wrappers::device::{Clock, P2pCapabilitiesIndex, P2pStatus, TemperatureSensor};
+use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
 
 /// One GPU, as NVIDIA's management library sees it; `None` where it does not say.
@@ -32,6 +32,21 @@ pub struct GpuFacts {
     pub memory_clock: Option<(u32, u32)>,
     /// Degrees Celsius.
     pub temperature: Option<u32>,
+    /// Multiprocessors.
+    pub multiprocessors: Option<u32>,
+}
+
+/// How two GPUs reach each other; `None` where nobody says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Link {
+    /// Their numbers.
+    pub gpus: (u32, u32),
+    /// Whether each can read the other's memory.
+    pub peers: Option<bool>,
+    /// Whether they do so over NVLink.
+    pub nvlink: Option<bool>,
+    /// What they have in common otherwise: a PCIe switch, a host bridge, ...
+    pub path: Option<String>,
 }
 
 /// An optional library.
@@ -58,6 +73,8 @@ pub struct Facts {
     pub cuda: Option<(i32, i32)>,
     /// The GPUs.
     pub gpus: Vec<GpuFacts>,
+    /// Every pair of them.
+    pub links: Vec<Link>,
     /// Why NVIDIA's management library says nothing.
     pub nvml_error: Option<String>,
     /// Optional libraries.
@@ -71,6 +88,7 @@ pub fn facts() -> Facts {
         driver_version: None,
         cuda: None,
         gpus: Vec::new(),
+        links: Vec::new(),
         nvml_error: None,
         libraries: libraries(),
     };
@@ -80,6 +98,8 @@ pub fn facts() -> Facts {
             facts.cuda = nvml.sys_cuda_driver_version().ok().map(|v| (v / 1000, v % 1000 / 10));
             let count = nvml.device_count().unwrap_or(0);
             facts.gpus = (0..count).filter_map(|i| gpu(&nvml, i)).collect();
+            let pairs = (0..count).flat_map(|i| (i + 1..count).map(move |j| (i, j)));
+            facts.links = pairs.filter_map(|pair| link(&nvml, pair)).collect();
         }
         Err(error) => facts.nvml_error = Some(error.to_string()),
     }
@@ -108,7 +128,70 @@ fn gpu(nvml: &Nvml, index: u32) -> Option<GpuFacts> {
         clock: clock(Clock::SM),
         memory_clock: clock(Clock::Memory),
         temperature: device.temperature(TemperatureSensor::Gpu).ok(),
+        multiprocessors: capability.zip(device.num_cores().ok()).map(|(c, cores)| cores / cores_of(c)),
     })
+}
+
+/// f32 units of a multiprocessor, by which the library counts.
+fn cores_of(capability: (u32, u32)) -> u32 {
+    if capability == (8, 0) { 64 } else { 128 }
+}
+
+fn link(nvml: &Nvml, (i, j): (u32, u32)) -> Option<Link> {
+    let (a, b) = (nvml.device_by_index(i).ok()?, nvml.device_by_index(j).ok()?);
+    let can = |what| a.p2p_status(&b, what).ok().map(|status| status == P2pStatus::Ok);
+    let peers = can(P2pCapabilitiesIndex::Read);
+    let nvlink = can(P2pCapabilitiesIndex::NvLink);
+    Some(Link { gpus: (i, j), peers, nvlink, path: path(&a, b) })
+}
+
+#[cfg(target_os = "linux")]
+fn path(a: &Device, b: Device) -> Option<String> {
+    use nvml_wrapper::enum_wrappers::device::TopologyLevel as Level;
+    let text = match a.topology_common_ancestor(b).ok()? {
+        Level::Internal => "one board",
+        Level::Single => "one PCIe switch",
+        Level::Multiple => "PCIe switches",
+        Level::HostBridge => "one host bridge",
+        Level::Node => "host bridges of one NUMA node",
+        Level::System => "NUMA nodes",
+    };
+    Some(text.to_string())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn path(_a: &Device, _b: Device) -> Option<String> {
+    None
+}
+
+/// How GPUs reach each other in words, pairs that are alike together; `None` with fewer than two GPUs.
+pub fn describe(links: &[Link]) -> Option<String> {
+    let words = |link: &Link| match (link.nvlink, link.peers) {
+        (Some(true), _) => "over NVLink".to_string(),
+        (_, Some(true)) => format!("directly over {}", link.path.as_deref().unwrap_or("PCIe")),
+        (_, Some(false)) => {
+            let path = link.path.as_deref().map_or(String::new(), |p| format!(" ({p})"));
+            format!("through host memory only{path}")
+        }
+        (_, None) => "in an unknown way".to_string(),
+    };
+    let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
+    for link in links {
+        let (words, pair) = (words(link), format!("{}-{}", link.gpus.0, link.gpus.1));
+        match kinds.iter_mut().find(|(known, _)| *known == words) {
+            Some((_, pairs)) => pairs.push(pair),
+            None => kinds.push((words, vec![pair])),
+        }
+    }
+    let text = match &kinds[..] {
+        [] => return None,
+        [(words, _)] => format!("all reach each other {words}"),
+        several => {
+            let say = |(words, pairs): &(String, Vec<String>)| format!("{} {words}", pairs.join(", "));
+            several.iter().map(say).collect::<Vec<_>>().join("; ")
+        }
+    };
+    Some(text)
 }
 
 /// How many processes besides this one compute on a GPU; 0 where nobody says.

@@ -5,7 +5,7 @@ mod table;
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Session, configuration};
-use super::{demo, device};
+use super::{demo, device, products};
 use crate::backend::cuda::Cuda;
 use crate::backend::timed::Timed;
 use crate::backend::trace::{self, Ended, Peaks, Record, Work};
@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use subject::Subject;
 
-/// Say where a training step's time goes: by kernel (on the CPU: by operation), phase and layer.
+/// Say where a training step's time goes: by kernel (on the CPU: by operation), phase and layer; and which kernels the
+/// products of every kind of layer take, and why.
 ///
 /// Without --model and --data it profiles the embedded demo; with --shape, random weights of a known model's
 /// shape. Device `null` computes nothing and shows what a step costs the host.
@@ -105,11 +106,17 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
         crate::files::write_atomically(path, text.as_bytes())?;
     }
     let rows = table::rows(&measured.records, args.steps as usize, peaks.as_ref());
-    let document = document(args, &subject, &measured, peaks.as_ref(), &rows)?;
+    let products = subject.products()?;
+    let document = document(args, &subject, &measured, peaks.as_ref(), (&rows, &products))?;
     let out = &mut std::io::stdout();
     let written = match args.output.json {
         true => writeln!(out, "{document}"),
-        false => writeln!(out, "{}\n\n{}\n\n{}", summary(&document), table::text(&rows, 40), args.tools()),
+        false => {
+            let mut parts = vec![summary(&document), table::text(&rows, 40)];
+            parts.extend((!products.is_empty()).then(|| products::text(&products)));
+            parts.push(args.tools());
+            writeln!(out, "{}", parts.join("\n\n"))
+        }
     };
     written.map_err(|e| Error::io("write", "standard output", e))
 }
@@ -255,7 +262,7 @@ fn document(
     subject: &Subject,
     m: &Measured,
     peaks: Option<&Peaks>,
-    rows: &[table::Row],
+    (rows, products): (&[table::Row], &[products::LayerProducts]),
 ) -> Result<Value> {
     let step = median(&m.steps);
     let launches = m.records.len() as f64 / args.steps as f64;
@@ -292,6 +299,7 @@ fn document(
         "predicted_memory_bytes": plan.total(),
         "peaks": peaks.map(|p| json!({"gb_per_s": p.bytes_per_second / 1e9, "tflop_per_s": p.flops_per_second / 1e12})),
         "kernels": rows,
+        "products": products,
     }))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, trace};
+use crate::cli::products::{LayerProducts, PassRows, PlannedProducts};
 use crate::cli::session::Session;
 use crate::config::Config;
 use crate::data::{Example, Sampler, StepSize, micro_batches};
@@ -133,6 +134,21 @@ impl Subject {
     pub fn tokens(&self) -> usize {
         let rows = |b: &Batch| b.decoder.rows() + b.encoder.as_ref().map_or(0, |e| e.rows());
         self.batches.iter().map(rows).sum()
+    }
+
+    /// Which kernels the products of the first pass take; nothing where there are no kernels.
+    pub fn products(&self) -> Result<Vec<LayerProducts>> {
+        let backend = &self.model.backend;
+        let (Some(kind), Some(batch)) = (backend.kind(), self.batches.first()) else { return Ok(Vec::new()) };
+        let planned = PlannedProducts {
+            architecture: &self.model.architecture,
+            settings: &self.config.tuner(),
+            tasks: self.counts.len(),
+            new_rows: self.new_rows,
+            rows: PassRows::of(batch),
+            dtype: backend.compute_dtype(),
+        };
+        LayerProducts::of(&planned, &kind)
     }
 
     /// Bytes that are predicted for a run of such steps, with the renewal of the bases.

@@ -1,6 +1,10 @@
 //! `gems-engine doctor`.
 
+mod layers;
+mod machine;
+
 use super::options::OutputArgs;
+use super::products;
 use crate::backend::cuda::probe::{self, Facts, GpuFacts};
 use crate::backend::cuda::{architectures, simt};
 use crate::config::Precision;
@@ -18,7 +22,7 @@ use std::process::Command;
 /// Example: gems-engine doctor --model Qwen2.5-0.5B --out runs
 #[derive(Args)]
 pub struct DoctorArgs {
-    /// A base model to look at: can it be read, do tokenizer and weights fit?
+    /// A base model to look at: can it be read, do tokenizer and weights fit, which kernels do its layers take?
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Where runs would be written.
@@ -50,6 +54,11 @@ fn pass(name: &str, found: impl Into<String>) -> Check {
     Check { name: name.into(), status: Status::Pass, found: found.into(), hint: None }
 }
 
+/// Nothing wrong, and something to know.
+fn note(name: &str, found: impl Into<String>, hint: impl Into<String>) -> Check {
+    Check { hint: Some(hint.into()), ..pass(name, found) }
+}
+
 fn warn(name: &str, found: impl Into<String>, hint: impl Into<String>) -> Check {
     Check { name: name.into(), status: Status::Warn, found: found.into(), hint: Some(hint.into()) }
 }
@@ -68,16 +77,20 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let device = gpu.map_or("cpu".to_string(), |gpu| gpu.name());
     let mut checks = vec![kernels(&facts), compiler(), driver(&facts)];
     checks.extend(facts.gpus.iter().map(gpu_check));
+    checks.extend(links(&facts.links));
     checks.extend(facts.libraries.iter().map(|l| library(l, !facts.gpus.is_empty())));
-    checks.extend([processor(), memory(), disk(&args.out), writable(&args.out)]);
-    checks.extend(launcher());
+    checks.extend(machine::checks(&args.out, !facts.gpus.is_empty()));
     checks.extend(args.model.as_deref().map(model));
+    let layers = args.model.as_deref().map_or(Vec::new(), |dir| layers::of(dir, &facts));
+    checks.extend(layers.iter().map(layers::check));
     checks.push(pass("--device auto", format!("{device}, because {why}")));
     let failed = checks.iter().filter(|c| c.status == Status::Fail).count();
     let out = &mut std::io::stdout();
     let written = match args.output.json {
-        true => writeln!(out, "{}", document(&facts, &checks, (&device, &why))),
-        false => checks.iter().try_for_each(|c| line(out, c)),
+        true => writeln!(out, "{}", document(&facts, &checks, &layers, (&device, &why))),
+        false => checks.iter().try_for_each(|c| line(out, c)).and_then(|()| {
+            layers.iter().try_for_each(|l| writeln!(out, "\n{}\n{}", l.title(), products::text(&l.layers)))
+        }),
     };
     written.map_err(|e| Error::io("write", "standard output", e))?;
     match failed {
@@ -98,7 +111,12 @@ fn line(out: &mut impl Write, check: &Check) -> std::io::Result<()> {
     check.hint.iter().try_for_each(|hint| writeln!(out, "{:<20} -> {hint}", ""))
 }
 
-fn document(facts: &Facts, checks: &[Check], (device, why): (&str, &str)) -> serde_json::Value {
+fn document(
+    facts: &Facts,
+    checks: &[Check],
+    layers: &[layers::OnDevice],
+    (device, why): (&str, &str),
+) -> serde_json::Value {
     let (binary, ptx): (Vec<&str>, Vec<&str>) =
         architectures().into_iter().partition(|a| a.starts_with("sm_"));
     json!({
@@ -109,6 +127,7 @@ fn document(facts: &Facts, checks: &[Check], (device, why): (&str, &str)) -> ser
         "device": {"auto": device, "why": why},
         "gpu": facts,
         "checks": checks,
+        "products": layers,
     })
 }
 
@@ -207,6 +226,19 @@ fn gpu_check(gpu: &GpuFacts) -> Check {
     pass(&name, found)
 }
 
+/// How GPUs reach each other, where there are several.
+fn links(links: &[probe::Link]) -> Option<Check> {
+    let found = probe::describe(links)?;
+    let hint = match links.iter().all(|l| l.peers == Some(false)) {
+        true => {
+            "copies between GPUs go through host memory: see `nvidia-smi topo -m`; in a virtual machine or with an \
+             IOMMU, peer access is often off. A run of this engine uses one GPU: choose it with --device cuda:N"
+        }
+        false => "a run of this engine uses one GPU: choose it with --device cuda:N, and start one run a GPU",
+    };
+    Some(note("GPU links", found, hint))
+}
+
 fn library(library: &probe::Library, gpu: bool) -> Check {
     match library.found {
         Some(file) => pass(library.name, format!("{file}: {}", library.purpose)),
@@ -219,111 +251,7 @@ fn library(library: &probe::Library, gpu: bool) -> Check {
     }
 }
 
-// ---- the machine ------------------------------------------------------------------------------
-
-fn processor() -> Check {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let read = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        read.lines().find_map(|l| l.strip_prefix("model name")).map(|l| l.trim_matches([' ', '\t', ':']));
-    let vectors = vector_units().join(", ");
-    pass("processor", format!("{}, {threads} threads, {vectors}", model.unwrap_or(std::env::consts::ARCH)))
-}
-
-fn vector_units() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let known = [
-        ("AVX2", is_x86_feature_detected!("avx2")),
-        ("FMA", is_x86_feature_detected!("fma")),
-        ("AVX-512", is_x86_feature_detected!("avx512f")),
-    ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let known = [("128-bit vectors", true)];
-    known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
-}
-
-fn memory() -> Check {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let gib = |key: &str| -> Option<f64> {
-        let value = text.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?;
-        Some(value.parse::<f64>().ok()? / f64::from(1 << 20))
-    };
-    match (gib("MemTotal:"), gib("MemAvailable:")) {
-        (Some(all), Some(free)) if free < 2.0 => warn(
-            "memory",
-            format!("{free:.1} of {all:.1} GiB available"),
-            "`train --dry-run` says what a run needs",
-        ),
-        (Some(all), Some(free)) => pass("memory", format!("{free:.1} of {all:.1} GiB available")),
-        _ => pass("memory", "unknown on this system"),
-    }
-}
-
-fn disk(out: &Path) -> Check {
-    let Some(free) = free_space(&existing(out)) else {
-        return pass("disk", "free space is unknown on this system");
-    };
-    let found = format!("{:.1} GiB free for {}", free as f64 / f64::from(1 << 30), out.display());
-    match free < 5 << 30 {
-        true => warn("disk", found, "a checkpoint holds weights and moments: free some space or use --out"),
-        false => pass("disk", found),
-    }
-}
-
-/// The path itself, or the nearest directory above it that there is.
-fn existing(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    absolute.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_path_buf()
-}
-
-#[cfg(unix)]
-fn free_space(path: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(path).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-#[cfg(not(unix))]
-fn free_space(_path: &Path) -> Option<u64> {
-    None
-}
-
-/// Writes, reads back and removes a file where runs would go.
-fn writable(out: &Path) -> Check {
-    let place = existing(out);
-    let test = || -> std::io::Result<bool> {
-        let mut file = tempfile::NamedTempFile::new_in(&place)?;
-        let bytes: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
-        file.write_all(&bytes)?;
-        file.as_file().sync_all()?;
-        Ok(std::fs::read(file.path())? == bytes)
-    };
-    match test() {
-        Ok(true) => pass("output", format!("{} can be written", place.display())),
-        Ok(false) => fail(
-            "output",
-            format!("{}: what was written is not what is read back", place.display()),
-            "check the file system, or use another --out",
-        ),
-        Err(error) => fail("output", format!("{}: {error}", place.display()), "choose another --out"),
-    }
-}
-
-/// Variables by which launchers and containers change what a run sees.
-fn launcher() -> Option<Check> {
-    let names = [
-        "CUDA_VISIBLE_DEVICES",
-        "GEMS_CUBLASLT",
-        "NVIDIA_VISIBLE_DEVICES",
-        "OMPI_COMM_WORLD_RANK",
-        "PMI_RANK",
-        "SLURM_PROCID",
-        "RANK",
-        "WORLD_SIZE",
-    ];
-    let seen: Vec<String> =
-        names.iter().filter_map(|n| std::env::var(n).ok().map(|v| format!("{n}={v}"))).collect();
-    (!seen.is_empty()).then(|| pass("environment", seen.join(", ")))
-}
+// ---- the model --------------------------------------------------------------------------------
 
 /// Whether a model can be read, and its tokenizer fits it.
 fn model(dir: &Path) -> Check {
