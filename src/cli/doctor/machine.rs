@@ -10,7 +10,7 @@ const PINNED: u64 = 8 << 20;
 /// All checks of the machine; `out` is where runs would be written.
 pub fn checks(out: &Path, gpu: bool) -> Vec<Check> {
     let mut checks = vec![processor()];
-    checks.extend([load(), huge_pages(), locked_memory(gpu)].into_iter().flatten());
+    checks.extend(load().into_iter().chain(if gpu { locked_memory() } else { None }));
     checks.extend([memory(), disk(out), writable(out)]);
     checks.extend(launcher());
     checks
@@ -49,27 +49,13 @@ fn load() -> Option<Check> {
     })
 }
 
-/// Whether large arrays may lie in large pages.
-fn huge_pages() -> Option<Check> {
-    let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
-    let chosen = text.split('[').nth(1)?.split(']').next()?;
-    let found = format!("transparent huge pages: {chosen}");
-    Some(match chosen {
-        "always" => pass("huge pages", found),
-        _ => note(
-            "huge pages",
-            found,
-            "for runs on the CPU: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 asks for them (not with musl)",
-        ),
-    })
-}
-
+/// Whether uploads to a GPU get the pinned memory that they go through.
 #[cfg(unix)]
-fn locked_memory(gpu: bool) -> Option<Check> {
+fn locked_memory() -> Option<Check> {
     let most = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
     let Some(bytes) = most else { return Some(pass("locked memory", "no limit (ulimit -l)")) };
     let found = format!("at most {:.1} MiB (ulimit -l)", bytes as f64 / f64::from(1 << 20));
-    Some(match gpu && bytes < PINNED {
+    Some(match bytes < PINNED {
         true => warn(
             "locked memory",
             found,
@@ -81,7 +67,7 @@ fn locked_memory(gpu: bool) -> Option<Check> {
 }
 
 #[cfg(not(unix))]
-fn locked_memory(_gpu: bool) -> Option<Check> {
+fn locked_memory() -> Option<Check> {
     None
 }
 
