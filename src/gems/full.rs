@@ -18,7 +18,7 @@ pub(super) struct Full {
     sums: Vec<Tensor>,
     side: NullSide,
     project: Project,
-    protected: Option<Tensor>,
+    protected: Option<Arc<Tensor>>,
 }
 
 impl Full {
@@ -27,7 +27,7 @@ impl Full {
         layer: &AdaptedLinear,
         tasks: usize,
         null: &NullSpaceSettings,
-        protected: Option<Tensor>,
+        protected: Option<Arc<Tensor>>,
         decays_delta: bool,
     ) -> Result<Self> {
         let (m, n) = layer.weight.shape();

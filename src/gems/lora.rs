@@ -21,8 +21,8 @@ pub(super) struct Lora {
     /// Gradients task by task: `[R x T N]` and `[M x T R]`.
     ga: Tensor,
     gb: Tensor,
-    protected_rows: Option<Tensor>,
-    protected_columns: Option<Tensor>,
+    protected_rows: Option<Arc<Tensor>>,
+    protected_columns: Option<Arc<Tensor>>,
     project: Project,
 }
 
@@ -37,7 +37,7 @@ impl Lora {
         alpha: f64,
         tasks: usize,
         null: &NullSpaceSettings,
-        protected: Option<Tensor>,
+        protected: Option<Arc<Tensor>>,
         (seed, site): (u64, usize),
     ) -> Result<Self> {
         let mut rng = random::stream(seed, Purpose::Init, 60, site as u64);

@@ -3,7 +3,7 @@
 //! [`Tuner`] takes a model's gradients layer by layer while they are live and gives updates back. Each
 //! adapted layer is one `Engine`: [`subspaces`](GemsSettings) (GEMS and GaLore: frozen bases A,
 //! trained coordinates B), `lora`, `full`, or `published` (the published optimizer, step for step).
-//! `window` sums gradients and finds new bases; `knowledge` is the null space; `resume` is what a checkpoint keeps.
+//! `window` sums gradients, `search` finds new bases in them, `refresh` has all layers do both together; `knowledge` is the null space; `resume` is what a checkpoint keeps.
 
 mod adam;
 mod dense;
@@ -15,8 +15,10 @@ mod linalg;
 mod lora;
 mod products;
 mod published;
+mod refresh;
 mod resume;
 mod schedule;
+mod search;
 mod settings;
 mod subspaces;
 mod surgery;

@@ -19,7 +19,7 @@ pub struct PublishedMatrix {
     refresh_every: u64,
     side: NullSide,
     project: Project,
-    protected: Option<Tensor>,
+    protected: Option<Arc<Tensor>>,
     /// Rows `[r x N]` (M >= N) or, transposed, columns (`[r x M]`) of each subspace.
     bases: Vec<Tensor>,
     moments: Vec<[Tensor; 2]>,
@@ -49,7 +49,7 @@ impl PublishedMatrix {
         ranks: &[usize],
         refresh_every: u64,
         (side, project): (NullSide, Project),
-        protected: Option<Tensor>,
+        protected: Option<Arc<Tensor>>,
     ) -> Result<Self> {
         let ranks: Vec<usize> = ranks.iter().map(|r| (*r).min(m).min(n)).collect();
         let right = m >= n;
@@ -158,7 +158,7 @@ impl Published {
         ranks: &[usize],
         refresh_every: u64,
         null: &NullSpaceSettings,
-        protected: Option<Tensor>,
+        protected: Option<Arc<Tensor>>,
     ) -> Result<Self> {
         let (m, n) = layer.weight.shape();
         let master = match layer.weight.dtype() {

@@ -4,10 +4,15 @@
 //! coordinates `dY_sᵀ (X A_sᵀ)` of each subspace (GEMS, arXiv 2601.09496, with all subspaces from one pass).
 
 use super::adam::direction;
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of_columns};
+use super::engine::{
+    Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, deflate_rows, gram_of_columns,
+};
+use super::search::Search;
 use super::settings::{Bases, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
-use super::window::{Found, Pass, Streams, Window};
-use crate::backend::{AdamBlock, AdaptedLinear, Backend, Branch, DType, Op, OuterPart, Rounding, Tensor};
+use super::window::{Pass, Streams, Window};
+use crate::backend::{
+    AdamBlock, AdaptedLinear, Backend, Branch, DType, Mat, Op, OuterPart, Rounding, Tensor,
+};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 use std::sync::Arc;
@@ -49,9 +54,9 @@ pub(super) struct Subspaces {
     m: usize,
     n: usize,
     /// Protected directions: `[k x N]` rows on the input side.
-    protected_rows: Option<Tensor>,
+    protected_rows: Option<Arc<Tensor>>,
     /// Protected directions: `[M x k]` columns on the output side.
-    protected_columns: Option<Tensor>,
+    protected_columns: Option<Arc<Tensor>>,
     /// Accumulated coordinates, `[M x R]` f32.
     b: Tensor,
     moments: [Tensor; 2],
@@ -71,8 +76,8 @@ impl Subspaces {
         options: SubspaceOptions,
         streams: Streams,
         (m, n): (usize, usize),
-        protected_rows: Option<Tensor>,
-        protected_columns: Option<Tensor>,
+        protected_rows: Option<Arc<Tensor>>,
+        protected_columns: Option<Arc<Tensor>>,
     ) -> Result<Self> {
         let total = streams.total();
         let own = total - streams.ranks[0];
@@ -115,86 +120,78 @@ impl Subspaces {
         if self.options.exact { 1 } else { 1 + 2 * self.options.power_iterations }
     }
 
-    /// Opens the window of probe round `round` (from 0).
-    pub fn open_probe(&mut self, round: u64) -> Result<()> {
-        let be = &self.backend;
-        let window = match (&self.window, self.options.exact) {
-            (_, true) => Window::exact(be, &self.streams, self.m, self.n)?,
-            (Some(w), _) if w.pass == Pass::Rows => {
-                let bases = w.ranges(self.protected_rows.as_ref().map(|k| k.mat()))?;
-                Window::columns(be, &self.streams, &bases, self.m)?
-            }
-            (Some(w), _) if w.pass == Pass::Columns => {
-                // Gaussian probes stay among them, so that energies can be told.
-                let omegas = w
-                    .sums
-                    .iter()
-                    .enumerate()
-                    .map(|(s, z)| self.omega(s, Some(z), round))
-                    .collect::<Result<Vec<_>>>()?;
-                Window::rows(be, &self.streams, &omegas, self.n)?
-            }
-            _ => {
-                let omegas = (0..self.streams.ranks.len())
-                    .map(|s| self.omega(s, None, round))
-                    .collect::<Result<Vec<_>>>()?;
-                Window::rows(be, &self.streams, &omegas, self.n)?
-            }
-        };
-        self.window = Some(window);
-        Ok(())
-    }
-
-    /// Opens the window before a refresh.
-    pub fn open_window(&mut self) -> Result<()> {
-        let be = &self.backend;
-        let window = if self.options.exact {
-            Window::exact(be, &self.streams, self.m, self.n)?
-        } else {
-            // The first moments are the gradient's coordinates, averaged: a power iteration for free.
-            let omegas = (0..self.streams.ranks.len())
-                .map(|s| {
-                    let m =
-                        be.duplicate(self.moments[0].mat().col_range(self.streams.columns(s)), DType::F32)?;
-                    self.omega(s, Some(&m), 1000 + self.refreshes)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            Window::rows(be, &self.streams, &omegas, self.n)?
-        };
-        self.window = Some(window);
-        Ok(())
-    }
-
-    /// Probes `[M x q]` of stream s: `start` scaled to unit columns on average, then Gaussian columns.
-    fn omega(&self, s: usize, start: Option<&Tensor>, round: u64) -> Result<Tensor> {
-        let be = &self.backend;
-        let warm = start.map_or(0, Tensor::cols);
-        let gaussian = self.options.oversample + if warm == 0 { self.streams.ranks[s] } else { 0 };
-        let mut omega = be.alloc(self.m, warm + gaussian, DType::F32)?;
-        if let Some(start) = start {
-            be.copy(start.mat(), omega.mat_mut().col_range(0..warm))?;
-            let mut size = be.alloc(1, 1, DType::F32)?;
-            be.dots(&[(start.mat(), start.mat())], size.mat_mut())?;
-            let size = be.download(size.mat())?[0].sqrt();
-            if size > 0.0 {
-                let factor = ((self.m * warm) as f32).sqrt() / size;
-                be.scale(omega.mat_mut().col_range(0..warm), factor)?;
-            }
+    /// What probes start from: the coordinates of a columns pass; else the first moments, which are the gradient's
+    /// coordinates, averaged: a power iteration for free. Nothing before the first bases.
+    pub fn starts(&self) -> Vec<Mat<'_>> {
+        match &self.window {
+            _ if self.options.exact => Vec::new(),
+            Some(w) if w.pass == Pass::Columns => w.sums.iter().map(Tensor::mat).collect(),
+            _ if self.refreshes == 0 => Vec::new(),
+            _ => (0..self.streams.ranks.len())
+                .map(|s| self.moments[0].mat().col_range(self.streams.columns(s)))
+                .collect(),
         }
-        let stream = self.options.site << 8 | s as u64;
-        let values = random::normal(self.options.seed, Purpose::Sketch, stream, round, self.m * gaussian);
-        be.upload(&values, omega.mat_mut().col_range(warm..warm + gaussian))?;
-        Ok(omega)
     }
 
-    /// Ends the window: folds `B A` into W and renews the bases. The caller checks that a gradient was seen.
-    pub fn refresh(&mut self, layer: &mut AdaptedLinear) -> Result<Option<Found>> {
-        let Some(window) = self.window.take() else { return Ok(None) };
+    /// Gaussian probes of every stream, `[M x any]` row by row. They stay among all others, so that energies can be told.
+    pub fn gaussians(&self, round: u64) -> Vec<Vec<f32>> {
+        let warm = !self.starts().is_empty();
+        let columns = |s: usize| self.options.oversample + if warm { 0 } else { self.streams.ranks[s] };
+        let values = |s: usize| {
+            let (stream, n) = (self.options.site << 8 | s as u64, self.m * columns(s));
+            random::normal(self.options.seed, Purpose::Sketch, stream, round, n)
+        };
+        if self.options.exact { Vec::new() } else { (0..self.streams.ranks.len()).map(values).collect() }
+    }
+
+    /// Opens a window of sketches (of full gradients for an exact layer), from `starts` of these lengths, scaled to
+    /// unit columns on average, and Gaussian probes.
+    pub fn open_rows(&mut self, lengths: &[f32], gaussians: &[Vec<f32>]) -> Result<()> {
+        let be = &self.backend;
+        if self.options.exact {
+            self.window = Some(Window::exact(be, &self.streams, self.m, self.n)?);
+            return Ok(());
+        }
+        let starts = self.starts();
+        let warm = |s: usize| starts.get(s).map_or(0, |start| start.cols);
+        let widths: Vec<usize> =
+            gaussians.iter().enumerate().map(|(s, g)| warm(s) + g.len() / self.m).collect();
+        let mut probe = be.alloc(self.m, widths.iter().sum(), DType::F32)?;
+        let mut at = 0;
+        for (s, width) in widths.iter().enumerate() {
+            let (first, end) = (at + warm(s), at + width);
+            if let Some(start) = starts.get(s) {
+                be.copy(*start, probe.mat_mut().col_range(at..first))?;
+                if lengths[s] > 0.0 {
+                    let factor = ((self.m * warm(s)) as f32).sqrt() / lengths[s];
+                    be.scale(probe.mat_mut().col_range(at..first), factor)?;
+                }
+            }
+            be.upload(&gaussians[s], probe.mat_mut().col_range(first..end))?;
+            at = end;
+        }
+        self.window = Some(Window::rows(be, &self.streams, (probe, widths), self.n)?);
+        Ok(())
+    }
+
+    /// Keeps an open window's sketches off protected directions.
+    pub fn protect_sketches(&mut self) -> Result<()> {
+        let (Some(window), Some(k)) = (&mut self.window, &self.protected_rows) else { return Ok(()) };
+        window.sums.iter_mut().try_for_each(|sum| deflate_rows(&*self.backend, sum, k.mat()))
+    }
+
+    /// From a window of sketches, whose rows are orthonormal by now, to one of coordinates along them.
+    pub fn open_columns(&mut self) -> Result<()> {
+        let Some(window) = self.window.take() else { return Ok(()) };
+        self.window = Some(Window::columns(&self.backend, &self.streams, &window.sums, self.m)?);
+        Ok(())
+    }
+
+    /// Ends the window: folds `B A` into W. New bases are then to be looked for, unless there was no gradient.
+    pub fn leave(&mut self, layer: &mut AdaptedLinear) -> Result<Option<Search>> {
+        let Some(window) = self.window.take().filter(|w| w.has(0)) else { return Ok(None) };
         let Some(branch) = &mut layer.branch else { return Ok(None) };
-        let be = &Arc::clone(&self.backend);
-        if !window.has(0) {
-            return Ok(None);
-        }
+        let be = &*self.backend;
         if self.refreshes > 0 {
             let rounding = match layer.weight.dtype() {
                 DType::F32 => Rounding::Nearest,
@@ -205,13 +202,18 @@ impl Subspaces {
             be.fill(branch.b.mat_mut(), 0.0)?;
         }
         let old = (self.refreshes > 0).then(|| branch.a.mat());
-        let protected = self.protected_rows.as_ref().map(|k| k.mat());
-        let found =
-            window.find(&self.streams, old, protected, self.complementary(), self.options.oversample)?;
-        if let Some(old) = old {
-            self.carry_moments(old, &found.a)?;
+        let rules = (self.complementary(), self.options.oversample);
+        Search::new(be, window, &self.streams, old, self.protected_rows.clone(), rules).map(Some)
+    }
+
+    /// Takes the bases that were found.
+    pub fn enter(&mut self, layer: &mut AdaptedLinear, new: &Tensor) -> Result<()> {
+        let be = &Arc::clone(&self.backend);
+        let Some(branch) = &mut layer.branch else { return Ok(()) };
+        if self.refreshes > 0 {
+            self.carry_moments(branch.a.mat(), new)?;
         }
-        be.copy(found.a.mat(), branch.a.mat_mut())?;
+        be.copy(new.mat(), branch.a.mat_mut())?;
         if !self.complementary() {
             let total = self.streams.total();
             let mut overlap = be.alloc(total, total, DType::F32)?;
@@ -222,10 +224,10 @@ impl Subspaces {
             be.fill(last.mat_mut(), 0.0)?;
         }
         self.refreshes += 1;
-        Ok(Some(found))
+        Ok(())
     }
 
-    fn carry_moments(&mut self, old: crate::backend::Mat, new: &Tensor) -> Result<()> {
+    fn carry_moments(&mut self, old: Mat, new: &Tensor) -> Result<()> {
         let be = Arc::clone(&self.backend);
         match self.options.moments {
             Moments::Keep => {}
@@ -419,7 +421,7 @@ impl Engine for Subspaces {
         self.measured(d).map(Some)
     }
 
-    fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(crate::backend::Mat<'a>, crate::backend::Mat<'a>)> {
+    fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
         let d = update[0].mat();
         vec![(d, update.get(1).map_or(d, |through| through.mat()))]
     }

@@ -10,6 +10,7 @@ use super::linalg::transpose;
 use super::lora::Lora;
 use super::products::StepProducts;
 use super::published::Published;
+use super::refresh;
 use super::settings::{
     Decay, GateKind, GemsSettings, Method, NullSide, NullSpaceSettings, OptimizerSettings, Refresh, Side,
     Surgery,
@@ -19,6 +20,7 @@ use super::surgery::pcgrad_weights;
 use super::window::Streams;
 use crate::backend::{Backend, DType, Mat, Tensor, trace};
 use crate::error::{Error, Result};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Sections `[gems]`, `[null_space]` and `[optimizer]`.
@@ -222,9 +224,12 @@ impl Tuner {
         settings.validate()?;
         let adapted = settings.adapted(sites)?;
         let mut layers = Vec::new();
+        let mut protected = Protected { backend, knowledge, held: HashMap::new() };
         for (i, site) in sites.iter().enumerate() {
             let made = match adapted[i] {
-                true => Some(Self::layer(&settings, site, i, tasks, knowledge, parameters, backend, seed)?),
+                true => {
+                    Some(Self::layer(&settings, site, i, tasks, &mut protected, parameters, backend, seed)?)
+                }
                 false => None,
             };
             layers.push(made);
@@ -268,7 +273,7 @@ impl Tuner {
         site: &SiteShape,
         index: usize,
         tasks: usize,
-        knowledge: Option<&KnowledgeBasis>,
+        protected: &mut Protected,
         parameters: &mut dyn Parameters,
         be: &Arc<dyn Backend>,
         seed: u64,
@@ -277,7 +282,7 @@ impl Tuner {
         let shape = (site.outputs, site.inputs);
         let space = match null.side {
             NullSide::None => None,
-            _ => knowledge.and_then(|k| k.space(index)).filter(|s| s.kept() > 0),
+            _ => protected.knowledge.and_then(|k| k.space(index)).filter(|s| s.kept() > 0),
         };
         if let Some(space) = space {
             let dim = if null.side == NullSide::Input { site.inputs } else { site.outputs };
@@ -293,12 +298,12 @@ impl Tuner {
         let ranks = settings.ranks(site, tasks);
         let layer = parameters.linear(index);
         if g.method == Method::Gems && g.side == Side::Published {
-            let protected = space.map(|s| columns_of(be, s)).transpose()?;
+            let protected = space.map(|s| protected.columns(s)).transpose()?;
             let made = Published::new(be, layer, &ranks, g.refresh_every, null, protected)?;
             return Ok(Layer::Other(Box::new(made)));
         }
         if g.method == Method::Full {
-            let protected = space.map(|s| columns_of(be, s)).transpose()?;
+            let protected = space.map(|s| protected.columns(s)).transpose()?;
             let pulls = settings.optimizer.decay == Decay::Delta && settings.optimizer.weight_decay > 0.0;
             return Ok(Layer::Other(Box::new(Full::new(be, layer, tasks, null, protected, pulls)?)));
         }
@@ -315,7 +320,7 @@ impl Tuner {
         }
         if g.method == Method::Lora {
             let alpha = g.lora_alpha.unwrap_or(g.rank as f64);
-            let protected = space.map(|s| columns_of(be, s)).transpose()?;
+            let protected = space.map(|s| protected.columns(s)).transpose()?;
             let lora = Lora::new(be, shape, g.rank, alpha, tasks, null, protected, (seed, index))?;
             lora.attach(layer)?;
             return Ok(Layer::Other(Box::new(lora)));
@@ -326,10 +331,8 @@ impl Tuner {
             Refresh::Auto => site.outputs * site.inputs <= 1 << 16,
         };
         let (rows, columns) = match (null.side, space) {
-            (NullSide::Input, Some(s)) => {
-                (Some(be.tensor(&s.directions, s.kept(), s.dim, DType::F32)?), None)
-            }
-            (NullSide::Output, Some(s)) => (None, Some(columns_of(be, s)?)),
+            (NullSide::Input, Some(s)) => (Some(protected.rows(s)?), None),
+            (NullSide::Output, Some(s)) => (None, Some(protected.columns(s)?)),
             _ => (None, None),
         };
         let options = SubspaceOptions::new(g, null, exact, seed, index);
@@ -364,12 +367,9 @@ impl Tuner {
     /// Starts probe round `round` (from 0).
     pub fn begin_probe(&mut self, round: u64) -> Result<()> {
         self.observing = true;
-        for (_, s) in self.subspaces() {
-            if round < s.probe_rounds() {
-                s.open_probe(round)?;
-            }
-        }
-        Ok(())
+        let be = Arc::clone(&self.backend);
+        let layers = self.subspaces().map(|(_, s)| s).filter(|s| round < s.probe_rounds()).collect();
+        refresh::open_probe(&*be, layers, round)
     }
 
     /// Finds the first bases.
@@ -385,9 +385,8 @@ impl Tuner {
         let window = self.settings.gems.refresh_window.min(every);
         if self.step % every == every - window {
             let _span = trace::span("window");
-            for (_, s) in self.subspaces() {
-                s.open_window()?;
-            }
+            let be = Arc::clone(&self.backend);
+            refresh::open_windows(&*be, self.subspaces().map(|(_, s)| s).collect())?;
         }
         for layer in self.layers.iter_mut().flatten() {
             layer.engine().begin()?;
@@ -553,12 +552,11 @@ impl Tuner {
     fn refresh(&mut self, parameters: &mut dyn Parameters) -> Result<RefreshReport> {
         let _span = trace::span("refresh");
         let mut report = RefreshReport::default();
+        let be = Arc::clone(&self.backend);
         let (mut energies, mut rooms) = (Vec::<Vec<f64>>::new(), Vec::new());
-        for (site, s) in self.subspaces() {
-            if let Some(found) = s.refresh(parameters.linear(site))? {
-                energies.push(found.energy);
-                rooms.push((site, found.room));
-            }
+        for (site, found) in refresh::renew(&*be, self.subspaces(), parameters)? {
+            energies.push(found.energy);
+            rooms.push((site, found.room));
         }
         let streams = energies.first().map_or(0, Vec::len);
         report.energy = (0..streams)
@@ -575,6 +573,40 @@ impl Tuner {
     fn products(&self) -> Result<StepProducts> {
         let engines = self.layers.iter().flatten().map(Layer::shared);
         StepProducts::of(&*self.backend, self.tasks, engines, self.dense.iter().flatten())
+    }
+}
+
+/// Protected directions on the device, once a space: layers with the same input share one.
+struct Protected<'a> {
+    backend: &'a Arc<dyn Backend>,
+    knowledge: Option<&'a KnowledgeBasis>,
+    held: HashMap<*const Space, Arc<Tensor>>,
+}
+
+impl Protected<'_> {
+    /// As rows `[k x dim]`.
+    fn rows(&mut self, space: &Space) -> Result<Arc<Tensor>> {
+        let make = |be: &Arc<dyn Backend>| be.tensor(&space.directions, space.kept(), space.dim, DType::F32);
+        self.held(space, make)
+    }
+
+    /// As columns `[dim x k]`.
+    fn columns(&mut self, space: &Space) -> Result<Arc<Tensor>> {
+        self.held(space, |be| columns_of(be, space))
+    }
+
+    /// A run has all its layers' spaces as rows, or all as columns.
+    fn held(
+        &mut self,
+        space: &Space,
+        make: impl FnOnce(&Arc<dyn Backend>) -> Result<Tensor>,
+    ) -> Result<Arc<Tensor>> {
+        if let Some(held) = self.held.get(&std::ptr::from_ref(space)) {
+            return Ok(Arc::clone(held));
+        }
+        let made = Arc::new(make(self.backend)?);
+        self.held.insert(space, Arc::clone(&made));
+        Ok(made)
     }
 }
 

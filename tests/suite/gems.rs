@@ -3,6 +3,7 @@
 
 use crate::model::{Rows, load};
 use crate::support::{Golden, Reference, assert_close, backend, numbers, on_every_device};
+use gems_engine::backend::cuda::Cuda;
 use gems_engine::backend::{AdamBlock, AdaptedLinear, Backend, Branch, DType, MatMut, Op, OuterPart, Tensor};
 use gems_engine::gems::*;
 use gems_engine::train::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
@@ -49,7 +50,7 @@ fn matrix_case(golden: &Golden, path: &str, injected: bool) {
         let side = if name == "P_in" { NullSide::Input } else { NullSide::Output };
         let rows = protected_of(p);
         let k = rows.len() / p.cols();
-        (side, be.tensor(&transpose(&rows, k, p.cols()), p.cols(), k, DType::F32).unwrap())
+        (side, be.tensor(&transpose(&rows, k, p.cols()), p.cols(), k, DType::F32).unwrap().into())
     });
     let project = if case["strict"].as_bool() == Some(true) { Project::Both } else { Project::Gradient };
     let (side, k) = match protected {
@@ -1176,4 +1177,130 @@ fn settings_that_cannot_be_meant_are_refused() {
     let mut nothing = small(Method::Gems);
     nothing.gems.rank = 0;
     assert!(nothing.validate().is_err());
+}
+
+/// So many layers of one shape on a device that counts and computes nothing.
+struct Counted {
+    be: Arc<dyn Backend>,
+    layers: Vec<AdaptedLinear>,
+    shapes: Vec<SiteShape>,
+}
+
+impl Parameters for Counted {
+    fn linear(&mut self, site: usize) -> &mut AdaptedLinear {
+        &mut self.layers[site]
+    }
+    fn dense(&mut self, _: usize) -> MatMut<'_> {
+        unreachable!("no dense parameter is trained")
+    }
+}
+
+impl Counted {
+    fn new(layers: usize, (m, n): (usize, usize)) -> Self {
+        let be = Cuda::open_null(DType::BF16);
+        let layer =
+            |_| AdaptedLinear { weight: be.alloc(m, n, DType::BF16).unwrap(), bias: None, branch: None };
+        let shape = |i| SiteShape { name: format!("layer.{i}"), projection: "q", outputs: m, inputs: n };
+        let layers: Vec<AdaptedLinear> = (0..layers).map(layer).collect();
+        Self { shapes: (0..layers.len()).map(shape).collect(), be, layers }
+    }
+
+    fn observe(&self, tuner: &mut Tuner) {
+        let of = |cols| self.be.alloc(6, cols, DType::BF16).unwrap();
+        let scales = Scales { tasks: vec![2.0, 2.0] };
+        for (site, layer) in self.layers.iter().enumerate() {
+            let (m, n) = layer.weight.shape();
+            let rank = layer.branch.as_ref().map_or(0, |b| b.a.rows());
+            let (x, dy, h, z) = (of(n), of(m), of(rank), of(rank));
+            let (h, z) = (Some(h.mat()), Some(z.mat()));
+            let tapped = Tapped { x: x.mat(), dy: dy.mat(), h, z, segments: &[0..3, 3..6] };
+            tuner.observe_linear(site, &tapped, &scales).unwrap();
+        }
+    }
+
+    /// Waits of each opening of a probe's window, of the first bases, of opening the window of a refresh, and of the
+    /// refresh beside the step's own.
+    fn waits(mut self, exact: bool) -> Vec<u64> {
+        let mut settings = small(Method::Gems);
+        settings.gems.refresh = if exact { Refresh::Exact } else { Refresh::Sketch };
+        settings.gems.refresh_window = 1;
+        let (be, shapes) = (Arc::clone(&self.be), self.shapes.clone());
+        let mut tuner = Tuner::new(settings, &shapes, &[], 2, None, &mut self, &be, 7).unwrap();
+        let mut seen = be.waits();
+        let mut since = || be.waits() - std::mem::replace(&mut seen, be.waits());
+        let mut counts = Vec::new();
+        for round in 0..tuner.probe_rounds() {
+            tuner.begin_probe(round).unwrap();
+            counts.push(since());
+            self.observe(&mut tuner);
+        }
+        tuner.finish_probe(&mut self).unwrap();
+        counts.push(since());
+        let input = StepInput { losses: vec![1.0; 2], counts: vec![3.0; 2], ..Default::default() };
+        let mut step = 0;
+        for _ in 0..4 {
+            tuner.begin_step().unwrap();
+            counts.push(since());
+            self.observe(&mut tuner);
+            let report = tuner.finish_step(&mut self, &input).unwrap();
+            match report.refresh {
+                None => step = since(),
+                Some(_) => counts.push(since() - step),
+            }
+        }
+        counts
+    }
+}
+
+/// First bases from sketches: no wait for the first probes and for the orthonormal rows of sketches, one for scaling
+/// coordinates; a refresh one a subspace (3) for its small eigenproblems and one for energies; its window one. However
+/// many layers there are, and as few where gradients are decomposed as they are.
+#[test]
+fn a_refresh_waits_as_often_for_many_layers_as_for_one() {
+    for layers in [1, 3, 10] {
+        let sketched = [0, 0, 1, 4, 0, 0, 0, 1, 4];
+        assert_eq!(Counted::new(layers, (40, 70)).waits(false), sketched, "{layers} layers");
+        assert_eq!(
+            Counted::new(layers, (40, 70)).waits(true),
+            [0, 4, 0, 0, 0, 0, 4],
+            "{layers} exact layers"
+        );
+        assert_eq!(Counted::new(layers, (70, 90)).waits(true), [0, 4, 0, 0, 0, 0, 4], "{layers} larger ones");
+    }
+}
+
+/// Layers with one input have one knowledge space, which is on the device once.
+#[test]
+fn layers_with_the_same_input_share_their_protected_directions() {
+    for method in [Method::Gems, Method::Lora, Method::Full] {
+        let held = |of_site: &[usize]| {
+            let space = knowledge(NullSide::Input, 5).spaces[0].clone();
+            let mut world = World::new();
+            let be = Arc::clone(&world.be);
+            world.layers.truncate(1);
+            let shape = world.shapes[0].clone();
+            let shapes: Vec<SiteShape> = of_site.iter().map(|_| shape.clone()).collect();
+            for _ in 1..of_site.len() {
+                let weight = be.duplicate(world.layers[0].weight.mat(), DType::F32).unwrap();
+                world.layers.push(AdaptedLinear { weight, bias: None, branch: None });
+            }
+            let basis = KnowledgeBasis {
+                of_site: of_site.iter().map(|i| Some(*i)).collect(),
+                spaces: vec![space; of_site.len()],
+                final_hidden: None,
+                ..knowledge(NullSide::Input, 5)
+            };
+            let mut settings = small(method);
+            settings.null_space.side = NullSide::Input;
+            let before = be.memory().live;
+            let tuner = Tuner::new(settings, &shapes, &[], 2, Some(&basis), &mut world, &be, 7).unwrap();
+            let live = be.memory().live - before;
+            drop(tuner);
+            let before = be.memory().live;
+            let one = be.alloc(5, SHAPES[0].1, DType::F32).unwrap();
+            (live, be.memory().live - before, one.len())
+        };
+        let ((apart, one, _), (together, ..)) = (held(&[0, 1, 2]), held(&[0, 0, 0]));
+        assert_eq!(apart - together, 2 * one, "{method:?}");
+    }
 }
