@@ -10,8 +10,8 @@ use gems_engine::backend::cuda::Cuda;
 use gems_engine::backend::timed::Timed;
 use gems_engine::backend::trace::{Peaks, Work};
 use gems_engine::backend::{
-    AdamBlock, AdaptedLinear, Attention, Backend, Branch, DType, Indices, Mask, Op, OuterPart, Rounding,
-    Tensor,
+    AdamBlock, AdamUpdate, AdaptedLinear, Attention, Backend, Branch, DType, Indices, Mask, Op, OuterPart,
+    Rounding, Tensor,
 };
 use gems_engine::error::Result;
 use gems_engine::model::{Architecture, shapes};
@@ -169,6 +169,10 @@ fn layer(i: &Inputs, name: &str, (m, n): (usize, usize), t: usize, measure: &mut
     let copy = i.out(m, R, dtype);
     let block = AdamBlock {
         columns: 0..R,
+        from: 0,
+        terms: 1,
+        stride: 0,
+        gate: None,
         beta1: 0.9,
         beta2: 0.999,
         step: 1e-4,
@@ -180,8 +184,9 @@ fn layer(i: &Inputs, name: &str, (m, n): (usize, usize), t: usize, measure: &mut
     };
     measure(case(format!("adam {name} {m}x{R}"), |be| {
         let (x, m1, v) = (&mut *x.borrow_mut(), &mut *m1.borrow_mut(), &mut *v.borrow_mut());
-        let (copy, blocks) = (&mut *copy.borrow_mut(), std::slice::from_ref(&block));
-        be.adam(x.mat_mut(), b.mat(), m1.mat_mut(), v.mat_mut(), blocks, Some(copy.mat_mut()), None)
+        let (copy, blocks) = (&mut *copy.borrow_mut(), vec![block.clone()]);
+        let (x, m, v, copy) = (x.mat_mut(), m1.mat_mut(), v.mat_mut(), Some((copy.mat_mut(), 1.0)));
+        be.adam(vec![AdamUpdate { x, g: b.mat(), m, v, blocks, copy, change: None }], None, None)
     }));
 }
 

@@ -8,8 +8,8 @@ mod shapes;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gems_engine::backend::{
-    Activation, AdamBlock, AdaptedLinear, Attention, Backend, Branch, DType, HeadGradient, Mask, Op,
-    OuterPart, Rounding, RowGroups, Tensor,
+    Activation, AdamBlock, AdamUpdate, AdaptedLinear, Attention, Backend, Branch, DType, HeadGradient, Mask,
+    Op, OuterPart, Rounding, RowGroups, Tensor,
 };
 use gems_engine::random::{Purpose, normal};
 use std::cell::RefCell;
@@ -214,6 +214,10 @@ impl Bench {
         be.fill(v.mat_mut(), 1.0).unwrap();
         let block = AdamBlock {
             columns: 0..R,
+            from: 0,
+            terms: 1,
+            stride: 0,
+            gate: None,
             beta1: 0.9,
             beta2: 0.999,
             step: 1e-3,
@@ -234,7 +238,9 @@ impl Bench {
             }),
             self.case("adam", 7 * F * R, 12 * F * R, move || {
                 let (x, m, v) = (x.mat_mut(), m.mat_mut(), v.mat_mut());
-                be.adam(x, g.mat(), m, v, std::slice::from_ref(&block), None, None).unwrap();
+                let (blocks, copy, change) = (vec![block.clone()], None, None);
+                let update = AdamUpdate { x, g: g.mat(), m, v, blocks, copy, change };
+                be.adam(vec![update], None, None).unwrap();
             }),
             self.case("project rows", projected.0, projected.1, move || {
                 be.scale(px.mat_mut(), 1e-3).unwrap();

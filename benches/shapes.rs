@@ -151,21 +151,19 @@ impl Training {
     pub fn step(&mut self) -> Result<f64> {
         self.tuner.begin_step()?;
         let nll = micro_step(&self.model, &mut self.tuner, &self.batch, &self.scales, false)?;
-        let nll = self.model.backend.download(nll.mat())?;
         let tasks = &self.batch.labels.segments;
-        let mean = |r: &std::ops::Range<usize>| {
-            nll[r.clone()].iter().map(|v| *v as f64).sum::<f64>() / r.len() as f64
-        };
+        self.tuner.observe_losses(nll.mat(), tasks)?;
+        let labels: Vec<usize> = tasks.iter().map(|rows| rows.len()).collect();
         let input = StepInput {
-            losses: tasks.iter().map(mean).collect(),
             counts: vec![1.0; tasks.len()],
+            labels: labels.clone(),
             lr: 1e-4,
             lr_rows: 1e-4,
             target_norm: None,
             last: false,
         };
-        self.tuner.finish_step(&mut self.model, &input)?;
+        let report = self.tuner.finish_step(&mut self.model, &input)?;
         self.model.backend.synchronize()?;
-        Ok(nll.iter().map(|v| *v as f64).sum::<f64>() / nll.len() as f64)
+        Ok(report.losses.iter().sum::<f64>() / labels.iter().sum::<usize>().max(1) as f64)
     }
 }

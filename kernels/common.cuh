@@ -143,3 +143,57 @@ template <class T> __device__ __forceinline__ T row_sum(T v, T* scratch) {
   for (int i = 0; i < (int)blockDim.x / 32; i++) total += scratch[i];
   return total;
 }
+
+// ---- blocks that follow each other ----------------------------------------------------------------------
+
+// Whether this block is the last of `blocks` to come here; what the others wrote before, all its threads then see. Sums
+// over blocks are taken by the last one in a fixed order: one launch, and the same bits whichever block that is. The
+// ticket is zero before and after. `flag`: 4 bytes of shared memory that nobody uses.
+__device__ __forceinline__ bool last_of(uint32_t* ticket, int blocks, uint32_t* flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    bool last = atomicAdd(ticket, 1u) + 1 == (uint32_t)blocks;
+    if (last) *ticket = 0;
+    *flag = last;
+  }
+  __syncthreads();
+  bool last = *flag;
+  __threadfence();
+  __syncthreads();
+  return last;
+}
+
+// This block's place in the order in which the launch's blocks begin, whatever order a device begins them in: a block
+// that waits for one of a lower place cannot wait in vain. The ticket is zero before and after.
+__device__ __forceinline__ int place_in_order(uint32_t* ticket, uint32_t* flag) {
+  if (threadIdx.x == 0) {
+    *flag = atomicAdd(ticket, 1u);
+    if (*flag + 1 == gridDim.x) *ticket = 0;
+  }
+  __syncthreads();
+  int place = (int)*flag;
+  __syncthreads();
+  return place;
+}
+
+// Tells that this block has written its part, and waits, in all threads, for `parts` blocks to have told so. The last of
+// `readers` to wait makes both counters zero again.
+__device__ __forceinline__ void tell_written(uint32_t* written) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) atomicAdd(written, 1u);
+}
+__device__ __forceinline__ void wait_until_written(uint32_t* written, int parts, uint32_t* read, int readers) {
+  if (threadIdx.x == 0) {
+#ifdef GEMS_SIMT
+    simt::flag_wait(written, parts);
+#else
+    while (*(const volatile uint32_t*)written < (uint32_t)parts) {
+    }
+#endif
+    if (atomicAdd(read, 1u) + 1 == (uint32_t)readers) *written = 0, *read = 0;
+  }
+  __threadfence();
+  __syncthreads();
+}

@@ -11,6 +11,10 @@
 // matmul_tc_*: bf16 operands on tensor cores. A, B: base and rows aligned to 16 bytes (ld % 8 = 0), any
 //   M, N, K. 256 threads, 48 KiB shared memory, one block per 128 x 128 tile of C, blockIdx.x over tiles
 //   in bands of 8 tile rows so that neighbours share operands in L2.
+// linear_tc_*: the same with the branch in the same launch: S = A0 op(P) (bf16, R columns) and then C with A1 = S, which is
+//   y = x W^T + h B^T with h = x A^T forward, dx = dy W + z A with z = dy B backward. Blocks take tiles in the order in
+//   which they begin, S's (128 x 64) first; a tile of C waits for its rows of S after all of A0 B0. `tickets` u32
+//   [1 + 2 ceil(M / 128)] are zero before and after. Flops: 2 M (N (K0 + R) + R K0). A0 is read by both, S twice.
 // matmul_plain_*: any types and alignment on CUDA cores, 256 threads, 8.5 KiB, one block per 64 x 64 tile.
 //   With `stochastic`, a bf16 C is rounded up with the probability of the distance to the value below:
 //   unbiased, a pure function of (seed, row, column).
@@ -37,6 +41,53 @@ template <class C, bool TA, bool TB> __device__ __forceinline__ void matmul_tc(c
   for (int i = 0; i < 4; i++) finish_quad<C>(a, row0 + i * 16, col0, acc[i][0]);
 }
 
+struct LinearArguments {
+  MatmulArguments product, branch;  // branch: c is S
+  uint32_t* tickets;
+  uint64_t unused;
+};
+
+// Writes this thread's part of a 128 x 64 tile of S: two neighbouring columns at a time.
+__device__ __forceinline__ void store_branch(const MatmulArguments& a, const float (&acc)[4][2][4], int m0, int n0) {
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int row0 = m0 + warp / 4 * 64 + lane / 4, col0 = n0 + warp % 4 * 16 + lane % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    int tile = i / 4, half = i / 2 % 2, j = i % 2, row = row0 + tile * 16 + half * 8, col = col0 + j * 8;
+    if (row >= a.m || col >= a.n) continue;
+    bf16* to = a.c.row<bf16>(row) + col;
+    float low = acc[tile][j][half * 2], high = acc[tile][j][half * 2 + 1];
+    if (col + 1 < a.n) *reinterpret_cast<uint32_t*>(to) = pack_bf16(low, high);
+    else *to = from_float<bf16>(low);
+  }
+}
+
+template <bool TB> __device__ __forceinline__ void linear_tc(const LinearArguments& a) {
+  GEMS_SHARED(shared);
+  const MatmulArguments &p = a.product, &s = a.branch;
+  int tiles_m = (p.m + TILE_M - 1) / TILE_M, tiles_n = (p.n + 127) / 128, tiles_s = (s.n + 63) / 64;
+  uint32_t *written = a.tickets + 1, *read = written + tiles_m;
+  int place = place_in_order(a.tickets, reinterpret_cast<uint32_t*>(shared)), tile_m, tile_n;
+  if (place < tiles_m * tiles_s) {
+    place_of(place, tiles_m, tiles_s, tile_m, tile_n);
+    float acc[4][2][4] = {};
+    int m0 = tile_m * TILE_M, n0 = tile_n * 64;
+    multiply_tile<64, false, !TB>(acc, operand(s.a0, s.m, s.k0), operand(s.b0, s.n, s.k0), m0, n0, shared);
+    store_branch(s, acc, m0, n0);
+    tell_written(written + tile_m);
+    return;
+  }
+  place_of(place - tiles_m * tiles_s, tiles_m, tiles_n, tile_m, tile_n);
+  int m0 = tile_m * TILE_M, n0 = tile_n * 128;
+  float acc[4][4][4] = {};
+  multiply_tile<128, false, !TB>(acc, operand(p.a0, p.m, p.k0), operand(p.b0, p.n, p.k0), m0, n0, shared);
+  wait_until_written(written + tile_m, tiles_s, read + tile_m, tiles_n);
+  multiply_tile<128, false, !TB>(acc, operand(p.a1, p.m, p.k1), operand(p.b1, p.n, p.k1), m0, n0, shared);
+  int warp = threadIdx.x / 32, row0 = m0 + warp / 4 * 64 + (int)threadIdx.x % 32 / 4, col0 = n0 + warp % 4 * 32;
+#pragma unroll
+  for (int i = 0; i < 4; i++) finish_quad<bf16>(p, row0 + i * 16, col0, acc[i][0]);
+}
+
 // Two blocks share a multiprocessor; on sm_90a, where these serve rare orientations only, and on sm_120 that would spill.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ >= 1200)
 constexpr int TILE_BLOCKS = 1;
@@ -52,6 +103,9 @@ GEMS_KERNEL_BLOCKS(matmul_tc_nn_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments
 GEMS_KERNEL_BLOCKS(matmul_tc_nt_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, false, true>)
 GEMS_KERNEL_BLOCKS(matmul_tc_tn_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, true, false>)
 GEMS_KERNEL_BLOCKS(matmul_tc_tt_bf16, TILE_THREADS, TILE_BLOCKS, MatmulArguments, matmul_tc<bf16, true, true>)
+
+GEMS_KERNEL_BLOCKS(linear_tc_nn_bf16, TILE_THREADS, TILE_BLOCKS, LinearArguments, linear_tc<false>)
+GEMS_KERNEL_BLOCKS(linear_tc_nt_bf16, TILE_THREADS, TILE_BLOCKS, LinearArguments, linear_tc<true>)
 
 // ---- CUDA cores ------------------------------------------------------------------------------------
 

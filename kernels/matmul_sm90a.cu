@@ -14,8 +14,8 @@
 // (BN = 256) or six (128). Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies
 // have arrived) and `empty` (both warpgroups are done with it). One group of products stays in flight while the next is
 // issued. A tile of C whose S is not written yet waits for it after all of A0 B0, that is, practically never.
-// Shared memory: Ring<BN>::SHARED_BYTES. `written` u32 [ceil(M / 128)], zero before the launch, counts warps that have
-// written their part of S.
+// Shared memory: Ring<BN>::SHARED_BYTES. `tickets` u32 [2 ceil(M / 128)], zero before and after, count the warps that
+// have written their part of S and the tiles of C that have seen that.
 //
 // Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128) times.
 // Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
@@ -33,7 +33,7 @@ template <int BN> struct Ring {
 struct HopperArguments {
   TensorMap a0, b0, a1, b1, branch_b;  // boxes of 64 x 64
   MatmulArguments product, branch;     // branch: c is S, n is R (0: none)
-  uint32_t* written;
+  uint32_t* tickets;
   uint32_t unused[30];
 };
 
@@ -74,6 +74,13 @@ __device__ __forceinline__ void load_chunks(uint8_t* tile, int chunks, const Ten
   }
 }
 
+// Waits for S's rows of a row of tiles; the last tile of that row to do so makes the counters zero again.
+template <int BN> __device__ __forceinline__ void wait_for_branch(const HopperArguments& a, int tile_m) {
+  uint32_t *written = a.tickets + tile_m, *read = written + (a.product.m + HOPPER_M - 1) / HOPPER_M;
+  flag_wait(written, WRITING_WARPS * ((a.branch.n + BN - 1) / BN));
+  if (atomicAdd(read, 1u) + 1 == (uint32_t)(a.product.n + BN - 1) / BN) *written = 0, *read = 0;
+}
+
 template <bool TA, bool TB, int BN>
 __device__ __forceinline__ void produce(const HopperArguments& a, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
   constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
@@ -83,7 +90,7 @@ __device__ __forceinline__ void produce(const HopperArguments& a, uint8_t* tiles
     for (int step = 0; step < tile.steps; step++, at.next(STAGES)) {
       bool second = step >= tile.steps0;
       int k = (second ? step - tile.steps0 : step) * HOPPER_K;
-      if (step == tile.steps0 && a.branch.n) flag_wait(a.written + tile.m, WRITING_WARPS * ((a.branch.n + BN - 1) / BN));
+      if (step == tile.steps0 && a.branch.n) wait_for_branch<BN>(a, tile.m);
       uint8_t* stage = tiles + at.stage * STAGE_BYTES;
       uint64_t* arrived = full + at.stage;
       mbarrier_wait(empty + at.stage, at.round ^ 1);  // the first round finds every stage free
@@ -138,7 +145,7 @@ __device__ __forceinline__ void consume(const HopperArguments& a, const uint8_t*
 #pragma unroll
       for (int col = 0; col < BN; col += 32) finish_quad<bf16>(a.branch, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
       __syncwarp();
-      if (lane == 0) flag_add(a.written + tile.m);
+      if (lane == 0) flag_add(a.tickets + tile.m);
     } else {
 #pragma unroll
       for (int col = 0; col < BN; col += 32) finish_quad<C>(a.product, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);

@@ -18,10 +18,15 @@
 
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 static inline void __syncthreads() { simt::barrier(); }
 static inline void __syncwarp(uint32_t mask = ~0u) { simt::rendezvous(mask, nullptr, nullptr, "__syncwarp"); }
+
+// Integer atomics and fences between blocks, which run on several OS threads.
+static inline uint32_t atomicAdd(uint32_t* to, uint32_t value) { return simt::atomic_add(to, value); }
+static inline void __threadfence() { simt::fence(); }
 
 namespace simt {
 template <class T>

@@ -245,6 +245,14 @@ void wgmma_wait(int groups_in_flight) { meet_group(finish_groups, &groups_in_fli
 
 // ---- flags -----------------------------------------------------------------------------------------------------------
 
+uint32_t atomic_add(uint32_t* to, uint32_t value) {
+  device_access(uintptr_t(to), 4, false, nullptr);
+  device_access(uintptr_t(to), 4, true, nullptr);
+  return __atomic_fetch_add(to, value, __ATOMIC_SEQ_CST);
+}
+
+void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
 void flag_add(uint32_t* flag) {
   device_access(uintptr_t(flag), 4, true, nullptr);
   __atomic_fetch_add(flag, 1, __ATOMIC_RELEASE);

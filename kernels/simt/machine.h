@@ -57,7 +57,9 @@ void wgmma_m64n128k16(float* accumulators, uint64_t a, uint64_t b, bool a_transp
 void wgmma_commit();
 void wgmma_wait(int groups_in_flight);
 
-// Counters in device memory, by which blocks wait for each other.
+// Counters in device memory, by which blocks follow or wait for each other.
+uint32_t atomic_add(uint32_t* to, uint32_t value);
+void fence();
 void flag_add(uint32_t* flag);
 void flag_wait(const uint32_t* flag, uint32_t value);
 

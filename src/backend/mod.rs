@@ -144,6 +144,34 @@ pub struct OuterPart {
     pub scale: f32,
 }
 
+/// A pair of equally wide blocks of columns of one matrix, whose inner product is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColumnPair {
+    /// First column of the one.
+    pub a: usize,
+    /// First column of the other.
+    pub b: usize,
+    /// Columns of each.
+    pub width: usize,
+}
+
+/// Where in a step's factors ([`Backend::decide`]) something lies: the clipping factor first, then every task's weight,
+/// then every task's gate. A clipping factor that is not a number says that the step is to be skipped.
+pub mod factors {
+    /// How many there are.
+    pub fn count(tasks: usize) -> usize {
+        1 + 2 * tasks
+    }
+    /// Place of a task's weight in the combined gradient.
+    pub fn weight(task: usize) -> usize {
+        1 + task
+    }
+    /// Place of the gate of a task's own subspace.
+    pub fn gate(tasks: usize, task: usize) -> usize {
+        1 + tasks + task
+    }
+}
+
 /// Adam's constants for one block of columns of one matrix, bias corrections already worked out.
 /// The update is `x <- (x - step * m / (sqrt(v) / sqrt_correction2 + eps)) * keep`, after
 /// `m <- beta1 m + (1 - beta1) g`, `v <- beta2 v + (1 - beta2) g²`.
@@ -152,6 +180,15 @@ pub struct OuterPart {
 pub struct AdamBlock {
     /// The columns this holds for.
     pub columns: Range<usize>,
+    /// The gradient of the block's column c is the sum over k < `terms` of column `from + k * stride + c` of g; with
+    /// several terms each is weighted by its task's factor ([`factors::weight`]).
+    pub from: usize,
+    /// How many columns of g are summed.
+    pub terms: usize,
+    /// From one of them to the next.
+    pub stride: usize,
+    /// The factor on the step, if any ([`factors::gate`]).
+    pub gate: Option<usize>,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
@@ -169,6 +206,83 @@ pub struct AdamBlock {
     pub keep_after: f32,
     /// Factor on the gradient first (clipping).
     pub grad_scale: f32,
+}
+
+/// One matrix of [`Backend::adam`]; all but g are *f32* of one shape.
+pub struct AdamUpdate<'a> {
+    /// Parameters, `[M x R]`.
+    pub x: MatMut<'a>,
+    /// Gradients, *f32* `[M x any]`: which columns, every block says.
+    pub g: Mat<'a>,
+    /// First moments.
+    pub m: MatMut<'a>,
+    /// Second moments.
+    pub v: MatMut<'a>,
+    /// Columns in no block are left alone.
+    pub blocks: Vec<AdamBlock>,
+    /// Receives this factor times x in compute dtype (or f32).
+    pub copy: Option<(MatMut<'a>, f32)>,
+    /// Receives the change of x.
+    pub change: Option<MatMut<'a>>,
+}
+
+/// The rule of the gates of the tasks' own subspaces ([`Backend::decide`]).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum GateRule {
+    /// All gates are this.
+    Fixed(f32),
+    /// A weighted sum of the tasks' shares of loss, gradient norm and samples, normalised (published).
+    Shares([f32; 3]),
+    /// In inverse proportion to the gradients' norms.
+    InverseNorm,
+}
+
+/// What an inner product of a step is of; `i <= j` are tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantity {
+    /// Two tasks' gradients of an adapted layer.
+    Layer(usize, usize),
+    /// The same where the whole gradient is not their sum.
+    LayerApart(usize, usize),
+    /// Two tasks' gradients of a dense parameter.
+    Dense(usize, usize),
+    /// A task's gradient as the gates see it, with itself.
+    Own(usize),
+    /// A whole gradient with itself.
+    Whole,
+    /// The whole gradient along a task's last update.
+    Effect(usize),
+}
+
+impl Quantity {
+    /// Its number among those of `tasks` tasks.
+    pub fn number(self, tasks: usize) -> usize {
+        let square = tasks * tasks;
+        match self {
+            Quantity::Layer(i, j) => i * tasks + j,
+            Quantity::LayerApart(i, j) => square + i * tasks + j,
+            Quantity::Dense(i, j) => 2 * square + i * tasks + j,
+            Quantity::Own(t) => 3 * square + t,
+            Quantity::Whole => 3 * square + tasks,
+            Quantity::Effect(t) => 3 * square + tasks + 1 + t,
+        }
+    }
+}
+
+/// How a step's factors follow from its losses and the inner products of its gradients ([`Backend::decide`]).
+pub struct Decision<'a> {
+    /// [`Quantity::number`] of every product.
+    pub quantities: &'a Indices,
+    /// Gates.
+    pub gates: GateRule,
+    /// Whether weights are PCGrad's (Yu et al. 2020); else all are 1.
+    pub pcgrad: bool,
+    /// Most that the combined gradient's norm may be (0: anything).
+    pub clip_norm: f32,
+    /// Labels of every task.
+    pub labels: &'a [f32],
+    /// Samples of every task.
+    pub counts: &'a [f32],
 }
 
 /// What a trained head needs of [`Backend::cross_entropy`]: gradients of the rows
@@ -268,6 +382,22 @@ pub trait Backend: Send + Sync {
     /// parts in one launch; out *f32* `[M x any]`. Parts write disjoint columns or follow each
     /// other in order.
     fn outer(&self, y: Mat, x: Mat, parts: &[OuterPart], out: MatMut) -> Result<()>;
+
+    /// [`Backend::outer`], with what a step wants of it. `fresh`: out is written, and zero where no part writes, instead
+    /// of added to. *f32* `products [1 x pairs]` receives the inner products of the pairs of blocks of out's
+    /// columns as they are afterwards (f64 accumulation).
+    fn task_gradient(
+        &self,
+        y: Mat,
+        x: Mat,
+        parts: &[OuterPart],
+        out: MatMut,
+        fresh: bool,
+        pairs: &[ColumnPair],
+        products: MatMut,
+    ) -> Result<()> {
+        task_gradient_in_steps(self, (y, x), parts, out, fresh, pairs, products)
+    }
 
     // ---- the transformer --------------------------------------------------------------------
     /// `y[i] = scale * table[ids[i]]`.
@@ -370,19 +500,15 @@ pub trait Backend: Send + Sync {
     /// `out[i] = <x_i, y_i>` (f64 or compensated accumulation) for pairs of equally shaped *f32*
     /// matrices; out *f32* `[1 x pairs]`.
     fn dots(&self, pairs: &[(Mat, Mat)], out: MatMut) -> Result<()>;
-    /// Adam on *f32* `x [M x R]` with gradient `g` and moments `m`, `v` (all *f32*, same shape),
-    /// block of columns by block of columns; columns in no block are left alone. `copy` receives
-    /// x in compute dtype. `change`, when given, receives the change of x (*f32*).
-    fn adam(
-        &self,
-        x: MatMut,
-        g: Mat,
-        m: MatMut,
-        v: MatMut,
-        blocks: &[AdamBlock],
-        copy: Option<MatMut>,
-        change: Option<MatMut>,
-    ) -> Result<()>;
+    /// Adam, for every matrix of `updates` block of columns by block of columns. `factors` *f32* `[1 x n]` holds what is
+    /// known of the step by then ([`factors`]): the clipping factor on all gradients (not a number: nothing is
+    /// changed), weights, gates. *f32* `squares [1 x updates]` receives the squared norms of the changes.
+    fn adam(&self, updates: Vec<AdamUpdate>, factors: Option<Mat>, squares: Option<MatMut>) -> Result<()>;
+    /// Works out a step's factors ([`factors`]) from *f32* `products [1 x n]` and the tasks' summed `losses [1 x tasks]`
+    /// where they are, so that nobody waits for them. False, and nothing done, on a backend that leaves it to the caller.
+    fn decide(&self, _decision: &Decision, _products: Mat, _losses: Mat, _factors: MatMut) -> Result<bool> {
+        Ok(false)
+    }
     /// Removes a space from the rows of x: `x -= (x K) Kᵀ`, K `[N x k]` orthonormal columns, x `[. x N]`.
     fn project_rows(&self, x: MatMut, k: Mat) -> Result<()>;
     /// Removes a space from the columns of x: `x -= K (Kᵀ x)`, K `[M x k]`, x `[M x .]`.
@@ -393,6 +519,25 @@ pub trait Backend: Send + Sync {
     /// would: row i afterwards spans what it added to the rows before it. Rows that add nothing (to
     /// rounding) become zero.
     fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()>;
+}
+
+/// [`Backend::task_gradient`] by other operations.
+fn task_gradient_in_steps<B: Backend + ?Sized>(
+    backend: &B,
+    (y, x): (Mat, Mat),
+    parts: &[OuterPart],
+    mut out: MatMut,
+    fresh: bool,
+    pairs: &[ColumnPair],
+    products: MatMut,
+) -> Result<()> {
+    if fresh {
+        backend.fill(out.reborrow(), 0.0)?;
+    }
+    backend.outer(y, x, parts, out.reborrow())?;
+    let block = |first: usize, width: usize| out.as_mat().col_range(first..first + width);
+    let blocks: Vec<(Mat, Mat)> = pairs.iter().map(|p| (block(p.a, p.width), block(p.b, p.width))).collect();
+    if blocks.is_empty() { Ok(()) } else { backend.dots(&blocks, products) }
 }
 
 /// The segment of a row: shorthand used by callers that build [`OuterPart`]s for whole matrices.

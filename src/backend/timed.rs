@@ -52,6 +52,15 @@ impl Timed {
     }
 }
 
+/// The floor of a segmented product.
+fn outer_work(y: Mat, x: Mat, parts: &[OuterPart]) -> Work {
+    let one = |p: &OuterPart| {
+        let shape = (y.cols, p.columns.len(), p.rows.len());
+        Work::product(shape, y.dtype, x.dtype, DType::F32, true)
+    };
+    parts.iter().map(one).fold(Work::default(), |a, b| a + b)
+}
+
 /// The floor of a linear layer, either way: its products and its low-rank branch's.
 fn linear_work(layer: &AdaptedLinear, from: Mat, to: Mat, adds: bool) -> Work {
     let (m, n, t) = (layer.weight.rows(), layer.weight.cols(), from.rows);
@@ -139,12 +148,22 @@ impl Backend for Timed {
         self.time("linear_input_gradient", work, f)
     }
     fn outer(&self, y: Mat, x: Mat, parts: &[OuterPart], out: MatMut) -> Result<()> {
-        let one = |p: &OuterPart| {
-            let shape = (y.cols, p.columns.len(), p.rows.len());
-            Work::product(shape, y.dtype, x.dtype, DType::F32, true)
-        };
-        let work = parts.iter().map(one).fold(Work::default(), |a, b| a + b);
-        self.time("outer", work, || self.inner.outer(y, x, parts, out))
+        self.time("outer", outer_work(y, x, parts), || self.inner.outer(y, x, parts, out))
+    }
+    fn task_gradient(
+        &self,
+        y: Mat,
+        x: Mat,
+        parts: &[OuterPart],
+        out: MatMut,
+        fresh: bool,
+        pairs: &[ColumnPair],
+        products: MatMut,
+    ) -> Result<()> {
+        let work = outer_work(y, x, parts);
+        self.time("task_gradient", work, || {
+            self.inner.task_gradient(y, x, parts, out, fresh, pairs, products)
+        })
     }
 
     fn embed(&self, table: Mat, ids: &Indices, scale: f32, y: MatMut) -> Result<()> {
@@ -276,19 +295,19 @@ impl Backend for Timed {
         let read: u64 = pairs.iter().map(|(x, y)| bytes(*x) + bytes(*y)).sum();
         self.time("dots", Work::new(read, read / 4), || self.inner.dots(pairs, out))
     }
-    fn adam(
-        &self,
-        x: MatMut,
-        g: Mat,
-        m: MatMut,
-        v: MatMut,
-        blocks: &[AdamBlock],
-        copy: Option<MatMut>,
-        change: Option<MatMut>,
-    ) -> Result<()> {
-        let more = |m: &Option<MatMut>| m.as_ref().map_or(0, |m| bytes(m.as_mat()));
-        let work = Work::new(7 * bytes(g) + more(&copy) + more(&change), 12 * (g.rows * g.cols) as u64);
-        self.time("adam", work, || self.inner.adam(x, g, m, v, blocks, copy, change))
+    fn adam(&self, updates: Vec<AdamUpdate>, factors: Option<Mat>, squares: Option<MatMut>) -> Result<()> {
+        let more = |m: Option<Mat>| m.map_or(0, bytes);
+        let work = updates.iter().fold(Work::default(), |all, u| {
+            let (copy, change) =
+                (u.copy.as_ref().map(|c| c.0.as_mat()), u.change.as_ref().map(|c| c.as_mat()));
+            let moved = 6 * bytes(u.x.as_mat()) + bytes(u.g) + more(copy) + more(change);
+            all + Work::new(moved, 12 * (u.x.rows * u.x.cols) as u64)
+        });
+        self.time("adam", work, || self.inner.adam(updates, factors, squares))
+    }
+    fn decide(&self, d: &Decision, products: Mat, losses: Mat, factors: MatMut) -> Result<bool> {
+        let work = Work::new(2 * bytes(products), products.cols as u64);
+        self.time("decide", work, || self.inner.decide(d, products, losses, factors))
     }
     fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {
         let flops = 4 * (x.rows * x.cols * k.cols) as u64;

@@ -1,7 +1,7 @@
 //! Adam's constants for a step, in the two conventions that occur.
 
 use super::settings::OptimizerSettings;
-use crate::backend::AdamBlock;
+use crate::backend::{AdamBlock, AdamUpdate, Tensor};
 use std::ops::Range;
 
 /// An [`AdamBlock`] whose update is a bare direction: `x` is zero before and `-rate * m̂ / (sqrt(v̂) + eps)` after.
@@ -14,6 +14,17 @@ pub fn direction(
     grad_scale: f64,
 ) -> AdamBlock {
     block(o, columns, t, rate, grad_scale, 1.0, 1.0)
+}
+
+/// Adam on `d`, which is zero before: its bare direction.
+pub(super) fn bare<'a>(
+    d: &'a mut Tensor,
+    g: &'a Tensor,
+    (m, v): (&'a mut Tensor, &'a mut Tensor),
+    block: AdamBlock,
+) -> AdamUpdate<'a> {
+    let (x, m, v) = (d.mat_mut(), m.mat_mut(), v.mat_mut());
+    AdamUpdate { x, g: g.mat(), m, v, blocks: vec![block], copy: None, change: None }
 }
 
 /// A full AdamW step: decay before (torch) or after (published) the update.
@@ -40,6 +51,10 @@ fn block(
         (rate / correction1, correction2)
     };
     AdamBlock {
+        from: columns.start,
+        terms: 1,
+        stride: 0,
+        gate: None,
         columns,
         beta1: o.beta1 as f32,
         beta2: o.beta2 as f32,

@@ -1,10 +1,11 @@
 //! Parameters trained whole beside the adapted layers: rows of item tokens, norms, biases.
 
 use super::adam::{adamw, direction};
-use super::engine::{Scales, StateReader, StateWriter, Step};
+use super::engine::{Products, Scales, StateReader, StateWriter, Step, task_pairs};
 use super::settings::Decay;
-use crate::backend::{Backend, DType, Mat, MatMut, Tensor};
+use crate::backend::{AdamBlock, AdamUpdate, Backend, DType, Mat, MatMut, Quantity, Tensor};
 use crate::error::Result;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a dense parameter is to the optimizer.
@@ -28,10 +29,12 @@ pub struct DenseParameter {
     /// f32 values of the trained rows.
     master: Tensor,
     moments: [Tensor; 2],
-    /// Gradients: one block, or one a task.
-    sums: Vec<Tensor>,
+    /// Gradients side by side: one block of columns, or one a task.
+    sums: Tensor,
+    /// Blocks in `sums`.
+    blocks: usize,
     /// The same scaled to each task's own mean loss (for the published gates' norms).
-    scaled: Vec<Tensor>,
+    scaled: Option<Tensor>,
 }
 
 impl DenseParameter {
@@ -54,36 +57,56 @@ impl DenseParameter {
             cols,
             master: backend.duplicate(values.row_range(first..values.rows), DType::F32)?,
             moments: [zeros()?, zeros()?],
-            sums: (0..blocks).map(|_| zeros()).collect::<Result<_>>()?,
-            scaled: if scaled { (0..blocks).map(|_| zeros()).collect::<Result<_>>()? } else { Vec::new() },
+            sums: backend.zeros(rows, blocks * cols, DType::F32)?,
+            blocks,
+            scaled: scaled.then(|| backend.zeros(rows, blocks * cols, DType::F32)).transpose()?,
         })
     }
 
     pub(super) fn begin(&mut self) -> Result<()> {
-        self.sums.iter_mut().chain(&mut self.scaled).try_for_each(|s| self.backend.fill(s.mat_mut(), 0.0))
+        let mut all = std::iter::once(&mut self.sums).chain(&mut self.scaled);
+        all.try_for_each(|s| self.backend.fill(s.mat_mut(), 0.0))
+    }
+
+    fn columns(&self, block: usize) -> Range<usize> {
+        block * self.cols..(block + 1) * self.cols
     }
 
     /// Adds a micro-batch's gradient: blocks of rows, one a task where they are apart.
     pub(super) fn observe(&mut self, blocks: Mat, scales: &Scales) -> Result<()> {
         let rows = self.rows;
-        let reshaped = blocks.reshape(self.sums.len() * rows, self.cols);
-        for t in 0..self.sums.len() {
-            let block = reshaped.row_range(t * rows..(t + 1) * rows);
-            self.backend.axpy(1.0, block, self.sums[t].mat_mut())?;
-            if let Some(scaled) = self.scaled.get_mut(t) {
-                self.backend.axpy(scales.tasks[t], block, scaled.mat_mut())?;
+        let reshaped = blocks.reshape(self.blocks * rows, self.cols);
+        for t in 0..self.blocks {
+            let (block, columns) = (reshaped.row_range(t * rows..(t + 1) * rows), self.columns(t));
+            self.backend.axpy(1.0, block, self.sums.mat_mut().col_range(columns.clone()))?;
+            if let Some(scaled) = &mut self.scaled {
+                self.backend.axpy(scales.tasks[t], block, scaled.mat_mut().col_range(columns))?;
             }
         }
         Ok(())
     }
 
-    /// Gradients, one or one a task.
-    pub(super) fn gradients(&self) -> &[Tensor] {
-        &self.sums
+    /// Whether the tasks' gradients are apart.
+    pub(super) fn apart(&self) -> bool {
+        self.blocks > 1
     }
-    /// Gradients of every task's own mean loss, where kept.
-    pub(super) fn own(&self) -> &[Tensor] {
-        &self.scaled
+
+    /// Inner products of the gradients at hand.
+    pub(super) fn products(&self) -> Products<'_> {
+        let (mut quantities, mut pairs) = (Vec::new(), Vec::new());
+        for (i, j) in task_pairs(self.blocks) {
+            quantities.push(if self.apart() { Quantity::Dense(i, j) } else { Quantity::Whole });
+            pairs.push((
+                self.sums.mat().col_range(self.columns(i)),
+                self.sums.mat().col_range(self.columns(j)),
+            ));
+        }
+        for t in (0..self.blocks).filter(|_| self.scaled.is_some()) {
+            quantities.push(Quantity::Own(t));
+            let own = self.scaled.as_ref().map(|scaled| scaled.mat().col_range(self.columns(t)));
+            pairs.extend(own.map(|own| (own, own)));
+        }
+        Products { quantities, pairs }
     }
 
     /// One step; the change of table rows is kept off `protected` (columns `[D x k]`), where given.
@@ -94,32 +117,30 @@ impl DenseParameter {
         step: &Step,
         protected: Option<&Tensor>,
     ) -> Result<()> {
-        let be = &self.backend;
-        let mut g = be.zeros(self.rows, self.cols, DType::F32)?;
-        for (t, sum) in self.sums.iter().enumerate() {
-            let weight = if self.sums.len() == 1 { 1.0 } else { step.weights[t] };
-            be.axpy(weight as f32, sum.mat(), g.mat_mut())?;
-        }
+        let be = Arc::clone(&self.backend);
+        let (o, columns) = (step.optimizer, 0..self.cols);
+        let keeps_off = protected.filter(|_| matches!(self.role, DenseRole::Rows { .. }));
+        let block = match (keeps_off, o.decay) {
+            (None, Decay::Weights) => adamw(o, columns, step.t, lr, 1.0),
+            _ => direction(o, columns, step.t, lr, 1.0),
+        };
+        let blocks = vec![AdamBlock { terms: self.blocks, stride: self.cols, ..block }];
         let [m, v] = &mut self.moments;
-        let x = self.master.mat_mut();
-        let columns = 0..self.cols;
-        match (protected, self.role) {
-            (Some(k), DenseRole::Rows { .. }) => {
-                let block = direction(step.optimizer, columns, step.t, lr, step.clip);
-                let mut change = be.zeros(self.rows, self.cols, DType::F32)?;
-                be.adam(change.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], None, None)?;
-                be.project_rows(change.mat_mut(), k.mat())?;
-                be.axpy(1.0, change.mat(), x)?;
-            }
-            _ => {
-                let block = match step.optimizer.decay {
-                    Decay::Weights => adamw(step.optimizer, columns, step.t, lr, step.clip),
-                    Decay::Delta => direction(step.optimizer, columns, step.t, lr, step.clip),
-                };
-                be.adam(x, g.mat(), m.mat_mut(), v.mat_mut(), &[block], None, None)?;
-            }
-        }
-        self.write(to)
+        let (g, m, v) = (self.sums.mat(), m.mat_mut(), v.mat_mut());
+        let (first, rows) = (self.role.first_row(), to.rows);
+        let to = to.row_range(first..rows);
+        let Some(k) = keeps_off else {
+            // The parameter and its copy in the model, in one pass over the moments.
+            let (x, copy) = (self.master.mat_mut(), Some((to, 1.0)));
+            let update = AdamUpdate { x, g, m, v, blocks, copy, change: None };
+            return be.adam(vec![update], Some(step.factors), None);
+        };
+        let mut change = be.zeros(self.rows, self.cols, DType::F32)?;
+        let update = AdamUpdate { x: change.mat_mut(), g, m, v, blocks, copy: None, change: None };
+        be.adam(vec![update], Some(step.factors), None)?;
+        be.project_rows(change.mat_mut(), k.mat())?;
+        be.axpy(1.0, change.mat(), self.master.mat_mut())?;
+        be.copy(self.master.mat(), to)
     }
 
     fn write(&self, to: MatMut) -> Result<()> {

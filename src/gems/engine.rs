@@ -1,7 +1,7 @@
 //! What the ways of adapting one linear layer have in common.
 
 use super::settings::OptimizerSettings;
-use crate::backend::{AdaptedLinear, Backend, DType, Mat, MatMut, Tensor};
+use crate::backend::{AdamUpdate, AdaptedLinear, Backend, DType, Mat, MatMut, Quantity, Tensor};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -30,8 +30,12 @@ pub struct Scales {
 
 /// What an update may write to.
 pub trait Parameters {
+    /// All linear layers, in order.
+    fn linears(&mut self) -> &mut [AdaptedLinear];
     /// A linear layer.
-    fn linear(&mut self, site: usize) -> &mut AdaptedLinear;
+    fn linear(&mut self, site: usize) -> &mut AdaptedLinear {
+        &mut self.linears()[site]
+    }
     /// A dense parameter (table, norm, bias), compute dtype.
     fn dense(&mut self, index: usize) -> MatMut<'_>;
 }
@@ -56,11 +60,10 @@ pub(super) struct Step<'a> {
     pub rate: f64,
     /// Learning rate.
     pub lr: f64,
-    pub clip: f64,
-    /// Weight of every task's own subspace.
-    pub gates: &'a [f64],
-    /// Weight of every task's gradient in the whole (surgery); all 1 without.
-    pub weights: &'a [f64],
+    /// Clipping, weights and gates, where the device has them ([`crate::backend::factors`]).
+    pub factors: Mat<'a>,
+    /// The same as the host knows them: only by the time of [`Engine::direction`].
+    pub known: &'a Factors,
     /// Which tasks had labels.
     pub active: &'a [bool],
     /// Number of this update, from 1.
@@ -69,22 +72,42 @@ pub(super) struct Step<'a> {
     pub t_tasks: &'a [u64],
 }
 
-/// Inner products an engine wants of a step: `gram` pairs of tasks i <= j in order, every task's own
-/// gradient with itself, and the whole gradient with itself where it is not the sum of the Gram matrix.
+/// What is decided from the gradients of a step before its update.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Factors {
+    /// On all gradients.
+    pub clip: f64,
+    /// Weight of every task's gradient in the whole (surgery); all 1 without.
+    pub weights: Vec<f64>,
+    /// Weight of every task's own subspace.
+    pub gates: Vec<f64>,
+}
+
+impl Factors {
+    /// As they stand on the device ([`crate::backend::factors`]).
+    pub fn as_row(&self) -> Vec<f32> {
+        [self.clip].iter().chain(&self.weights).chain(&self.gates).map(|v| *v as f32).collect()
+    }
+}
+
+/// Inner products an engine wants of a step, in order: what they are, and the pairs of matrices of the last of them;
+/// those before are written by [`Engine::observe`].
 pub(super) struct Products<'a> {
-    pub gram: Vec<(Mat<'a>, Mat<'a>)>,
-    pub own: Vec<(Mat<'a>, Mat<'a>)>,
-    pub whole: Option<(Mat<'a>, Mat<'a>)>,
-    /// Whole gradient along each task's last update, for learned gates.
-    pub effect: Vec<(Mat<'a>, Mat<'a>)>,
+    pub quantities: Vec<Quantity>,
+    pub pairs: Vec<(Mat<'a>, Mat<'a>)>,
+}
+
+/// Pairs of tasks i <= j, in the order in which their products stand.
+pub(super) fn task_pairs(tasks: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..tasks).flat_map(move |i| (i..tasks).map(move |j| (i, j)))
 }
 
 /// One adapted layer under one method.
 pub(super) trait Engine: Send {
     /// Starts a step: gradients are zero.
     fn begin(&mut self) -> Result<()>;
-    /// Adds a micro-batch's gradient.
-    fn observe(&mut self, g: &Tapped, scales: &Scales) -> Result<()>;
+    /// Adds a micro-batch's gradient; `products [1 x n]` may receive the first of [`Engine::products`] as they are now.
+    fn observe(&mut self, g: &Tapped, scales: &Scales, products: MatMut) -> Result<()>;
     /// Inner products of the gradients at hand.
     fn products(&self) -> Products<'_>;
     /// The step's update; its Frobenius norm is that of the change of W.
@@ -93,10 +116,13 @@ pub(super) trait Engine: Send {
     fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
         update.iter().map(|u| (u.mat(), u.mat())).collect()
     }
-    /// Direction and application in one, where nothing comes between them: what would have been the update, to
-    /// be measured; `None` where something does.
-    fn update(&mut self, _layer: &mut AdaptedLinear, _step: &Step) -> Result<Option<Vec<Tensor>>> {
-        Ok(None)
+    /// Whether [`Engine::updates`] are the whole step: nothing comes between Adam and its application.
+    fn at_once(&self) -> bool {
+        false
+    }
+    /// The step as Adam on parameters, which reads the step's factors where they are: [`Step::known`] is not known.
+    fn updates<'a>(&'a mut self, _layer: &'a mut AdaptedLinear, _step: &Step) -> Vec<AdamUpdate<'a>> {
+        Vec::new()
     }
     /// Applies `factor` times an update.
     fn apply(

@@ -1,9 +1,9 @@
 //! Every weight trained by AdamW: the upper bound to compare with, and pretraining.
 
-use super::adam::direction;
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of};
+use super::adam::{bare, direction};
+use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of, task_pairs};
 use super::settings::{Decay, NullSide, NullSpaceSettings, Project};
-use crate::backend::{AdaptedLinear, Backend, DType, OuterPart, Tensor};
+use crate::backend::{AdaptedLinear, Backend, DType, MatMut, OuterPart, Quantity, Tensor};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ impl Engine for Full {
         self.sums.iter_mut().try_for_each(|s| self.backend.fill(s.mat_mut(), 0.0))
     }
 
-    fn observe(&mut self, g: &Tapped, _: &Scales) -> Result<()> {
+    fn observe(&mut self, g: &Tapped, _: &Scales, _: MatMut) -> Result<()> {
         for (sum, rows) in self.sums.iter_mut().zip(g.segments).filter(|(_, rows)| !rows.is_empty()) {
             let part = OuterPart { rows: rows.clone(), columns: 0..g.x.cols, to: 0, scale: 1.0 };
             self.backend.outer(g.dy, g.x, &[part], sum.mat_mut())?;
@@ -68,23 +68,28 @@ impl Engine for Full {
     }
 
     fn products(&self) -> Products<'_> {
-        Products { gram: gram_of(&self.sums), own: Vec::new(), whole: None, effect: Vec::new() }
+        let tasks = self.sums.len();
+        let mut quantities: Vec<Quantity> = task_pairs(tasks).map(|(i, j)| Quantity::Layer(i, j)).collect();
+        quantities.extend((0..tasks).map(Quantity::Own));
+        let mut pairs = gram_of(&self.sums);
+        pairs.extend(self.sums.iter().map(|s| (s.mat(), s.mat())));
+        Products { quantities, pairs }
     }
 
     fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
         let be = Arc::clone(&self.backend);
         let (m, n) = self.moments[0].shape();
         let mut g = be.zeros(m, n, DType::F32)?;
-        for (sum, weight) in self.sums.iter().zip(step.weights) {
+        for (sum, weight) in self.sums.iter().zip(&step.known.weights) {
             be.axpy(*weight as f32, sum.mat(), g.mat_mut())?;
         }
         if matches!(self.project, Project::Gradient | Project::Both) {
             self.project(&mut g)?;
         }
         let mut d = be.zeros(m, n, DType::F32)?;
-        let block = direction(step.optimizer, 0..n, step.t, step.rate, step.clip);
+        let block = direction(step.optimizer, 0..n, step.t, step.rate, step.known.clip);
         let [first, second] = &mut self.moments;
-        be.adam(d.mat_mut(), g.mat(), first.mat_mut(), second.mat_mut(), &[block], None, None)?;
+        be.adam(vec![bare(&mut d, &g, (first, second), block)], None, None)?;
         if matches!(self.project, Project::Update | Project::Both) {
             self.project(&mut d)?;
         }

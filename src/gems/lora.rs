@@ -1,9 +1,14 @@
 //! LoRA (Hu et al. 2021): `W + (alpha / r) B A` with both factors trained by AdamW, as PEFT does it.
 
-use super::adam::adamw;
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of_columns};
+use super::adam::{adamw, bare};
+use super::engine::{
+    Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of_columns, task_pairs,
+};
 use super::settings::{NullSide, NullSpaceSettings, Project};
-use crate::backend::{AdaptedLinear, Backend, Branch, DType, Mat, OuterPart, Tensor};
+use crate::backend::{
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, ColumnPair, DType, Mat, MatMut, OuterPart,
+    Quantity, Tensor,
+};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 use rand::RngExt;
@@ -21,6 +26,8 @@ pub(super) struct Lora {
     /// Gradients task by task: `[R x T N]` and `[M x T R]`.
     ga: Tensor,
     gb: Tensor,
+    /// Nothing of this step is in `gb` yet.
+    fresh: bool,
     protected_rows: Option<Arc<Tensor>>,
     protected_columns: Option<Arc<Tensor>>,
     project: Project,
@@ -61,6 +68,7 @@ impl Lora {
             moments_b: [zeros(m, rank)?, zeros(m, rank)?],
             ga: zeros(rank, tasks * n)?,
             gb: zeros(m, tasks * rank)?,
+            fresh: true,
             protected_rows,
             protected_columns,
             project: null.project,
@@ -101,32 +109,45 @@ impl Lora {
 
 impl Engine for Lora {
     fn begin(&mut self) -> Result<()> {
-        self.backend.fill(self.ga.mat_mut(), 0.0)?;
-        self.backend.fill(self.gb.mat_mut(), 0.0)
+        self.fresh = true;
+        self.backend.fill(self.ga.mat_mut(), 0.0)
     }
 
-    fn observe(&mut self, g: &Tapped, _: &Scales) -> Result<()> {
+    fn observe(&mut self, g: &Tapped, _: &Scales, products: MatMut) -> Result<()> {
         let (Some(h), Some(z)) = (g.h, g.z) else { return Ok(()) };
         let parts = |width: usize, scale: f32| -> Vec<OuterPart> {
             let busy = g.segments.iter().enumerate().filter(|(_, rows)| !rows.is_empty());
             busy.map(|(t, rows)| OuterPart { rows: rows.clone(), columns: 0..width, to: t * width, scale })
                 .collect()
         };
-        self.backend.outer(g.dy, h, &parts(h.cols, self.scaling as f32), self.gb.mat_mut())?;
+        let (r, scaling) = (h.cols, self.scaling as f32);
+        let pair = |(i, j)| ColumnPair { a: i * r, b: j * r, width: r };
+        let own = (0..self.tasks).map(|t| (t, t));
+        let pairs: Vec<ColumnPair> = task_pairs(self.tasks).chain(own).map(pair).collect();
+        let (products, to) = (products.col_range(0..pairs.len()), self.gb.mat_mut());
+        self.backend.task_gradient(g.dy, h, &parts(r, scaling), to, self.fresh, &pairs, products)?;
+        self.fresh = false;
         // z = dy B carries the scaling already: the layer's B is the scaled one.
         self.backend.outer(z, g.x, &parts(g.x.cols, 1.0), self.ga.mat_mut())
     }
 
     fn products(&self) -> Products<'_> {
-        let mut gram = gram_of_columns(&self.ga, self.tasks, self.a.cols());
-        gram.extend(gram_of_columns(&self.gb, self.tasks, self.b.cols()));
-        Products { gram, own: Vec::new(), whole: None, effect: Vec::new() }
+        let mut quantities: Vec<Quantity> =
+            task_pairs(self.tasks).map(|(i, j)| Quantity::Layer(i, j)).collect();
+        quantities.extend((0..self.tasks).map(Quantity::Own));
+        quantities.extend(quantities.clone());
+        // Those of B are taken with its gradient.
+        let n = self.a.cols();
+        let own = |t: usize| self.ga.mat().col_range(t * n..(t + 1) * n);
+        let mut pairs = gram_of_columns(&self.ga, self.tasks, n);
+        pairs.extend((0..self.tasks).map(|t| (own(t), own(t))));
+        Products { quantities, pairs }
     }
 
     fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
         let be = Arc::clone(&self.backend);
-        let mut gb = self.combined(&self.gb, self.b.cols(), step.weights)?;
-        let mut ga = self.combined(&self.ga, self.a.cols(), step.weights)?;
+        let mut gb = self.combined(&self.gb, self.b.cols(), &step.known.weights)?;
+        let mut ga = self.combined(&self.ga, self.a.cols(), &step.known.weights)?;
         if matches!(self.project, Project::Gradient | Project::Both) {
             if let Some(k) = &self.protected_columns {
                 be.project_columns(gb.mat_mut(), k.mat())?;
@@ -138,8 +159,8 @@ impl Engine for Lora {
         let mut updates = Vec::new();
         for (x, g, [m, v]) in [(&self.a, &ga, &mut self.moments_a), (&self.b, &gb, &mut self.moments_b)] {
             let mut new = be.duplicate(x.mat(), DType::F32)?;
-            let block = adamw(step.optimizer, 0..x.cols(), step.t, step.rate, step.clip);
-            be.adam(new.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], None, None)?;
+            let block = adamw(step.optimizer, 0..x.cols(), step.t, step.rate, step.known.clip);
+            be.adam(vec![bare(&mut new, g, (m, v), block)], None, None)?;
             be.axpy(-1.0, x.mat(), new.mat_mut())?;
             updates.push(new);
         }
@@ -154,27 +175,27 @@ impl Engine for Lora {
         Ok(updates)
     }
 
-    fn update(&mut self, layer: &mut AdaptedLinear, step: &Step) -> Result<Option<Vec<Tensor>>> {
-        let (false, Some(branch)) = (self.projects(), &mut layer.branch) else { return Ok(None) };
-        let be = Arc::clone(&self.backend);
-        let ga = self.combined(&self.ga, self.a.cols(), step.weights)?;
-        let gb = self.combined(&self.gb, self.b.cols(), step.weights)?;
-        let mut updates = Vec::new();
-        for (x, g, [m, v], copy) in [
-            (&mut self.a, ga, &mut self.moments_a, &mut branch.a),
-            (&mut self.b, gb, &mut self.moments_b, &mut branch.b),
-        ] {
-            // The factor, its copy in the branch, and its change, in one pass over the moments.
-            let mut change = be.alloc(x.rows(), x.cols(), DType::F32)?;
-            let block = adamw(step.optimizer, 0..x.cols(), step.t, step.rate, step.clip);
-            let outputs = (Some(copy.mat_mut()), Some(change.mat_mut()));
-            be.adam(x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], outputs.0, outputs.1)?;
-            updates.push(change);
-        }
-        if self.scaling != 1.0 {
-            be.scale(branch.b.mat_mut(), self.scaling as f32)?;
-        }
-        Ok(Some(updates))
+    fn at_once(&self) -> bool {
+        !self.projects()
+    }
+
+    fn updates<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Vec<AdamUpdate<'a>> {
+        let (tasks, scaling) = (self.tasks, self.scaling as f32);
+        let block = |width: usize| {
+            let all = adamw(step.optimizer, 0..width, step.t, step.rate, 1.0);
+            vec![AdamBlock { terms: tasks, stride: width, ..all }]
+        };
+        let (copy_a, copy_b) = match &mut layer.branch {
+            Some(branch) => (Some((branch.a.mat_mut(), 1.0)), Some((branch.b.mat_mut(), scaling))),
+            None => (None, None),
+        };
+        let [am, av] = &mut self.moments_a;
+        let [bm, bv] = &mut self.moments_b;
+        let (wide, narrow) = (block(self.a.cols()), block(self.b.cols()));
+        vec![
+            AdamUpdate { copy: copy_a, blocks: wide, ..adam_of(&mut self.a, &self.ga, am, av) },
+            AdamUpdate { copy: copy_b, blocks: narrow, ..adam_of(&mut self.b, &self.gb, bm, bv) },
+        ]
     }
 
     /// To first order `|dB A|² + |B dA|²`, up to the scaling: told by the factors' own changes instead, which is
@@ -216,4 +237,10 @@ impl Engine for Lora {
         }
         self.attach(layer)
     }
+}
+
+/// Adam on a factor, constants to follow.
+fn adam_of<'a>(x: &'a mut Tensor, g: &'a Tensor, m: &'a mut Tensor, v: &'a mut Tensor) -> AdamUpdate<'a> {
+    let (x, g, m, v) = (x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut());
+    AdamUpdate { x, g, m, v, blocks: Vec::new(), copy: None, change: None }
 }

@@ -1,20 +1,6 @@
 //! The inner products of a step's gradients, from which surgery, clipping, gates and cosines follow.
 
-use super::dense::DenseParameter;
-use super::engine::Engine;
-use crate::backend::{Backend, DType, Mat};
-use crate::error::Result;
-
-#[derive(Clone, Copy)]
-enum Slot {
-    /// Tasks i <= j of an adapted layer; whether the whole gradient is the sum of the tasks'.
-    Gram(usize, usize, bool),
-    /// Tasks i <= j of a dense parameter.
-    Dense(usize, usize),
-    Own(usize),
-    Whole,
-    Effect(usize),
-}
+use crate::backend::Quantity;
 
 /// Inner products of a step, summed over layers.
 pub(super) struct StepProducts {
@@ -24,80 +10,14 @@ pub(super) struct StepProducts {
     layers: Vec<Vec<f64>>,
     /// The part of `gram` that sums to the whole gradient.
     additive: Vec<Vec<f64>>,
-    pub own: Vec<f64>,
+    own: Vec<f64>,
     whole: f64,
     pub effect: Vec<f64>,
 }
 
 impl StepProducts {
-    /// Collects what engines and dense parameters want multiplied, multiplies it at once, and waits.
-    pub fn of<'a>(
-        backend: &dyn Backend,
-        tasks: usize,
-        engines: impl Iterator<Item = &'a dyn Engine>,
-        dense: impl Iterator<Item = &'a DenseParameter>,
-    ) -> Result<Self> {
-        let mut pairs: Vec<(Mat, Mat)> = Vec::new();
-        let mut slots: Vec<Slot> = Vec::new();
-        let triangle = || (0..tasks).flat_map(|i| (i..tasks).map(move |j| (i, j)));
-        for engine in engines {
-            let p = engine.products();
-            for (pair, (i, j)) in p.gram.into_iter().zip(triangle().cycle()) {
-                pairs.push(pair);
-                slots.push(Slot::Gram(i, j, p.whole.is_none()));
-            }
-            let apart = !p.own.is_empty();
-            for (t, pair) in p.own.into_iter().enumerate() {
-                pairs.push(pair);
-                slots.push(Slot::Own(t));
-            }
-            if !apart {
-                let last = slots.len();
-                let diagonal: Vec<(usize, usize)> = (0..last)
-                    .rev()
-                    .take_while(|s| matches!(slots[*s], Slot::Gram(..)))
-                    .filter_map(|s| match slots[s] {
-                        Slot::Gram(i, j, _) if i == j => Some((s, i)),
-                        _ => None,
-                    })
-                    .collect();
-                for (s, t) in diagonal {
-                    pairs.push(pairs[s]);
-                    slots.push(Slot::Own(t));
-                }
-            }
-            if let Some(pair) = p.whole {
-                pairs.push(pair);
-                slots.push(Slot::Whole);
-            }
-            for (t, pair) in p.effect.into_iter().enumerate() {
-                pairs.push(pair);
-                slots.push(Slot::Effect(t));
-            }
-        }
-        for p in dense {
-            let sums = p.gradients();
-            if sums.len() == 1 {
-                pairs.push((sums[0].mat(), sums[0].mat()));
-                slots.push(Slot::Whole);
-            } else {
-                for (i, j) in triangle() {
-                    pairs.push((sums[i].mat(), sums[j].mat()));
-                    slots.push(Slot::Dense(i, j));
-                }
-            }
-            for (t, own) in p.own().iter().enumerate() {
-                pairs.push((own.mat(), own.mat()));
-                slots.push(Slot::Own(t));
-            }
-        }
-        let mut out = backend.alloc(1, pairs.len().max(1), DType::F32)?;
-        backend.dots(&pairs, out.mat_mut())?;
-        let values = backend.download(out.mat())?;
-        Ok(Self::gather(tasks, &slots, &values))
-    }
-
-    fn gather(tasks: usize, slots: &[Slot], values: &[f32]) -> Self {
+    /// Sums what was multiplied.
+    pub fn gather(tasks: usize, quantities: &[Quantity], values: &[f32]) -> Self {
         let square = || vec![vec![0.0; tasks]; tasks];
         let mut p = Self {
             gram: square(),
@@ -113,23 +33,25 @@ impl StepProducts {
                 m[j][i] += v;
             }
         };
-        for (slot, v) in slots.iter().zip(values) {
+        for (quantity, v) in quantities.iter().zip(values) {
             let v = *v as f64;
-            match *slot {
-                Slot::Gram(i, j, additive) => {
+            match *quantity {
+                Quantity::Layer(i, j) => {
                     add(&mut p.gram, i, j, v);
                     add(&mut p.layers, i, j, v);
-                    if additive {
-                        add(&mut p.additive, i, j, v);
-                    }
+                    add(&mut p.additive, i, j, v);
                 }
-                Slot::Dense(i, j) => {
+                Quantity::LayerApart(i, j) => {
+                    add(&mut p.gram, i, j, v);
+                    add(&mut p.layers, i, j, v);
+                }
+                Quantity::Dense(i, j) => {
                     add(&mut p.gram, i, j, v);
                     add(&mut p.additive, i, j, v);
                 }
-                Slot::Own(t) => p.own[t] += v,
-                Slot::Whole => p.whole += v,
-                Slot::Effect(t) => p.effect[t] += v,
+                Quantity::Own(t) => p.own[t] += v,
+                Quantity::Whole => p.whole += v,
+                Quantity::Effect(t) => p.effect[t] += v,
             }
         }
         p
@@ -137,6 +59,11 @@ impl StepProducts {
 
     pub fn finite(&self) -> bool {
         self.whole.is_finite() && self.own.iter().chain(self.gram.iter().flatten()).all(|v| v.is_finite())
+    }
+
+    /// Norms of the tasks' gradients, as the gates see them.
+    pub fn task_norms(&self) -> Vec<f64> {
+        self.own.iter().map(|v| v.max(0.0).sqrt()).collect()
     }
 
     /// Norm of the combined gradient.

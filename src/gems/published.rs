@@ -1,11 +1,11 @@
 //! The published optimizer, step for step: full gradients of the whole loss and of every task, a basis on the
 //! side the shape dictates, bases renewed from the gradient of steps 1, T, 2T, ... with moments kept.
 
-use super::adam::direction;
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of};
+use super::adam::{bare, direction};
+use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of, task_pairs};
 use super::linalg::row_space;
 use super::settings::{Decay, NullSide, NullSpaceSettings, OptimizerSettings, Project};
-use crate::backend::{AdaptedLinear, Backend, DType, Mat, Op, OuterPart, Tensor};
+use crate::backend::{AdaptedLinear, Backend, DType, Mat, MatMut, Op, OuterPart, Quantity, Tensor};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -124,7 +124,7 @@ impl PublishedMatrix {
             let mut d = be.zeros(rows, cols, DType::F32)?;
             let block = direction(step.optimizer, 0..cols, step.t, step.rate * gate, step.clip);
             let [first, second] = &mut self.moments[s];
-            be.adam(d.mat_mut(), r.mat(), first.mat_mut(), second.mat_mut(), &[block], None, None)?;
+            be.adam(vec![bare(&mut d, &r, (first, second), block)], None, None)?;
             match right {
                 true => be.matmul(update.mat_mut(), 1.0, 1.0, d.mat(), Op::N, basis, Op::N)?,
                 false => be.matmul(update.mat_mut(), 1.0, 1.0, basis, Op::T, d.mat(), Op::N)?,
@@ -186,7 +186,7 @@ impl Engine for Published {
         self.sums.iter_mut().try_for_each(|s| self.backend.fill(s.mat_mut(), 0.0))
     }
 
-    fn observe(&mut self, g: &Tapped, scales: &Scales) -> Result<()> {
+    fn observe(&mut self, g: &Tapped, scales: &Scales, _: MatMut) -> Result<()> {
         let columns = || 0..g.x.cols;
         let whole = OuterPart { rows: 0..g.x.rows, columns: columns(), to: 0, scale: 1.0 };
         self.backend.outer(g.dy, g.x, &[whole], self.sums[0].mat_mut())?;
@@ -199,9 +199,14 @@ impl Engine for Published {
     }
 
     fn products(&self) -> Products<'_> {
-        let whole = self.sums[0].mat();
-        let own = self.sums[1..].iter().map(|s| (s.mat(), s.mat())).collect();
-        Products { gram: gram_of(&self.sums[1..]), own, whole: Some((whole, whole)), effect: Vec::new() }
+        let tasks = self.sums.len() - 1;
+        let mut quantities: Vec<Quantity> =
+            task_pairs(tasks).map(|(i, j)| Quantity::LayerApart(i, j)).collect();
+        quantities.extend((0..tasks).map(Quantity::Own));
+        quantities.push(Quantity::Whole);
+        let mut pairs = gram_of(&self.sums[1..]);
+        pairs.extend(self.sums[1..].iter().chain(&self.sums[..1]).map(|s| (s.mat(), s.mat())));
+        Products { quantities, pairs }
     }
 
     fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
@@ -209,8 +214,8 @@ impl Engine for Published {
             optimizer: step.optimizer,
             rate: step.rate,
             t: step.t,
-            gates: step.gates,
-            clip: step.clip,
+            gates: &step.known.gates,
+            clip: step.known.clip,
             bases: None,
         };
         Ok(vec![self.matrix.step(&mut self.sums, given)?])

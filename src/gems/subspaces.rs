@@ -5,13 +5,14 @@
 
 use super::adam::direction;
 use super::engine::{
-    Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, deflate_rows, gram_of_columns,
+    Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, deflate_rows, task_pairs,
 };
 use super::search::Search;
 use super::settings::{Bases, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
 use super::window::{Pass, Streams, Window};
 use crate::backend::{
-    AdamBlock, AdaptedLinear, Backend, Branch, DType, Mat, Op, OuterPart, Rounding, Tensor,
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, ColumnPair, DType, Mat, MatMut, Op, OuterPart,
+    Quantity, Rounding, Tensor, factors,
 };
 use crate::error::Result;
 use crate::random::{self, Purpose};
@@ -62,6 +63,8 @@ pub(super) struct Subspaces {
     moments: [Tensor; 2],
     /// Gradient coordinates: shared columns task by task, then every task's own, `[M x (T r + Σ r_t)]`.
     coordinates: Tensor,
+    /// Nothing of this step is in them yet.
+    fresh: bool,
     /// `A Aᵀ` when the bases overlap.
     overlap: Option<Tensor>,
     /// For learned gates: the whole gradient along the tasks' columns, and the last update there per unit of gate.
@@ -86,6 +89,7 @@ impl Subspaces {
             b: zeros(total)?,
             moments: [zeros(total)?, zeros(total)?],
             coordinates: zeros(streams.tasks * streams.ranks[0] + own)?,
+            fresh: true,
             overlap: None,
             learning: if options.learns { Some([zeros(own)?, zeros(own)?]) } else { None },
             window: None,
@@ -280,7 +284,7 @@ impl Subspaces {
         let be = &self.backend;
         let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
         let mut g = be.alloc(self.m, total, DType::F32)?;
-        for (t, weight) in step.weights.iter().map(|w| *w as f32).enumerate() {
+        for (t, weight) in step.known.weights.iter().map(|w| *w as f32).enumerate() {
             let from = self.coordinates.mat().col_range(t * r..(t + 1) * r);
             let mut shared = g.mat_mut().col_range(0..r);
             match t {
@@ -304,16 +308,39 @@ impl Subspaces {
         Ok(g)
     }
 
-    /// Adam's constants: the shared subspace, then every active task's own.
+    /// Adam's constants for a [`Subspaces::gradient`]: the shared subspace, then every active task's own.
     fn blocks(&self, step: &Step) -> Vec<AdamBlock> {
-        let o = step.optimizer;
-        let mut blocks = vec![direction(o, 0..self.streams.ranks[0], step.t, step.rate, step.clip)];
+        let (o, clip) = (step.optimizer, step.known.clip);
+        let mut blocks = vec![direction(o, 0..self.streams.ranks[0], step.t, step.rate, clip)];
         for t in (0..self.streams.tasks).filter(|t| self.specific() && step.active[*t]) {
-            let gate = if self.learning.is_some() { 1.0 } else { step.gates[t] };
+            let gate = if self.learning.is_some() { 1.0 } else { step.known.gates[t] };
             let columns = self.streams.columns(t + 1);
-            blocks.push(direction(o, columns, step.t_tasks[t], step.rate * gate, step.clip));
+            blocks.push(direction(o, columns, step.t_tasks[t], step.rate * gate, clip));
         }
         blocks
+    }
+
+    /// The same for [`Engine::updates`]: gradients are columns of the coordinates, factors are on the device.
+    fn blocks_at_once(&self, step: &Step) -> Vec<AdamBlock> {
+        let (o, r, tasks) = (step.optimizer, self.streams.ranks[0], self.streams.tasks);
+        let keep_before = (1.0 - step.lr * o.weight_decay) as f32;
+        let shared = direction(o, 0..r, step.t, step.rate, 1.0);
+        let mut blocks = vec![AdamBlock { from: 0, terms: tasks, stride: r, keep_before, ..shared }];
+        for t in (0..tasks).filter(|t| self.specific() && step.active[*t]) {
+            let own = direction(o, self.streams.columns(t + 1), step.t_tasks[t], step.rate, 1.0);
+            let (from, gate) = (self.own_columns(t).start, Some(factors::gate(tasks, t)));
+            blocks.push(AdamBlock { from, gate, keep_before, ..own });
+        }
+        blocks
+    }
+
+    /// Blocks of the coordinates whose products a step wants: the tasks' shared columns, then every task's own.
+    fn column_pairs(&self) -> Vec<ColumnPair> {
+        let (r, tasks) = (self.streams.ranks[0], self.streams.tasks);
+        let own = |t: usize| if self.specific() { self.own_columns(t) } else { t * r..(t + 1) * r };
+        let shared = task_pairs(tasks).map(|(i, j)| ColumnPair { a: i * r, b: j * r, width: r });
+        let own = (0..tasks).map(own).map(|c| ColumnPair { a: c.start, b: c.start, width: c.len() });
+        shared.chain(own).collect()
     }
 
     /// An update with what its norm is measured by: where bases overlap, the update through `A Aᵀ`.
@@ -334,10 +361,11 @@ impl Engine for Subspaces {
         if let Some([whole, _]) = &mut self.learning {
             self.backend.fill(whole.mat_mut(), 0.0)?;
         }
-        self.backend.fill(self.coordinates.mat_mut(), 0.0)
+        self.fresh = true;
+        Ok(())
     }
 
-    fn observe(&mut self, g: &Tapped, scales: &Scales) -> Result<()> {
+    fn observe(&mut self, g: &Tapped, scales: &Scales, products: MatMut) -> Result<()> {
         if let Some(window) = &mut self.window {
             window.observe(&self.streams, g, scales)?;
         }
@@ -355,7 +383,10 @@ impl Engine for Subspaces {
                 parts.push(OuterPart { rows, columns, to, scale: scales.tasks[t] });
             }
         }
-        self.backend.outer(g.dy, h, &parts, self.coordinates.mat_mut())?;
+        let pairs = self.column_pairs();
+        let (products, to) = (products.col_range(0..pairs.len()), self.coordinates.mat_mut());
+        self.backend.task_gradient(g.dy, h, &parts, to, self.fresh, &pairs, products)?;
+        self.fresh = false;
         if let Some([whole, _]) = &mut self.learning {
             let part = OuterPart { rows: 0..h.rows, columns: r..self.streams.total(), to: 0, scale: 1.0 };
             self.backend.outer(g.dy, h, &[part], whole.mat_mut())?;
@@ -364,14 +395,10 @@ impl Engine for Subspaces {
     }
 
     fn products(&self) -> Products<'_> {
-        let r = self.streams.ranks[0];
-        let tasks = self.streams.tasks;
-        let own = |t: usize| {
-            let columns = if self.specific() { self.own_columns(t) } else { t * r..(t + 1) * r };
-            let m = self.coordinates.mat().col_range(columns);
-            (m, m)
-        };
-        let effect = match &self.learning {
+        let (r, tasks) = (self.streams.ranks[0], self.streams.tasks);
+        let mut quantities: Vec<Quantity> = task_pairs(tasks).map(|(i, j)| Quantity::Layer(i, j)).collect();
+        quantities.extend((0..tasks).map(Quantity::Own));
+        let pairs = match &self.learning {
             Some([whole, last]) => (0..tasks)
                 .map(|t| {
                     let columns = self.streams.columns(t + 1);
@@ -381,12 +408,8 @@ impl Engine for Subspaces {
                 .collect(),
             None => Vec::new(),
         };
-        Products {
-            gram: gram_of_columns(&self.coordinates, tasks, r),
-            own: (0..tasks).map(own).collect(),
-            whole: None,
-            effect,
-        }
+        quantities.extend((0..pairs.len()).map(Quantity::Effect));
+        Products { quantities, pairs }
     }
 
     fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
@@ -395,30 +418,33 @@ impl Engine for Subspaces {
         let (g, blocks) = (self.gradient(step)?, self.blocks(step));
         let mut d = be.zeros(self.m, total, DType::F32)?;
         let [m, v] = &mut self.moments;
-        be.adam(d.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &blocks, None, None)?;
+        let (x, m, v) = (d.mat_mut(), m.mat_mut(), v.mat_mut());
+        let update = AdamUpdate { x, g: g.mat(), m, v, blocks, copy: None, change: None };
+        be.adam(vec![update], None, None)?;
         if let (Some(k), true) = (&self.protected_columns, self.projects_update()) {
             be.project_columns(d.mat_mut(), k.mat())?;
         }
         if let Some([_, last]) = &mut self.learning {
             be.copy(d.mat().col_range(r..total), last.mat_mut())?;
             for t in 0..tasks {
-                be.scale(d.mat_mut().col_range(self.streams.columns(t + 1)), step.gates[t] as f32)?;
+                let gate = step.known.gates[t] as f32;
+                be.scale(d.mat_mut().col_range(self.streams.columns(t + 1)), gate)?;
             }
         }
         self.measured(d)
     }
 
-    fn update(&mut self, layer: &mut AdaptedLinear, step: &Step) -> Result<Option<Vec<Tensor>>> {
-        let between = self.projects_update() || self.learning.is_some() || step.optimizer.weight_decay != 0.0;
-        let (false, Some(branch)) = (between, &mut layer.branch) else { return Ok(None) };
-        let be = Arc::clone(&self.backend);
-        let (g, blocks) = (self.gradient(step)?, self.blocks(step));
-        // B, its copy in the branch, and the change of B, in one pass over the moments.
-        let mut d = be.alloc(self.m, self.streams.total(), DType::F32)?;
+    fn at_once(&self) -> bool {
+        let projects = self.protected_columns.is_some() || self.overlap.is_some();
+        !projects && self.learning.is_none() && self.refreshes > 0
+    }
+
+    fn updates<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Vec<AdamUpdate<'a>> {
+        let blocks = self.blocks_at_once(step);
         let [m, v] = &mut self.moments;
-        let (copy, change) = (Some(branch.b.mat_mut()), Some(d.mat_mut()));
-        be.adam(self.b.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &blocks, copy, change)?;
-        self.measured(d).map(Some)
+        let copy = layer.branch.as_mut().map(|branch| (branch.b.mat_mut(), 1.0));
+        let (x, g, m, v) = (self.b.mat_mut(), self.coordinates.mat(), m.mat_mut(), v.mat_mut());
+        vec![AdamUpdate { x, g, m, v, blocks, copy, change: None }]
     }
 
     fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {

@@ -2,7 +2,7 @@
 
 use super::adam::clip_factor;
 use super::dense::{DenseParameter, DenseRole};
-use super::engine::{Engine, Parameters, Scales, Step, Tapped};
+use super::engine::{Engine, Factors, Parameters, Products, Scales, Step, Tapped};
 use super::full::Full;
 use super::gates::{Gates, TaskSignals};
 use super::knowledge::{KnowledgeBasis, Space};
@@ -18,9 +18,12 @@ use super::settings::{
 use super::subspaces::{SubspaceOptions, Subspaces};
 use super::surgery::pcgrad_weights;
 use super::window::Streams;
-use crate::backend::{Backend, DType, Mat, Tensor, trace};
+use crate::backend::{
+    AdamUpdate, Backend, DType, Decision, GateRule, Indices, Mat, MatMut, Quantity, Tensor, factors, trace,
+};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Sections `[gems]`, `[null_space]` and `[optimizer]`.
@@ -50,8 +53,8 @@ pub struct SiteShape {
 /// What a finished step's batch was.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepInput {
-    /// Mean loss of every task, summed over micro-batches.
-    pub losses: Vec<f64>,
+    /// Labels of every task.
+    pub labels: Vec<usize>,
     /// Samples of every task.
     pub counts: Vec<f64>,
     /// Learning rate.
@@ -69,6 +72,8 @@ pub struct StepInput {
 pub struct StepReport {
     /// Whether loss and gradient were finite; when not, nothing was changed.
     pub finite: bool,
+    /// Summed loss of every task's labels.
+    pub losses: Vec<f64>,
     /// Norm of all gradients (of the adapted layers in their subspaces), before clipping.
     pub gradient_norm: f64,
     /// Factor from clipping.
@@ -116,9 +121,78 @@ impl Layer {
     }
 }
 
-/// Layers whose updates are measured together, in one launch, unless they are large.
-const GROUP: usize = 16;
-const GROUP_ELEMENTS: usize = 4 << 20;
+/// What a step's update is told of besides its gradients, and where on the device it stands: one row of numbers, read
+/// back once a step.
+struct Telling {
+    /// What every inner product is of; those of a layer, or of a dense parameter, follow each other.
+    quantities: Vec<Quantity>,
+    numbers: Indices,
+    sites: Vec<Range<usize>>,
+    dense: Vec<Range<usize>>,
+    /// `[1 x n]`: inner products, summed losses, squared norms of the changes.
+    values: Tensor,
+    /// `[1 x ..]`, see [`crate::backend::factors`].
+    factors: Tensor,
+}
+
+/// [`Telling`], read back.
+struct Told {
+    products: StepProducts,
+    losses: Vec<f64>,
+    update_norm: f64,
+}
+
+impl Told {
+    fn finite(&self) -> bool {
+        self.products.finite() && self.losses.iter().all(|l| l.is_finite())
+    }
+}
+
+impl Telling {
+    fn new(
+        be: &Arc<dyn Backend>,
+        tasks: usize,
+        layers: &[Option<Layer>],
+        dense: &[Option<DenseParameter>],
+    ) -> Result<Self> {
+        let mut quantities = Vec::new();
+        let mut place = |found: Option<Vec<Quantity>>| {
+            let first = quantities.len();
+            quantities.extend(found.unwrap_or_default());
+            first..quantities.len()
+        };
+        let sites =
+            layers.iter().map(|l| place(l.as_ref().map(|l| l.shared().products().quantities))).collect();
+        let dense = dense.iter().map(|p| place(p.as_ref().map(|p| p.products().quantities))).collect();
+        let numbers: Vec<u32> = quantities.iter().map(|q| q.number(tasks) as u32).collect();
+        let count = quantities.len() + tasks + 2 * layers.len();
+        Ok(Self {
+            numbers: be.indices(&numbers)?,
+            quantities,
+            sites,
+            dense,
+            values: be.zeros(1, count, DType::F32)?,
+            factors: be.zeros(1, factors::count(tasks), DType::F32)?,
+        })
+    }
+
+    /// Where the tasks' losses stand.
+    fn losses(&self, tasks: usize) -> Range<usize> {
+        self.quantities.len()..self.quantities.len() + tasks
+    }
+
+    /// Waits for all of it.
+    fn read(&self, be: &dyn Backend, tasks: usize) -> Result<Told> {
+        let values = be.download(self.values.mat())?;
+        let losses = self.losses(tasks);
+        let squares: f64 = values[losses.end..].iter().map(|v| *v as f64).sum();
+        Ok(Told {
+            products: StepProducts::gather(tasks, &self.quantities, &values),
+            losses: values[losses].iter().map(|v| *v as f64).collect(),
+            update_norm: squares.max(0.0).sqrt(),
+        })
+    }
+}
 
 /// The optimizer of a run.
 pub struct Tuner {
@@ -127,6 +201,7 @@ pub struct Tuner {
     pub(super) tasks: usize,
     pub(super) layers: Vec<Option<Layer>>,
     pub(super) dense: Vec<Option<DenseParameter>>,
+    telling: Telling,
     protected_rows: Option<Tensor>,
     pub(super) gates: Gates,
     pub(super) step: u64,
@@ -254,6 +329,7 @@ impl Tuner {
             _ => None,
         };
         Ok(Self {
+            telling: Telling::new(backend, tasks, &layers, &dense)?,
             gates: Gates::new(&settings.gems.gates, tasks, seed),
             backend: Arc::clone(backend),
             settings,
@@ -391,13 +467,24 @@ impl Tuner {
         for layer in self.layers.iter_mut().flatten() {
             layer.engine().begin()?;
         }
+        self.backend.fill(self.telling.values.mat_mut(), 0.0)?;
         self.dense.iter_mut().flatten().try_for_each(DenseParameter::begin)
+    }
+
+    /// Adds a micro-batch's losses: nll *f32* `[labels x 1]`, and the labels of every task.
+    pub fn observe_losses(&mut self, nll: Mat, segments: &[Range<usize>]) -> Result<()> {
+        let losses = self.telling.losses(self.tasks);
+        let to = self.telling.values.mat_mut().col_range(losses).reshape(self.tasks, 1);
+        self.backend.column_sums(nll, segments, to)
     }
 
     /// The gradient of linear layer `site` in one micro-batch.
     pub fn observe_linear(&mut self, site: usize, g: &Tapped, scales: &Scales) -> Result<()> {
         match self.layers.get_mut(site) {
-            Some(Some(layer)) if self.observing => layer.engine().observe(g, scales),
+            Some(Some(layer)) if self.observing => {
+                let products = self.telling.values.mat_mut().col_range(self.telling.sites[site].clone());
+                layer.engine().observe(g, scales, products)
+            }
             _ => Ok(()),
         }
     }
@@ -410,7 +497,7 @@ impl Tuner {
     /// What is trained of dense parameter `index`: (first row, gradients of tasks apart).
     pub fn trains(&self, index: usize) -> Option<(usize, bool)> {
         let p = self.dense.get(index)?.as_ref()?;
-        Some((p.role.first_row(), p.gradients().len() > 1))
+        Some((p.role.first_row(), p.apart()))
     }
 
     /// The gradient of dense parameter `index` in one micro-batch.
@@ -421,132 +508,178 @@ impl Tuner {
         }
     }
 
-    /// Ends a step: applies its update. Nothing is changed when a loss or gradient is not finite.
+    /// Ends a step: applies its update. Nothing is changed when a loss or gradient is not finite. Waits once, at the
+    /// end, where the device can decide and Adam is all there is to an update; once more, before it, elsewhere.
     pub fn finish_step(&mut self, parameters: &mut dyn Parameters, input: &StepInput) -> Result<StepReport> {
         self.observing = false;
         let _span = trace::span("optimizer");
-        let products = self.products()?;
-        let finite = input.losses.iter().all(|l| l.is_finite()) && products.finite();
-        if !finite {
-            for (_, s) in self.subspaces() {
-                if let Some(window) = &mut s.window {
-                    window.clear()?;
+        self.multiply()?;
+        let at_once = input.target_norm.is_none()
+            && !self.gates.learns()
+            && self.layers.iter().flatten().all(|l| l.shared().at_once());
+        let known = match at_once && self.decide_there(input)? {
+            true => None,
+            false => {
+                let told = self.telling.read(&*self.backend, self.tasks)?;
+                if !told.finite() {
+                    return self.skip(told);
                 }
+                let known = self.decide_here(&told, input);
+                self.backend.upload(&known.as_row(), self.telling.factors.mat_mut())?;
+                Some(known)
             }
-            return Ok(StepReport { gradient_norm: f64::NAN, ..StepReport::default() });
-        }
-        let weights = match self.settings.gems.surgery {
-            Surgery::None => vec![1.0; self.tasks],
-            Surgery::Pcgrad => pcgrad_weights(&products.gram),
         };
-        let gradient_norm = products.norm(&weights);
-        let most = self.settings.optimizer.clip_norm;
-        let clip = if most > 0.0 { clip_factor(gradient_norm, most) } else { 1.0 };
-        let signals = TaskSignals {
-            losses: input.losses.clone(),
-            norms: products.own.iter().map(|v| v.max(0.0).sqrt()).collect(),
-            counts: input.counts.clone(),
-        };
-        let effect = self.gates.learns().then_some(products.effect.as_slice());
-        let gates = self.gates.step(&signals, effect);
-        self.step += 1;
-        let active: Vec<bool> = input.counts.iter().map(|c| *c > 0.0).collect();
-        for (count, on) in self.task_steps.iter_mut().zip(&active) {
-            *count += u64::from(*on);
+        let measured = self.update(parameters, input, known.as_ref().filter(|_| !at_once))?;
+        let told = self.telling.read(&*self.backend, self.tasks)?;
+        if !told.finite() {
+            return self.skip(told);
         }
-        let update_norm = self.update(parameters, input, (&weights, &gates, clip, &active))?;
+        let known = known.unwrap_or_else(|| self.decide_here(&told, input));
+        (self.step, self.task_steps) = self.next_steps(input);
         let every = self.settings.gems.refresh_every;
         let refresh = match self.step.is_multiple_of(every) && !input.last {
             true if self.subspaces().next().is_some() => Some(self.refresh(parameters)?),
             _ => None,
         };
         Ok(StepReport {
-            finite,
-            gradient_norm,
-            clip,
-            update_norm,
-            gates,
-            task_norms: signals.norms,
-            cosines: products.cosines(),
+            finite: true,
+            gradient_norm: told.products.norm(&known.weights),
+            clip: known.clip,
+            update_norm: measured.unwrap_or(told.update_norm),
+            gates: known.gates,
+            task_norms: told.products.task_norms(),
+            cosines: told.products.cosines(),
+            losses: told.losses,
             refresh,
         })
     }
 
+    /// A step that changes nothing.
+    fn skip(&mut self, told: Told) -> Result<StepReport> {
+        for (_, s) in self.subspaces() {
+            if let Some(window) = &mut s.window {
+                window.clear()?;
+            }
+        }
+        Ok(StepReport { gradient_norm: f64::NAN, losses: told.losses, ..StepReport::default() })
+    }
+
+    /// The number of this step, over all and for every task.
+    fn next_steps(&self, input: &StepInput) -> (u64, Vec<u64>) {
+        let tasks = self.task_steps.iter().zip(&input.counts);
+        (self.step + 1, tasks.map(|(steps, samples)| steps + u64::from(*samples > 0.0)).collect())
+    }
+
+    /// The inner products that were not taken with the gradients.
+    fn multiply(&mut self) -> Result<()> {
+        let Self { telling, layers, dense, backend, .. } = self;
+        let layers = layers.iter().zip(&telling.sites).filter_map(|(l, place)| Some((l.as_ref()?, place)));
+        let dense = dense.iter().zip(&telling.dense).filter_map(|(p, place)| Some((p.as_ref()?, place)));
+        let mut wanted: Vec<(Products, usize)> =
+            layers.map(|(l, at)| (l.shared().products(), at.end)).collect();
+        wanted.extend(dense.map(|(p, at)| (p.products(), at.end)));
+        // Pairs whose places follow each other are multiplied together.
+        let (mut pairs, mut first) = (Vec::new(), 0);
+        let mut flush = |pairs: &mut Vec<(Mat, Mat)>, first: usize| {
+            let to = telling.values.mat_mut().col_range(first..first + pairs.len());
+            let done = if pairs.is_empty() { Ok(()) } else { backend.dots(pairs, to) };
+            pairs.clear();
+            done
+        };
+        for (products, end) in wanted {
+            let start = end - products.pairs.len();
+            if start != first + pairs.len() {
+                flush(&mut pairs, first)?;
+                first = start;
+            }
+            pairs.extend(products.pairs);
+        }
+        flush(&mut pairs, first)
+    }
+
+    /// Lets the device work out the factors; false when it leaves that to the host.
+    fn decide_there(&mut self, input: &StepInput) -> Result<bool> {
+        let (g, o) = (&self.settings.gems, &self.settings.optimizer);
+        let gates = match g.gates.kind {
+            GateKind::Fixed => GateRule::Fixed(g.gates.fixed as f32),
+            GateKind::Heuristic => GateRule::Shares(g.gates.shares.map(|s| s as f32)),
+            GateKind::InverseNorm => GateRule::InverseNorm,
+            GateKind::Learned => return Ok(false),
+        };
+        let labels: Vec<f32> = input.labels.iter().map(|n| *n as f32).collect();
+        let counts: Vec<f32> = input.counts.iter().map(|n| *n as f32).collect();
+        let decision = Decision {
+            quantities: &self.telling.numbers,
+            gates,
+            pcgrad: g.surgery == Surgery::Pcgrad,
+            clip_norm: o.clip_norm as f32,
+            labels: &labels,
+            counts: &counts,
+        };
+        let values = self.telling.values.mat();
+        let products = values.col_range(0..self.telling.quantities.len());
+        let losses = values.col_range(self.telling.losses(self.tasks));
+        self.backend.decide(&decision, products, losses, self.telling.factors.mat_mut())
+    }
+
+    /// The factors of a step whose gradients and losses are finite.
+    fn decide_here(&mut self, told: &Told, input: &StepInput) -> Factors {
+        let weights = match self.settings.gems.surgery {
+            Surgery::None => vec![1.0; self.tasks],
+            Surgery::Pcgrad => pcgrad_weights(&told.products.gram),
+        };
+        let most = self.settings.optimizer.clip_norm;
+        let clip = if most > 0.0 { clip_factor(told.products.norm(&weights), most) } else { 1.0 };
+        let mean = |(sum, labels): (&f64, &usize)| if *labels > 0 { sum / *labels as f64 } else { 0.0 };
+        let signals = TaskSignals {
+            losses: told.losses.iter().zip(&input.labels).map(mean).collect(),
+            norms: told.products.task_norms(),
+            counts: input.counts.clone(),
+        };
+        let effect = self.gates.learns().then_some(told.products.effect.as_slice());
+        let gates = self.gates.step(&signals, effect);
+        Factors { clip, weights, gates }
+    }
+
+    /// The step's update of everything that is trained: Adam alone, or with what `known` decides in between. Returns
+    /// the norm of the change of the layers where the device does not tell it.
     fn update(
         &mut self,
         parameters: &mut dyn Parameters,
         input: &StepInput,
-        (weights, gates, clip, active): (&[f64], &[f64], f64, &[bool]),
-    ) -> Result<f64> {
-        let be = Arc::clone(&self.backend);
+        known: Option<&Factors>,
+    ) -> Result<Option<f64>> {
         let g = &self.settings.gems;
         let scale = if matches!(g.method, Method::Gems | Method::Galore) { g.scale } else { 1.0 };
-        let task_steps = self.task_steps.clone();
+        let (t, t_tasks) = self.next_steps(input);
+        let active: Vec<bool> = input.counts.iter().map(|c| *c > 0.0).collect();
+        let nothing = Factors::default();
         let step = Step {
             optimizer: &self.settings.optimizer,
             rate: input.lr * scale,
             lr: input.lr,
-            clip,
-            gates,
-            weights,
-            active,
-            t: self.step,
-            t_tasks: &task_steps,
+            factors: self.telling.factors.mat(),
+            known: known.unwrap_or(&nothing),
+            active: &active,
+            t,
+            t_tasks: &t_tasks,
         };
-        let count = self.layers.iter().flatten().count();
-        let mut norms = be.zeros(1, (2 * count).max(1), DType::F32)?;
-        let (mut slot, mut held, mut group) = (0, Vec::new(), Vec::<(usize, Vec<Tensor>, bool)>::new());
-        let last = self.layers.iter().rposition(Option::is_some);
-        for site in 0..self.layers.len() {
-            let Some(layer) = &mut self.layers[site] else { continue };
-            let at_once = match input.target_norm {
-                None => layer.engine().update(parameters.linear(site), &step)?,
-                Some(_) => None,
-            };
-            let applied = at_once.is_some();
-            let update = at_once.map_or_else(|| layer.engine().direction(&step), Ok)?;
-            group.push((site, update, applied));
-            let elements: usize = group.iter().flat_map(|(_, u, _)| u).map(Tensor::len).sum();
-            if group.len() < GROUP && elements < GROUP_ELEMENTS && Some(site) != last {
-                continue;
+        let values = &mut self.telling.values;
+        let first = self.telling.quantities.len() + self.tasks;
+        let squares = values.mat_mut().col_range(first..first + 2 * self.layers.len());
+        let measured = match known {
+            Some(_) => apply_directions(&*self.backend, &mut self.layers, parameters, input, &step)?,
+            None => {
+                adam_at_once(&*self.backend, &mut self.layers, parameters, &step, squares)?;
+                None
             }
-            let pairs: Vec<(Mat, Mat)> =
-                group.iter().flat_map(|(site, update, _)| self.change(*site, update)).collect();
-            be.dots(&pairs, norms.mat_mut().col_range(slot..slot + pairs.len()))?;
-            slot += pairs.len();
-            for (site, update, applied) in group.drain(..) {
-                match (input.target_norm, &mut self.layers[site]) {
-                    _ if applied => {}
-                    (None, Some(layer)) => {
-                        layer.engine().apply(parameters.linear(site), update, 1.0, &step)?;
-                    }
-                    _ => held.push((site, update)),
-                }
-            }
-        }
+        };
         for (i, p) in self.dense.iter_mut().enumerate() {
             let Some(p) = p else { continue };
             let lr = if matches!(p.role, DenseRole::Rows { .. }) { input.lr_rows } else { input.lr };
             p.step(parameters.dense(i), lr, &step, self.protected_rows.as_ref())?;
         }
-        // The only wait of the update, after all of it was launched.
-        let squares = be.download(norms.mat())?;
-        let mut norm = squares.iter().map(|v| *v as f64).sum::<f64>().max(0.0).sqrt();
-        if let Some(target) = input.target_norm {
-            let factor = if norm > 0.0 { target / norm } else { 1.0 };
-            norm *= factor;
-            for (site, update) in held {
-                if let Some(layer) = &mut self.layers[site] {
-                    layer.engine().apply(parameters.linear(site), update, factor, &step)?;
-                }
-            }
-        }
-        Ok(norm)
-    }
-
-    /// What layer `site`'s update is measured by.
-    fn change<'a>(&self, site: usize, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
-        self.layers[site].as_ref().map_or(Vec::new(), |layer| layer.shared().change(update))
+        Ok(measured)
     }
 
     fn refresh(&mut self, parameters: &mut dyn Parameters) -> Result<RefreshReport> {
@@ -568,11 +701,6 @@ impl Tuner {
         report.room = rooms.iter().map(|r| r.1).sum::<f64>() / rooms.len().max(1) as f64;
         report.rooms = rooms;
         Ok(report)
-    }
-
-    fn products(&self) -> Result<StepProducts> {
-        let engines = self.layers.iter().flatten().map(Layer::shared);
-        StepProducts::of(&*self.backend, self.tasks, engines, self.dense.iter().flatten())
     }
 }
 
@@ -614,4 +742,56 @@ impl Protected<'_> {
 fn columns_of(backend: &Arc<dyn Backend>, space: &Space) -> Result<Tensor> {
     let k = space.kept();
     backend.tensor(&transpose(&space.directions, k, space.dim), space.dim, k, DType::F32)
+}
+
+/// Every layer's step as Adam alone, in few launches.
+fn adam_at_once(
+    be: &dyn Backend,
+    layers: &mut [Option<Layer>],
+    parameters: &mut dyn Parameters,
+    step: &Step,
+    squares: MatMut,
+) -> Result<()> {
+    let layers =
+        layers.iter_mut().zip(parameters.linears()).filter_map(|(l, linear)| Some((l.as_mut()?, linear)));
+    let updates: Vec<AdamUpdate> =
+        layers.flat_map(|(layer, linear)| layer.engine().updates(linear, step)).collect();
+    let squares = squares.col_range(0..updates.len());
+    if updates.is_empty() { Ok(()) } else { be.adam(updates, Some(step.factors), Some(squares)) }
+}
+
+/// Every layer's direction, and its application; returns the norm of all.
+fn apply_directions(
+    be: &dyn Backend,
+    layers: &mut [Option<Layer>],
+    parameters: &mut dyn Parameters,
+    input: &StepInput,
+    step: &Step,
+) -> Result<Option<f64>> {
+    let mut norms = be.zeros(1, (2 * layers.len()).max(1), DType::F32)?;
+    let (mut slot, mut held) = (0, Vec::new());
+    for (site, layer) in layers.iter_mut().enumerate() {
+        let Some(layer) = layer else { continue };
+        let update = layer.engine().direction(step)?;
+        let pairs = layer.shared().change(&update);
+        be.dots(&pairs, norms.mat_mut().col_range(slot..slot + pairs.len()))?;
+        slot += pairs.len();
+        drop(pairs);
+        match input.target_norm {
+            None => layer.engine().apply(parameters.linear(site), update, 1.0, step)?,
+            Some(_) => held.push((site, update)),
+        }
+    }
+    let squares = be.download(norms.mat())?;
+    let mut norm = squares.iter().map(|v| *v as f64).sum::<f64>().max(0.0).sqrt();
+    if let Some(target) = input.target_norm {
+        let factor = if norm > 0.0 { target / norm } else { 1.0 };
+        norm *= factor;
+        for (site, update) in held {
+            if let Some(layer) = &mut layers[site] {
+                layer.engine().apply(parameters.linear(site), update, factor, step)?;
+            }
+        }
+    }
+    Ok(Some(norm))
 }

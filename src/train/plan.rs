@@ -72,7 +72,8 @@ impl MemoryPlan {
                 let forward = model.forward(batch, run.checkpointing, Some(&Nobody))?;
                 *activations = live().saturating_sub(before).max(*activations);
                 drop(forward);
-                micro_step(model, tuner, batch, &scales, run.checkpointing)?;
+                let nll = micro_step(model, tuner, batch, &scales, run.checkpointing)?;
+                tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
             }
             Ok(())
         };
@@ -83,7 +84,7 @@ impl MemoryPlan {
             pass(&model, &mut tuner, &mut activations)?;
         }
         tuner.finish_probe(&mut model)?;
-        let input = StepInput { losses: vec![1.0; tasks], counts: vec![1.0; tasks], ..StepInput::default() };
+        let input = StepInput { labels: vec![1; tasks], counts: vec![1.0; tasks], ..StepInput::default() };
         for _ in 0..2 {
             tuner.begin_step()?;
             method = (live() - weights).max(method);

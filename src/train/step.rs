@@ -6,8 +6,8 @@ use crate::gems::{DenseRole, Embeddings, OptimizerSettings, Parameters, Scales, 
 use crate::model::{Batch, DenseKind, LinearGradient, Model, Tap, Want};
 
 impl Parameters for Model {
-    fn linear(&mut self, site: usize) -> &mut AdaptedLinear {
-        &mut self.linears[site]
+    fn linears(&mut self) -> &mut [AdaptedLinear] {
+        &mut self.linears
     }
     fn dense(&mut self, index: usize) -> MatMut<'_> {
         self.parameter_mut(index)

@@ -254,27 +254,18 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Forward and backward passes of a step; returns (sum of losses, labels) of every task.
-    fn gradients(&mut self, data: &StepData) -> Result<Vec<(f64, usize)>> {
-        let tasks = self.tasks.len();
-        let step_scales = scales(&labels_per_task(&data.batches, tasks));
-        let mut losses = vec![(0.0, 0); tasks];
-        let mut negatives = Vec::new();
+    /// Forward and backward passes of a step; returns the labels of every task.
+    fn gradients(&mut self, data: &StepData) -> Result<Vec<usize>> {
+        let labels = labels_per_task(&data.batches, self.tasks.len());
+        let step_scales = scales(&labels);
         for batch in &data.batches {
-            let own = self.published.then(|| scales(&labels_per_task([batch], tasks)));
+            let own = self.published.then(|| scales(&labels_per_task([batch], labels.len())));
             let scales = own.as_ref().unwrap_or(&step_scales);
             let checkpointing = self.settings.activation_checkpointing;
-            negatives.push(micro_step(self.model, self.tuner, batch, scales, checkpointing)?);
+            let nll = micro_step(self.model, self.tuner, batch, scales, checkpointing)?;
+            self.tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
         }
-        // The losses are waited for once every pass was launched.
-        for (batch, nll) in data.batches.iter().zip(&negatives) {
-            let nll = self.model.backend.download(nll.mat())?;
-            for (loss, range) in losses.iter_mut().zip(&batch.labels.segments) {
-                loss.0 += nll[range.clone()].iter().map(|v| *v as f64).sum::<f64>();
-                loss.1 += range.len();
-            }
-        }
-        Ok(losses)
+        Ok(labels)
     }
 
     fn steps(
@@ -338,12 +329,9 @@ impl Trainer<'_> {
         let shift = u64::from(t.warmup_steps > 0 && !self.published);
         let rate = factor(shape, at.step + shift, t.warmup_steps, t.steps + shift, t.final_lr_ratio);
         self.tuner.begin_step()?;
-        let sums = self.gradients(&data)?;
-        let losses: Vec<f64> = sums.iter().map(|(sum, n)| sum / *n as f64).collect();
-        let all: (f64, usize) = sums.iter().fold((0.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        let known = losses.iter().zip(&sums).map(|(l, (_, n))| if *n > 0 { *l } else { 0.0 });
+        let labels = self.gradients(&data)?;
         let input = StepInput {
-            losses: known.collect(),
+            labels,
             counts: data.counts.clone(),
             lr: t.lr * rate,
             lr_rows: self.lr_rows * rate,
@@ -356,10 +344,11 @@ impl Trainer<'_> {
         at.bad_in_a_row = if report.finite { 0 } else { at.bad_in_a_row + 1 };
         at.skipped += u64::from(!report.finite);
         let memory = self.model.backend.memory();
+        let (sums, labels) = (&report.losses, &input.labels);
         let record = StepRecord {
             step: at.step,
-            loss: all.0 / all.1.max(1) as f64,
-            losses,
+            loss: sums.iter().sum::<f64>() / labels.iter().sum::<usize>().max(1) as f64,
+            losses: sums.iter().zip(labels).map(|(sum, n)| sum / *n as f64).collect(),
             lr: input.lr,
             tokens: data.tokens,
             shortened: data.shortened,

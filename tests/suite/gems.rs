@@ -4,7 +4,9 @@
 use crate::model::{Rows, load};
 use crate::support::{Golden, Reference, assert_close, backend, numbers, on_every_device};
 use gems_engine::backend::cuda::Cuda;
-use gems_engine::backend::{AdamBlock, AdaptedLinear, Backend, Branch, DType, MatMut, Op, OuterPart, Tensor};
+use gems_engine::backend::{
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, DType, MatMut, Op, OuterPart, Tensor,
+};
 use gems_engine::gems::*;
 use gems_engine::train::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
 use serde_json::{Value, json};
@@ -203,8 +205,8 @@ fn golden_published_runs_end_to_end() {
                 Tuner::new(settings, &sites, &roles, 2, Some(&knowledge), &mut model, &be, 0).unwrap();
             let micro = case["gradient_accumulation"].as_u64().unwrap() as usize;
             for (index, log) in case["log"].as_array().unwrap().iter().enumerate() {
-                let mut input =
-                    StepInput { losses: vec![0.0; 2], counts: vec![0.0; 2], ..Default::default() };
+                let mut input = StepInput { labels: vec![1; 2], counts: vec![0.0; 2], ..Default::default() };
+                let mut sums = vec![0.0; 2];
                 input.lr = log["lr"].as_f64().unwrap();
                 input.lr_rows = input.lr;
                 tuner.begin_step().unwrap();
@@ -225,10 +227,11 @@ fn golden_published_runs_end_to_end() {
                     );
                     for (t, range) in batch.labels.segments.iter().enumerate().filter(|(_, r)| !r.is_empty())
                     {
-                        input.losses[t] += mean(range.clone());
+                        sums[t] += mean(range.clone()) as f32;
                         input.counts[t] += rows.rows.iter().filter(|r| r.2 == t).count() as f64;
                     }
                 }
+                observe_losses(&mut tuner, &be, &sums);
                 let report = tuner.finish_step(&mut model, &input).unwrap();
                 let gates = &log["gates"];
                 let wanted = [gates["rec"].as_f64().unwrap() as f32, gates["src"].as_f64().unwrap() as f32];
@@ -441,7 +444,10 @@ fn golden_adamw() {
                     let g = be.tensor(&g.values, g.rows(), g.cols(), DType::F32).unwrap();
                     let [x, m, v] = state.get_mut(l).unwrap();
                     let block: AdamBlock = adamw(&o, 0..x.cols(), step, lr, clip);
-                    be.adam(x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut(), &[block], None, None).unwrap();
+                    let (x_mut, m, v) = (x.mat_mut(), m.mat_mut(), v.mat_mut());
+                    let (blocks, copy, change) = (vec![block], None, None);
+                    let update = AdamUpdate { x: x_mut, g: g.mat(), m, v, blocks, copy, change };
+                    be.adam(vec![update], None, None).unwrap();
                     let want = &t[&format!("{name}.{l}.step{step}")];
                     let got = be.download(x.mat()).unwrap();
                     assert_close(&format!("{name}.{l}.step{step}"), &got, &want.values, 1e-5, 2e-6);
@@ -506,9 +512,8 @@ fn golden_lora_training() {
                 let nll = model.backend.download(nll.mat()).unwrap();
                 let loss = nll.iter().map(|v| *v as f64).sum::<f64>() / nll.len() as f64;
                 assert!((loss - want).abs() < 1e-4 * want, "{name}: {loss} not {want}");
-                let counts = vec![1.0; 2];
-                let input =
-                    StepInput { losses: vec![loss; 2], counts, lr, lr_rows: lr, ..Default::default() };
+                let (counts, labels) = (vec![1.0; 2], labels.clone());
+                let input = StepInput { labels, counts, lr, lr_rows: lr, ..Default::default() };
                 assert!(tuner.finish_step(&mut model, &input).unwrap().finite);
             }
             let (state, _) = tuner.state(&mut model).unwrap();
@@ -634,9 +639,9 @@ impl World {
     fn step(&mut self, tuner: &mut Tuner, step: u64, rows: [usize; 2]) -> StepReport {
         tuner.begin_step().unwrap();
         self.observe(tuner, step, rows);
+        observe_losses(tuner, &self.be, &[1.0, 2.0]);
         let counts = rows.iter().map(|r| *r as f64).collect();
-        let input =
-            StepInput { losses: vec![1.0, 2.0], counts, lr: 0.01, lr_rows: 0.02, ..Default::default() };
+        let input = StepInput { labels: vec![1; 2], counts, lr: 0.01, lr_rows: 0.02, ..Default::default() };
         tuner.finish_step(self, &input).unwrap()
     }
 
@@ -651,9 +656,16 @@ impl World {
     }
 }
 
+/// Tells a tuner the summed loss of every task.
+fn observe_losses(tuner: &mut Tuner, be: &Arc<dyn Backend>, sums: &[f32]) {
+    let losses = be.tensor(sums, sums.len(), 1, DType::F32).unwrap();
+    let each: Vec<std::ops::Range<usize>> = (0..sums.len()).map(|t| t..t + 1).collect();
+    tuner.observe_losses(losses.mat(), &each).unwrap();
+}
+
 impl Parameters for World {
-    fn linear(&mut self, site: usize) -> &mut AdaptedLinear {
-        &mut self.layers[site]
+    fn linears(&mut self) -> &mut [AdaptedLinear] {
+        &mut self.layers
     }
     fn dense(&mut self, _: usize) -> MatMut<'_> {
         self.table.mat_mut()
@@ -932,7 +944,7 @@ fn folding_changes_nothing_and_moments_rotate() {
         let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
         tuner.begin_step().unwrap();
         world.observe(&mut tuner, 3, [9, 6]);
-        let input = StepInput { losses: vec![1.0; 2], counts: vec![1.0; 2], ..Default::default() };
+        let input = StepInput { labels: vec![1; 2], counts: vec![1.0; 2], ..Default::default() };
         let report = tuner.finish_step(&mut world, &input).unwrap();
         assert!(report.refresh.is_some());
         for (site, before) in before.iter().enumerate() {
@@ -980,8 +992,9 @@ fn a_step_that_is_not_finite_changes_nothing() {
         let before = (world.effective(0), tuner.state(&mut world).unwrap());
         tuner.begin_step().unwrap();
         world.observe(&mut tuner, 1, [9, 6]);
+        observe_losses(&mut tuner, &world.be, &[1.0, f32::NAN]);
         let input = StepInput {
-            losses: vec![1.0, f64::NAN],
+            labels: vec![1; 2],
             counts: vec![1.0; 2],
             lr: 1.0,
             lr_rows: 1.0,
@@ -1052,7 +1065,7 @@ fn steps_match_a_given_norm() {
         tuner.begin_step().unwrap();
         world.observe(&mut tuner, 0, [9, 6]);
         let input = StepInput {
-            losses: vec![1.0; 2],
+            labels: vec![1; 2],
             counts: vec![1.0; 2],
             lr: 0.01,
             target_norm: Some(0.125),
@@ -1187,8 +1200,8 @@ struct Counted {
 }
 
 impl Parameters for Counted {
-    fn linear(&mut self, site: usize) -> &mut AdaptedLinear {
-        &mut self.layers[site]
+    fn linears(&mut self) -> &mut [AdaptedLinear] {
+        &mut self.layers
     }
     fn dense(&mut self, _: usize) -> MatMut<'_> {
         unreachable!("no dense parameter is trained")
@@ -1236,7 +1249,7 @@ impl Counted {
         }
         tuner.finish_probe(&mut self).unwrap();
         counts.push(since());
-        let input = StepInput { losses: vec![1.0; 2], counts: vec![3.0; 2], ..Default::default() };
+        let input = StepInput { labels: vec![1; 2], counts: vec![3.0; 2], ..Default::default() };
         let mut step = 0;
         for _ in 0..4 {
             tuner.begin_step().unwrap();
@@ -1244,7 +1257,10 @@ impl Counted {
             self.observe(&mut tuner);
             let report = tuner.finish_step(&mut self, &input).unwrap();
             match report.refresh {
-                None => step = since(),
+                None => {
+                    step = since();
+                    assert_eq!(step, 1, "an ordinary step waits once, at its end");
+                }
                 Some(_) => counts.push(since() - step),
             }
         }

@@ -56,7 +56,7 @@ fn measured(a: &Architecture, settings: &TunerSettings, batch: &Batch, checkpoin
         micro_step(&model, &mut tuner, batch, &factors, checkpointing).unwrap();
     }
     tuner.finish_probe(&mut model).unwrap();
-    let input = StepInput { losses: vec![1.0; 2], counts: vec![1.0; 2], lr: 1e-3, ..StepInput::default() };
+    let input = StepInput { labels: vec![1; 2], counts: vec![1.0; 2], lr: 1e-3, ..StepInput::default() };
     for _ in 0..2 {
         tuner.begin_step().unwrap();
         micro_step(&model, &mut tuner, batch, &factors, checkpointing).unwrap();

@@ -158,7 +158,15 @@ fn matmul_of_edge_sizes() {
 
 #[test]
 fn adapted_linear_and_its_input_gradient() {
-    for (t, n, m, r) in [(37, 40, 72, 16), (5, 24, 136, 7), (1, 8, 8, 0)] {
+    let sizes = [
+        (37, 40, 72, 16),
+        (5, 24, 136, 7),
+        (1, 8, 8, 0),
+        (150, 200, 272, 136),
+        (260, 72, 136, 24),
+        (129, 8, 264, 8),
+    ];
+    for (t, n, m, r) in sizes {
         parity("linear", |be, dtype, x| {
             let of = |seed, rows, cols| be.tensor(&x(seed, rows * cols), rows, cols, dtype).unwrap();
             let branch = (r > 0).then(|| Branch { a: of(3, r, n), b: of(4, m, r) });
@@ -222,12 +230,18 @@ fn adapted_linear_on_hopper() {
 
 #[test]
 fn the_kernel_of_a_product_is_chosen_in_sight() {
-    let shape = |size, ops, tensor_cores, result| MatmulShape { size, ops, tensor_cores, result };
+    let shape =
+        |size, ops, tensor_cores, result| MatmulShape { size, ops, tensor_cores, result, branch: false };
+    let adapted = |size, ops, result| MatmulShape { size, ops, tensor_cores: true, result, branch: true };
     let nt = (Op::N, Op::T);
     for (shape, hopper, name) in [
         (shape((8192, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
         (shape((2048, 896, 896), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
         (shape((2048, 896, 896), nt, true, DType::BF16), false, "matmul_tc_nt_bf16"),
+        (adapted((2048, 896, 896), nt, DType::BF16), false, "linear_tc_nt_bf16"),
+        (adapted((2048, 896, 896), (Op::N, Op::N), DType::BF16), false, "linear_tc_nn_bf16"),
+        (adapted((2048, 896, 896), nt, DType::F32), false, "matmul_tc_nt_f32"),
+        (adapted((2048, 896, 896), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
         (shape((64, 64, 64), (Op::T, Op::T), true, DType::F32), true, "matmul_tc_tt_f32"),
         (shape((64, 64, 64), nt, false, DType::F32), true, "matmul_plain"),
     ] {
@@ -264,6 +278,59 @@ fn outer_of_parts() {
             be.outer(y.mat(), input.mat(), parts, out.mat_mut()).unwrap();
             vec![out.read(be)]
         });
+    }
+}
+
+/// The task gradient of a step: written afresh or added to, with products of blocks of columns of the result.
+#[test]
+fn task_gradient_and_its_products() {
+    let part = |rows: Range<usize>, columns: Range<usize>, to, scale| OuterPart { rows, columns, to, scale };
+    let pair = |a, b, width| ColumnPair { a, b, width };
+    // (tokens, M, columns of X, columns of the result, parts, pairs): one tile; runs that are split, columns that no
+    // part writes, several tiles of rows; products of columns that no part of this launch touches.
+    let cases = [
+        (
+            9,
+            5,
+            3,
+            6,
+            vec![part(0..4, 0..3, 0, 1.0), part(4..9, 0..3, 3, 2.0)],
+            vec![pair(0, 3, 3), pair(0, 0, 6)],
+        ),
+        (
+            1300,
+            150,
+            24,
+            40,
+            vec![part(0..700, 0..8, 0, 1.0), part(700..1300, 8..24, 24, 0.5)],
+            vec![pair(0, 8, 8), pair(24, 24, 16), pair(16, 0, 8)],
+        ),
+        (
+            600,
+            300,
+            32,
+            64,
+            vec![part(0..600, 0..32, 0, 1.0)],
+            vec![pair(0, 32, 32), pair(0, 0, 64), pair(32, 32, 1)],
+        ),
+        (40, 20, 80, 80, vec![part(0..40, 0..80, 0, 1.0)], vec![]),
+    ];
+    for (t, m, n, wide, parts, pairs) in &cases {
+        for fresh in [true, false] {
+            parity("task gradient", |be, dtype, x| {
+                let y = Padded::new(be, &x(1, t * m), *t, *m, 8, dtype);
+                let input = Padded::new(be, &x(2, t * n), *t, *n, 8, dtype);
+                let before = if fresh { vec![] } else { x(3, m * wide) };
+                let mut out = Padded::new(be, &before, *m, *wide, 5, DType::F32);
+                let mut products = be.alloc(1, pairs.len() + 1, DType::F32).unwrap();
+                be.fill(products.mat_mut(), f32::NAN).unwrap();
+                let to = products.mat_mut().col_range(0..pairs.len());
+                be.task_gradient(y.mat(), input.mat(), parts, out.mat_mut(), fresh, pairs, to).unwrap();
+                let products = be.download(products.mat()).unwrap();
+                assert!(products[pairs.len()].is_nan(), "written beyond the products");
+                vec![out.read(be), products[..pairs.len()].to_vec()]
+            });
+        }
     }
 }
 
@@ -423,6 +490,24 @@ fn cross_entropy_and_its_gradients() {
     }
 }
 
+fn adam_block(columns: Range<usize>, step: f32) -> AdamBlock {
+    AdamBlock {
+        from: columns.start,
+        columns,
+        terms: 1,
+        stride: 0,
+        gate: None,
+        beta1: 0.9,
+        beta2: 0.99,
+        step,
+        sqrt_correction2: 0.3,
+        eps: 1e-6,
+        keep_before: 0.99,
+        keep_after: 0.98,
+        grad_scale: 0.5,
+    }
+}
+
 #[test]
 fn dots_and_adam() {
     for (m, r) in [(1, 1), (33, 7), (90, 64)] {
@@ -435,32 +520,157 @@ fn dots_and_adam() {
             let pairs: Vec<(Mat, Mat)> =
                 (0..34).map(|i| if i % 2 == 0 { (w.mat(), g.mat()) } else { (g.mat(), g.mat()) }).collect();
             be.dots(&pairs, products.mat_mut()).unwrap();
-            let block = |columns, step| AdamBlock {
-                columns,
-                beta1: 0.9,
-                beta2: 0.99,
-                step,
-                sqrt_correction2: 0.3,
-                eps: 1e-6,
-                keep_before: 0.99,
-                keep_after: 0.98,
-                grad_scale: 0.5,
-            };
-            let blocks = [block(0..r / 2, 0.01), block(r / 2..r - r / 4, 0.1)];
+            let blocks = vec![adam_block(0..r / 2, 0.01), adam_block(r / 2..r - r / 4, 0.1)];
             let mut change = be.alloc(m, r, DType::F32).unwrap();
             let mut copy = be.alloc(m, r, be.compute_dtype()).unwrap();
-            be.adam(
-                w.mat_mut(),
-                g.mat(),
-                first.mat_mut(),
-                second.mat_mut(),
-                &blocks,
-                Some(copy.mat_mut()),
-                Some(change.mat_mut()),
-            )
-            .unwrap();
+            let update = AdamUpdate {
+                x: w.mat_mut(),
+                g: g.mat(),
+                m: first.mat_mut(),
+                v: second.mat_mut(),
+                blocks,
+                copy: Some((copy.mat_mut(), 0.5)),
+                change: Some(change.mat_mut()),
+            };
+            be.adam(vec![update], None, None).unwrap();
             [&products, &w, &first, &second, &change, &copy].map(|t| be.download(t.mat()).unwrap()).to_vec()
         });
+    }
+}
+
+/// Layers of many shapes in one call: gradients combined from the columns of two tasks, gates and clipping from the
+/// device, squared norms of the changes; and a step that is skipped.
+#[test]
+fn adam_of_many_matrices() {
+    // (M, shared rank, rank of each of two tasks); more matrices than one launch takes.
+    let mut shapes = vec![(1, 1, 1), (70, 5, 3), (300, 16, 8), (2, 4, 4), (129, 7, 1)];
+    shapes.extend((0..15).map(|i| (3 + i, 4, 2)));
+    for clip in [0.7, f32::NAN] {
+        parity("adam of many", |be, _, x| {
+            let factors = be.tensor(&[clip, 0.5, 1.5, 0.25, 2.0], 1, 5, DType::F32).unwrap();
+            let of = |seed, m: usize, n: usize| be.tensor(&x(seed, m * n), m, n, DType::F32).unwrap();
+            let mut all: Vec<[Tensor; 5]> = Vec::new();
+            for (i, &(m, r, own)) in shapes.iter().enumerate() {
+                let (n, seed) = (r + 2 * own, 10 * i as u64);
+                let squares: Vec<f32> = x(seed + 4, m * n).iter().map(|v| v * v).collect();
+                let second = be.tensor(&squares, m, n, DType::F32).unwrap();
+                let copy = be.zeros(m, n, be.compute_dtype()).unwrap();
+                all.push([
+                    of(seed + 1, m, n),
+                    of(seed + 2, m, 2 * (r + own)),
+                    of(seed + 3, m, n),
+                    second,
+                    copy,
+                ]);
+            }
+            let mut squares = be.alloc(1, shapes.len(), DType::F32).unwrap();
+            be.fill(squares.mat_mut(), f32::NAN).unwrap();
+            let updates = all
+                .iter_mut()
+                .zip(&shapes)
+                .map(|([x, g, m, v, copy], (_, r, own))| {
+                    let shared = AdamBlock { terms: 2, stride: *r, ..adam_block(0..*r, 0.01) };
+                    let task = |t: usize| AdamBlock {
+                        from: 2 * r + t * own,
+                        gate: Some(factors::gate(2, t)),
+                        ..adam_block(r + t * own..r + (t + 1) * own, 0.1)
+                    };
+                    let blocks = vec![shared, task(0), task(1)];
+                    let (x, g, m, v) = (x.mat_mut(), g.mat(), m.mat_mut(), v.mat_mut());
+                    AdamUpdate { x, g, m, v, blocks, copy: Some((copy.mat_mut(), 1.0)), change: None }
+                })
+                .collect();
+            be.adam(updates, Some(factors.mat()), Some(squares.mat_mut())).unwrap();
+            let all = all.iter().flat_map(|[x, _, m, v, copy]| [x, m, v, copy]).chain([&squares]);
+            all.map(|t| be.download(t.mat()).unwrap()).collect()
+        });
+    }
+}
+
+/// The device's decisions are the host's, worked out by the method's own functions.
+#[test]
+fn decisions_on_the_device() {
+    use gems_engine::gems::{TaskSignals, clip_factor, heuristic, pcgrad_weights};
+    let kinds = |tasks: usize| -> Vec<Quantity> {
+        let pairs = || (0..tasks).flat_map(|i| (i..tasks).map(move |j| (i, j))).collect::<Vec<_>>();
+        let mut all: Vec<Quantity> = pairs().into_iter().map(|(i, j)| Quantity::Layer(i, j)).collect();
+        all.extend(pairs().into_iter().map(|(i, j)| Quantity::Dense(i, j)));
+        all.extend((0..tasks).map(Quantity::Own));
+        all.push(Quantity::Whole);
+        [all.clone(), all.clone(), all].concat()
+    };
+    for be in kernel_devices(DType::BF16) {
+        for (tasks, pcgrad, clip_norm, poison) in [
+            (1, false, 0.0, false),
+            (2, true, 1.0, false),
+            (3, true, 0.5, false),
+            (5, false, 100.0, false),
+            (2, true, 1.0, true),
+        ] {
+            let kinds = kinds(tasks);
+            // Gram matrices of vectors, so that they are what they may be.
+            let vectors: Vec<Vec<f32>> = (0..3 * tasks).map(|i| numbers(i as u64, 4)).collect();
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            let mut values: Vec<f32> = kinds
+                .iter()
+                .map(|q| match *q {
+                    Quantity::Layer(i, j) => dot(&vectors[i], &vectors[j]),
+                    Quantity::Dense(i, j) => dot(&vectors[tasks + i], &vectors[tasks + j]),
+                    Quantity::Own(t) => dot(&vectors[2 * tasks + t], &vectors[2 * tasks + t]),
+                    _ => 0.75,
+                })
+                .collect();
+            let sum = |wanted: &dyn Fn(&Quantity) -> bool| -> f64 {
+                kinds.iter().zip(&values).filter(|(q, _)| wanted(q)).map(|(_, v)| *v as f64).sum()
+            };
+            let gram: Vec<Vec<f64>> = (0..tasks)
+                .map(|i| {
+                    let of = |j: usize| (i.min(j), i.max(j));
+                    let entry = |(i, j)| sum(&|q| *q == Quantity::Layer(i, j) || *q == Quantity::Dense(i, j));
+                    (0..tasks).map(|j| entry(of(j))).collect()
+                })
+                .collect();
+            let weights = if pcgrad { pcgrad_weights(&gram) } else { vec![1.0; tasks] };
+            let of_pairs: f64 = (0..tasks * tasks)
+                .map(|k| weights[k / tasks] * weights[k % tasks] * gram[k / tasks][k % tasks])
+                .sum();
+            let norm = (of_pairs + sum(&|q| *q == Quantity::Whole)).sqrt();
+            let clip = if clip_norm > 0.0 { clip_factor(norm, clip_norm as f64) } else { 1.0 };
+            let (labels, counts) = (vec![3.0; tasks], (0..tasks).map(|t| t as f32).collect::<Vec<_>>());
+            let losses: Vec<f32> = (0..tasks).map(|t| 1.0 + t as f32).collect();
+            let norms: Vec<f64> = (0..tasks).map(|t| sum(&|q| *q == Quantity::Own(t)).sqrt()).collect();
+            let signals = TaskSignals {
+                losses: losses.iter().map(|l| *l as f64 / 3.0).collect(),
+                norms: norms.clone(),
+                counts: counts.iter().map(|c| *c as f64).collect(),
+            };
+            let inverse: f64 = norms.iter().map(|n| 1.0 / n).sum();
+            let rules = [
+                (GateRule::Fixed(0.3), vec![f64::from(0.3f32); tasks]),
+                (GateRule::Shares([0.5, 0.25, 0.25]), heuristic(&signals, [0.5, 0.25, 0.25])),
+                (GateRule::InverseNorm, norms.iter().map(|n| 1.0 / n / inverse).collect()),
+            ];
+            if poison {
+                values[4] = f32::INFINITY;
+            }
+            for (gates, want) in rules {
+                let numbers: Vec<u32> = kinds.iter().map(|q| q.number(tasks) as u32).collect();
+                let quantities = &be.indices(&numbers).unwrap();
+                let (labels, counts) = (&labels[..], &counts[..]);
+                let decision = Decision { quantities, gates, pcgrad, clip_norm, labels, counts };
+                let products = be.tensor(&values, 1, values.len(), DType::F32).unwrap();
+                let losses = be.tensor(&losses, 1, tasks, DType::F32).unwrap();
+                let mut out = be.alloc(1, factors::count(tasks), DType::F32).unwrap();
+                assert!(be.decide(&decision, products.mat(), losses.mat(), out.mat_mut()).unwrap());
+                let got = be.download(out.mat()).unwrap();
+                if poison {
+                    assert!(got[0].is_nan(), "{gates:?}: {got:?}");
+                    continue;
+                }
+                let all: Vec<f32> = [clip].iter().chain(&weights).chain(&want).map(|v| *v as f32).collect();
+                assert_close(&format!("{tasks} tasks, {gates:?}"), &got, &all, 1e-6, 1e-6);
+            }
+        }
     }
 }
 

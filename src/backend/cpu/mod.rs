@@ -294,17 +294,8 @@ impl Backend for Cpu {
         method::dots(pairs, out);
         Ok(())
     }
-    fn adam(
-        &self,
-        x: MatMut,
-        g: Mat,
-        m: MatMut,
-        v: MatMut,
-        blocks: &[AdamBlock],
-        copy: Option<MatMut>,
-        change: Option<MatMut>,
-    ) -> Result<()> {
-        method::adam(x, g, m, v, blocks, copy, change);
+    fn adam(&self, updates: Vec<AdamUpdate>, factors: Option<Mat>, squares: Option<MatMut>) -> Result<()> {
+        method::adam(updates, factors, squares);
         Ok(())
     }
     fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {

@@ -43,8 +43,18 @@ struct HopperArguments {
     branch_b: TensorMap,
     product: MatmulArguments,
     branch: MatmulArguments,
-    written: u64,
+    tickets: u64,
     unused: [u32; 30],
+}
+
+/// `struct LinearArguments`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct LinearArguments {
+    product: MatmulArguments,
+    branch: MatmulArguments,
+    tickets: u64,
+    unused: u64,
 }
 
 /// `C = beta C + alpha (A0 B0 + A1 B1) + bias`, operands as stored, with their orientation.
@@ -77,12 +87,15 @@ pub struct MatmulShape {
     pub tensor_cores: bool,
     /// The result's type.
     pub result: DType,
+    /// Whether a low-rank branch is to be computed and added in the same launch.
+    pub branch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Plain,
-    Ampere,
+    /// With a branch in the same launch?
+    Ampere(bool),
     /// With so many columns of a tile.
     Hopper(usize),
 }
@@ -121,7 +134,9 @@ impl MatmulShape {
             (true, false) => "mma.sync and cp.async: no wgmma kernel for this orientation",
             (true, true) => "mma.sync and cp.async: nothing to sum",
         };
-        MatmulKernel { name: format!("matmul_tc_{ending}"), why, family: Family::Ampere }
+        let fused = self.branch && self.ops.0 == Op::N && self.result == DType::BF16;
+        let name = format!("{}_{ending}", if fused { "linear_tc" } else { "matmul_tc" });
+        MatmulKernel { name, why, family: Family::Ampere(fused) }
     }
 
     /// Columns of a tile: those that finish first when every multiprocessor works on one tile at a time.
@@ -161,6 +176,7 @@ impl Product<'_> {
             ops: (self.a.1, self.b.1),
             tensor_cores: tensor_cores(&self.operands()),
             result: c.dtype,
+            branch: false,
         }
     }
 
@@ -230,7 +246,7 @@ impl Cuda {
                 let shape = Shape::line(blocks, 384).shared(hopper_shared(columns));
                 self.launch(&kernel.name, shape, &a, work)
             }
-            Family::Ampere => {
+            Family::Ampere(_) => {
                 let shape = Shape::line(m.div_ceil(128) * n.div_ceil(128), 256).shared(TILE_SHARED[1]);
                 self.launch(&kernel.name, shape, &arguments, work)
             }
@@ -270,43 +286,44 @@ impl Cuda {
         Ok(HopperArguments { a0, b0, a1, b1, product, ..HopperArguments::zeroed() })
     }
 
-    /// The adapted linear, forward and gradient: `S = A0 op(P)`, then `product` with the second pair (S, Q).
-    /// On Hopper both are one launch.
+    /// The adapted linear, forward and gradient: `S = A0 op(P)`, then `product` with the second pair (S, Q): one
+    /// launch on tensor cores, else two.
     pub(super) fn product_with_branch(
         &self,
         c: &MatMut,
         product: Product,
         (p, mut s, q): (Mat, MatMut, Mat),
     ) -> Result<()> {
-        let op = product.b.1;
         let whole = Product { second: Some((s.as_mat(), q)), ..product };
-        let fused = match self.kernel_for(&whole.shape(c)).family {
-            Family::Hopper(columns) if s.cols > 0 && c.rows > 0 && tensor_cores(&[p]) => Some(columns),
-            _ => None,
-        };
-        let Some(columns) = fused else {
-            self.matmul(s.reborrow(), 0.0, 1.0, product.a, (p, op))?;
+        let shape = MatmulShape { branch: true, ..whole.shape(c) };
+        let kernel = self.kernel_for(&shape);
+        let real = s.cols > 0 && c.rows > 0 && c.cols > 0 && tensor_cores(&[p]);
+        if !real || matches!(kernel.family, Family::Plain | Family::Ampere(false)) {
+            self.matmul(s.reborrow(), 0.0, 1.0, product.a, (p, product.b.1))?;
             return self.product(c, Product { second: Some((s.as_mat(), q)), ..product });
-        };
-        let kernel = self.kernel_for(&whole.shape(c));
-        let branch = Product { alpha: 1.0, beta: 0.0, b: (p, op), bias: None, ..product }.arguments(&s);
-        let (tiles_m, tiles_n) = (c.rows.div_ceil(128), c.cols.div_ceil(columns) + s.cols.div_ceil(columns));
-        let mut written = self.scratch(1, tiles_m)?;
-        self.fill(&written.mat_mut(), 0.0)?;
-        let arguments = HopperArguments {
-            branch_b: self.driver.tensor_map(&view(p))?,
-            branch,
-            written: view(written.mat()).data,
-            ..self.hopper_arguments(&whole, whole.arguments(c))?
-        };
-        let (m, n, k0) = (c.rows, c.cols, branch.k0 as usize);
-        let adds = product.beta != 0.0;
-        let flops = Work::product((m, s.cols, k0), p.dtype, p.dtype, p.dtype, false).flops;
-        let base = Work::product((m, n, k0 + s.cols), p.dtype, p.dtype, c.dtype, adds);
-        let more = Work::new(bytes(p) + bytes(s.as_mat()), flops);
-        let blocks = (tiles_m * tiles_n).min(self.driver.together());
-        let shape = Shape::line(blocks, 384).shared(hopper_shared(columns));
-        self.launch(&kernel.name, shape, &arguments, base + more)
+        }
+        let branch =
+            Product { alpha: 1.0, beta: 0.0, b: (p, product.b.1), bias: None, ..product }.arguments(&s);
+        let (m, n, k0, r) = (c.rows, c.cols, branch.k0 as usize, s.cols);
+        let flops = Work::product((m, r, k0), p.dtype, p.dtype, p.dtype, false).flops;
+        let base = Work::product((m, n, k0 + r), p.dtype, p.dtype, c.dtype, product.beta != 0.0);
+        let work = base + Work::new(bytes(p) + bytes(s.as_mat()), flops);
+        let tiles_m = m.div_ceil(128);
+        let tickets = self.tickets(1 + 2 * tiles_m)?;
+        if let Family::Hopper(columns) = kernel.family {
+            let arguments = HopperArguments {
+                branch_b: self.driver.tensor_map(&view(p))?,
+                branch,
+                tickets,
+                ..self.hopper_arguments(&whole, whole.arguments(c))?
+            };
+            let tiles = tiles_m * (n.div_ceil(columns) + r.div_ceil(columns));
+            let shape = Shape::line(tiles.min(self.driver.together()), 384).shared(hopper_shared(columns));
+            return self.launch(&kernel.name, shape, &arguments, work);
+        }
+        let arguments = LinearArguments { product: whole.arguments(c), branch, tickets, unused: 0 };
+        let blocks = tiles_m * (n.div_ceil(128) + r.div_ceil(64));
+        self.launch(&kernel.name, Shape::line(blocks, 256).shared(TILE_SHARED[1]), &arguments, work)
     }
 
     /// See [`crate::backend::Backend::matmul`].

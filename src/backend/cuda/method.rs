@@ -1,11 +1,11 @@
-//! The method's own operations: `kernels/{dots,adam}.cu`, and products.
+//! The method's own operations: `kernels/dots.cu`, and products.
 
 use super::Cuda;
 use super::driver::Shape;
-use super::launch::{View, tag, view, view_mut};
+use super::launch::{View, view, view_mut};
 use super::matmul::Product;
 use crate::backend::trace::{Work, bytes};
-use crate::backend::{AdamBlock, DType, Mat, MatMut, Op, Rounding};
+use crate::backend::{DType, Mat, MatMut, Op, Rounding};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
 
@@ -21,38 +21,6 @@ struct DotsArguments {
     blocks: i32,
     x: [View; PAIRS],
     y: [View; PAIRS],
-}
-
-const BLOCKS: usize = 32;
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Block {
-    first: i32,
-    end: i32,
-    beta1: f32,
-    beta2: f32,
-    step: f32,
-    sqrt_correction2: f32,
-    eps: f32,
-    keep_before: f32,
-    keep_after: f32,
-    grad_scale: f32,
-}
-
-/// `struct AdamArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct AdamArguments {
-    x: View,
-    g: View,
-    m: View,
-    v: View,
-    copy: View,
-    change: View,
-    blocks: i32,
-    only_blocks: i32,
-    block: [Block; BLOCKS],
 }
 
 impl Cuda {
@@ -77,45 +45,6 @@ impl Cuda {
             self.launch("dots", shape, &arguments, Work::new(read, read / 4))?;
             let work = Work::new((some.len() * (8 * blocks + 4)) as u64, (some.len() * blocks) as u64);
             self.launch("dots_sum", Shape::line(some.len(), 32), &arguments, work)?;
-        }
-        Ok(())
-    }
-
-    /// See [`Backend::adam`].
-    pub(super) fn adam(
-        &self,
-        (x, g, m, v): (MatMut, Mat, MatMut, MatMut),
-        blocks: &[AdamBlock],
-        copy: Option<MatMut>,
-        change: Option<MatMut>,
-    ) -> Result<()> {
-        assert!(x.shape() == g.shape() && x.shape() == m.shape() && x.shape() == v.shape(), "adam");
-        if x.rows == 0 || x.cols == 0 {
-            return Ok(());
-        }
-        let copy_dtype = copy.as_ref().map_or(DType::F32, |c| c.dtype);
-        // The first launch also does the columns outside all blocks; without blocks that is all there is.
-        for start in (0..blocks.len().max(1)).step_by(BLOCKS) {
-            let some = &blocks[start..blocks.len().min(start + BLOCKS)];
-            let mut block = [Block::zeroed(); BLOCKS];
-            block.iter_mut().zip(some).for_each(|(to, b)| *to = Block::from(b));
-            let arguments = AdamArguments {
-                x: view_mut(&x),
-                g: view(g),
-                m: view_mut(&m),
-                v: view_mut(&v),
-                copy: copy.as_ref().map_or(View::NONE, view_mut),
-                change: change.as_ref().map_or(View::NONE, view_mut),
-                blocks: some.len() as i32,
-                only_blocks: i32::from(start > 0),
-                block,
-            };
-            // x, m, v read and written, g read; the columns of this launch's blocks count.
-            let elements = x.rows * some.iter().map(|b| b.columns.len()).sum::<usize>();
-            let more = copy.as_ref().map_or(0, |c| c.dtype.bytes()) + if change.is_some() { 4 } else { 0 };
-            let work = Work::new((elements * (28 + more)) as u64, 12 * elements as u64);
-            let name = format!("adam_{}", tag(copy_dtype));
-            self.launch(&name, Shape::cover(x.rows * x.cols), &arguments, work)?;
         }
         Ok(())
     }
@@ -166,22 +95,5 @@ impl Cuda {
         self.combine(1.0, b, -1.0, &low_to)?;
         let second = Some((low.mat().col_range(0..b.cols), a));
         self.product(&w, Product { second, ..base(high.mat().col_range(0..b.cols)) })
-    }
-}
-
-impl From<&AdamBlock> for Block {
-    fn from(b: &AdamBlock) -> Self {
-        Self {
-            first: b.columns.start as i32,
-            end: b.columns.end as i32,
-            beta1: b.beta1,
-            beta2: b.beta2,
-            step: b.step,
-            sqrt_correction2: b.sqrt_correction2,
-            eps: b.eps,
-            keep_before: b.keep_before,
-            keep_after: b.keep_after,
-            grad_scale: b.grad_scale,
-        }
     }
 }

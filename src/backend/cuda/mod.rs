@@ -3,6 +3,7 @@
 //! Everything above `Driver` is the same for both: memory, launch geometry, arguments, the choice between
 //! tensor-core and plain kernels. So `cargo test` runs, on any CPU, what a GPU will run.
 
+mod adam;
 mod attention;
 mod driver;
 mod faulty;
@@ -25,7 +26,7 @@ pub mod simt;
 pub mod staging;
 
 use super::*;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use attention::BucketTables;
 use driver::Driver;
 use memory::Arena;
@@ -45,7 +46,11 @@ pub struct Cuda {
     recorder: Recorder,
     dtype: DType,
     buckets: Mutex<BucketTables>,
+    tickets: Mutex<Option<DeviceBuffer>>,
 }
+
+/// Counters by which blocks of one launch follow each other.
+const TICKETS: usize = 4096;
 
 impl Cuda {
     /// GPU number `ordinal`, computing in bf16.
@@ -95,7 +100,7 @@ impl Cuda {
 
     fn over(driver: Arc<dyn Driver>, dtype: DType) -> Self {
         let (arena, recorder) = (Arena::new(driver.clone()), Recorder::default());
-        Self { arena, recorder, driver, dtype, buckets: Mutex::default() }
+        Self { arena, recorder, driver, dtype, buckets: Mutex::default(), tickets: Mutex::default() }
     }
 
     fn new_tensor(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
@@ -106,6 +111,21 @@ impl Cuda {
     /// An f32 matrix for the time of one operation.
     fn scratch(&self, rows: usize, cols: usize) -> Result<Tensor> {
         self.new_tensor(rows, cols, DType::F32)
+    }
+
+    /// `count` counters that are zero; whoever uses them leaves them so. Launches follow each other, so all share them.
+    fn tickets(&self, count: usize) -> Result<u64> {
+        let mut tickets = self.tickets.lock().unwrap_or_else(|p| p.into_inner());
+        if tickets.as_ref().is_none_or(|t| t.bytes < 4 * count) {
+            let bytes = 4 * count.next_multiple_of(TICKETS);
+            let full = || Error::new(Kind::Memory, "out of memory").at(self.driver.name());
+            let address = self.driver.alloc(bytes)?.ok_or_else(full)?;
+            self.driver.upload(address, &vec![0u8; bytes])?;
+            let driver = self.driver.clone();
+            let release = Arc::new(move |address, bytes| driver.free(address, bytes));
+            *tickets = Some(DeviceBuffer { address, bytes, release });
+        }
+        Ok(tickets.as_ref().map_or(0, |t| t.address))
     }
 
     fn upload_indices(&self, values: &[u32]) -> Result<Indices> {
@@ -215,6 +235,19 @@ impl Backend for Cuda {
         Cuda::outer(self, y, x, parts, out)
     }
 
+    fn task_gradient(
+        &self,
+        y: Mat,
+        x: Mat,
+        parts: &[OuterPart],
+        out: MatMut,
+        fresh: bool,
+        pairs: &[ColumnPair],
+        products: MatMut,
+    ) -> Result<()> {
+        Cuda::task_gradient(self, (y, x), parts, out, fresh, pairs, products)
+    }
+
     fn embed(&self, table: Mat, ids: &Indices, scale: f32, y: MatMut) -> Result<()> {
         self.gather(table, ids, scale, y)
     }
@@ -317,17 +350,11 @@ impl Backend for Cuda {
     fn dots(&self, pairs: &[(Mat, Mat)], out: MatMut) -> Result<()> {
         Cuda::dots(self, pairs, out)
     }
-    fn adam(
-        &self,
-        x: MatMut,
-        g: Mat,
-        m: MatMut,
-        v: MatMut,
-        blocks: &[AdamBlock],
-        copy: Option<MatMut>,
-        change: Option<MatMut>,
-    ) -> Result<()> {
-        Cuda::adam(self, (x, g, m, v), blocks, copy, change)
+    fn adam(&self, updates: Vec<AdamUpdate>, factors: Option<Mat>, squares: Option<MatMut>) -> Result<()> {
+        Cuda::adam(self, &updates, factors, squares)
+    }
+    fn decide(&self, decision: &Decision, products: Mat, losses: Mat, factors: MatMut) -> Result<bool> {
+        Cuda::decide(self, decision, products, losses, factors)
     }
     fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {
         Cuda::project_rows(self, x, k)

@@ -271,7 +271,7 @@ impl Look<'_> {
         } else if kernels.iter().all(|k| k.starts_with("cublaslt_")) {
             "a plain product, and GEMS_CUBLASLT is on".into()
         } else {
-            let shape = MatmulShape { size, ops, tensor_cores: true, result };
+            let shape = MatmulShape { size, ops, tensor_cores: true, result, branch: false };
             shape.kernel(self.kind.hopper, self.kind.multiprocessors).why.into()
         };
         LayerProduct { kernels, why, slow }

@@ -97,34 +97,27 @@ impl Subject {
         Ok(())
     }
 
-    /// Forward and backward passes of the whole batch; returns the mean loss of every task.
-    fn passes(&mut self) -> Result<Vec<f64>> {
+    /// Forward and backward passes of the whole batch; returns the labels of every task.
+    fn passes(&mut self) -> Result<Vec<usize>> {
         let labels = labels_per_task(&self.batches, self.counts.len());
         let scales = scales(&labels);
-        let checkpointing = self.config.train.activation_checkpointing;
-        let mut waiting = Vec::new();
         for batch in &self.batches {
-            waiting.push(micro_step(&self.model, &mut self.tuner, batch, &scales, checkpointing)?);
+            let checkpointing = self.config.train.activation_checkpointing;
+            let nll = micro_step(&self.model, &mut self.tuner, batch, &scales, checkpointing)?;
+            self.tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
         }
-        let mut sums = vec![0.0; self.counts.len()];
-        for (batch, nll) in self.batches.iter().zip(&waiting) {
-            let nll = self.model.backend.download(nll.mat())?;
-            for (sum, range) in sums.iter_mut().zip(&batch.labels.segments) {
-                *sum += nll[range.clone()].iter().map(|v| f64::from(*v)).sum::<f64>();
-            }
-        }
-        Ok(sums.iter().zip(&labels).map(|(sum, n)| sum / (*n).max(1) as f64).collect())
+        Ok(labels)
     }
 
     /// One optimizer step, waited for.
     pub fn step(&mut self) -> Result<StepReport> {
         let _span = trace::span("step");
         self.tuner.begin_step()?;
-        let losses = self.passes()?;
+        let labels = self.passes()?;
         let lr = self.config.train.lr;
         let lr_rows = self.config.optimizer.lr_rows.unwrap_or(lr);
         let counts = self.counts.clone();
-        let input = StepInput { losses, counts, lr, lr_rows, target_norm: None, last: false };
+        let input = StepInput { labels, counts, lr, lr_rows, target_norm: None, last: false };
         let report = self.tuner.finish_step(&mut self.model, &input)?;
         self.model.backend.synchronize()?;
         Ok(report)
