@@ -365,6 +365,11 @@ pub trait Backend: Send + Sync {
     /// `C = beta C + alpha op(A) op(B)`; `beta` 0 or 1, and C's old values (even NaN) do not
     /// matter for 0. Any mix of types, f32 accumulation.
     fn matmul(&self, c: MatMut, beta: f32, alpha: f32, a: Mat, op_a: Op, b: Mat, op_b: Op) -> Result<()>;
+    /// Independent products `C = beta C + alpha A op(B)` of *f32* matrices (C, A, B), as
+    /// [`Backend::matmul`]: small ones, of which a device does many at a time.
+    fn matmul_many(&self, beta: f32, alpha: f32, op_b: Op, all: &mut [(MatMut, Mat, Mat)]) -> Result<()> {
+        all.iter_mut().try_for_each(|(c, a, b)| self.matmul(c.reborrow(), beta, alpha, *a, Op::N, *b, op_b))
+    }
     /// `y = x Wᵀ + bias (+ h Bᵀ, h = x Aᵀ)`: x `[T x N]`, y `[T x M]`, h `[T x R]` written when the
     /// layer has a branch (`h` is `Some` exactly then).
     fn linear(&self, layer: &AdaptedLinear, x: Mat, h: Option<MatMut>, y: MatMut) -> Result<()>;

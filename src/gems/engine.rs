@@ -1,7 +1,7 @@
 //! What the ways of adapting one linear layer have in common.
 
 use super::settings::OptimizerSettings;
-use crate::backend::{AdamUpdate, AdaptedLinear, Backend, DType, Mat, MatMut, Quantity, Tensor};
+use crate::backend::{AdamUpdate, AdaptedLinear, Backend, Mat, MatMut, Quantity, Tensor};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -147,17 +147,6 @@ pub(super) fn gram_of_columns(m: &Tensor, tasks: usize, width: usize) -> Vec<(Ma
 /// Pairs of all tasks i <= j among matrices.
 pub(super) fn gram_of<'a>(all: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
     (0..all.len()).flat_map(|i| (i..all.len()).map(move |j| (all[i].mat(), all[j].mat()))).collect()
-}
-
-/// Removes from the rows of x (`[. x N]`) what lies in the span of orthonormal rows a (`[R x N]`).
-pub(super) fn deflate_rows(backend: &dyn Backend, x: &mut Tensor, a: Mat) -> Result<()> {
-    use crate::backend::Op;
-    if a.rows == 0 || x.rows() == 0 {
-        return Ok(());
-    }
-    let mut along = backend.alloc(x.rows(), a.rows, DType::F32)?;
-    backend.matmul(along.mat_mut(), 0.0, 1.0, x.mat(), Op::N, a, Op::T)?;
-    backend.matmul(x.mat_mut(), 1.0, -1.0, along.mat(), Op::N, a, Op::N)
 }
 
 /// Collects state tensors under a prefix.

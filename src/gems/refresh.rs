@@ -1,7 +1,7 @@
 //! Opening windows and renewing bases, of all layers of a model at once: launched for all of them, then waited for.
 
 use super::engine::Parameters;
-use super::search::{Found, find};
+use super::search::{Found, deflate, find};
 use super::subspaces::Subspaces;
 use super::window::Pass;
 use crate::backend::{Backend, DType, Mat, MatMut, Tensor};
@@ -26,7 +26,7 @@ pub(super) fn open_windows(be: &dyn Backend, layers: Vec<&mut Subspaces>) -> Res
 
 /// From sketches to windows along their orthonormal rows.
 fn open_columns(be: &dyn Backend, mut layers: Vec<&mut Subspaces>) -> Result<()> {
-    layers.iter_mut().try_for_each(|s| s.protect_sketches())?;
+    deflate(be, layers.iter_mut().flat_map(|s| s.protected_sketches()))?;
     let sketches = layers.iter_mut().flat_map(|s| &mut s.window).flat_map(|w| &mut w.sums);
     be.orthonormalize_rows(&mut sketches.map(Tensor::mat_mut).collect::<Vec<MatMut>>())?;
     layers.into_iter().try_for_each(Subspaces::open_columns)

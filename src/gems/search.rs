@@ -4,7 +4,6 @@
 //! of all layers together, once a stream, and all energies once at the end. Within a layer the streams follow
 //! each other, because a basis is kept off those before it.
 
-use super::engine::deflate_rows;
 use super::linalg::{row_space, symmetric_eigen};
 use super::window::{Pass, Streams, Window};
 use crate::backend::{Backend, DType, Mat, Op, Tensor};
@@ -89,15 +88,37 @@ impl Search {
     }
 
     /// The bases before stream s, which its own keeps off.
-    fn before(&self, s: usize) -> Mat<'_> {
-        let rows = if self.complementary { self.streams.columns(s).start } else { 0 };
-        self.a.mat().row_range(0..rows)
+    fn before(&self, s: usize) -> Option<Mat<'_>> {
+        self.complementary.then(|| self.a.mat().row_range(0..self.streams.columns(s).start))
     }
 
-    /// Keeps the rows of x off protected directions.
-    fn protect(&self, be: &dyn Backend, x: &mut Tensor) -> Result<()> {
-        self.protected.as_ref().map_or(Ok(()), |k| deflate_rows(be, x, k.mat()))
+    /// Protected directions, which gradients are kept off; an old basis is already.
+    fn protected(&self, s: usize) -> Option<Mat<'_>> {
+        self.protected.as_ref().filter(|_| self.window.has(s)).map(|k| k.mat())
     }
+}
+
+/// Removes from the rows of every matrix (`[. x N]`) what lies in the span of its orthonormal rows (`[R x N]`).
+pub(super) fn deflate<'a>(
+    be: &dyn Backend,
+    all: impl Iterator<Item = (&'a mut Tensor, Mat<'a>)>,
+) -> Result<()> {
+    let mut all: Vec<_> = all.filter(|(x, a)| x.rows() > 0 && a.rows > 0).collect();
+    let new = |(x, a): &(&mut Tensor, Mat)| be.alloc(x.rows(), a.rows, DType::F32);
+    let mut along = all.iter().map(new).collect::<Result<Vec<_>>>()?;
+    let components = along.iter_mut().zip(&all).map(|(along, (x, a))| (along.mat_mut(), x.mat(), *a));
+    be.matmul_many(0.0, 1.0, Op::T, &mut components.collect::<Vec<_>>())?;
+    let rests = all.iter_mut().zip(&along).map(|((x, a), along)| (x.mat_mut(), along.mat(), *a));
+    be.matmul_many(1.0, -1.0, Op::N, &mut rests.collect::<Vec<_>>())
+}
+
+/// Every layer's matrix with the space that it is to be kept off, where there is one.
+fn off<'a>(
+    layers: &'a [Search],
+    all: &'a mut [Tensor],
+    space: impl Fn(&'a Search) -> Option<Mat<'a>>,
+) -> impl Iterator<Item = (&'a mut Tensor, Mat<'a>)> {
+    layers.iter().zip(all).filter_map(move |(layer, x)| Some((x, space(layer)?)))
 }
 
 /// Squared norms of a matrix of every layer, stage by stage; read once.
@@ -143,88 +164,121 @@ fn find_stream(
     let mut rows = layers.iter_mut().map(|l| l.begin(be, s)).collect::<Result<Vec<_>>>()?;
     let samples: Vec<_> = layers.iter().zip(&rows).map(|(l, y)| l.sample(s, y)).collect();
     energies.measure(2 * s, rows.iter().zip(&samples).map(|(y, r)| y.mat().row_range(r.clone())))?;
-    let mut free = Vec::new();
-    for ((layer, y), sample) in layers.iter().zip(&mut rows).zip(&samples) {
-        if layer.window.has(s) {
-            layer.protect(be, y)?;
-        }
-        free.push(be.duplicate(y.mat().row_range(sample.clone()), DType::F32)?);
-        deflate_rows(be, y, layer.before(s))?;
-    }
+    deflate(be, off(layers, &mut rows, |l| l.protected(s)))?;
+    let sampled =
+        |(y, sample): (&Tensor, &Range<usize>)| be.duplicate(y.mat().row_range(sample.clone()), DType::F32);
+    let free = rows.iter().zip(&samples).map(sampled).collect::<Result<Vec<_>>>()?;
+    deflate(be, off(layers, &mut rows, |l| l.before(s)))?;
     if s == 0 {
         energies.measure(room, free.iter().map(Tensor::mat))?;
     }
-    let with = layers.iter().zip(&mut rows).filter(|(l, _)| l.window.has(s));
-    lead(be, &mut with.map(|(l, y)| (y, l.streams.ranks[s])).collect::<Vec<_>>())?;
+    let seen = layers.iter().zip(&mut rows).filter(|(l, _)| l.window.has(s));
+    lead(be, seen.map(|(l, rows)| Problem { rows, wanted: l.streams.ranks[s] }).collect())?;
     let mut bases = rows;
-    for (layer, basis) in layers.iter().zip(&mut bases).filter(|(l, _)| l.window.has(s)) {
-        // Rounding in the last products can tilt a basis back by a few units in the last place.
-        layer.protect(be, basis)?;
-        deflate_rows(be, basis, layer.before(s))?;
-    }
+    // Rounding in the last products can tilt a basis back by a few units in the last place.
+    deflate(be, off(layers, &mut bases, |l| l.protected(s)))?;
+    deflate(be, off(layers, &mut bases, |l| l.before(s)))?;
     be.orthonormalize_rows(&mut bases.iter_mut().map(Tensor::mat_mut).collect::<Vec<_>>())?;
-    let mut along = Vec::new();
-    for ((layer, basis), free) in layers.iter_mut().zip(&bases).zip(&free) {
-        let mut held = be.alloc(free.rows(), basis.rows(), DType::F32)?;
-        be.matmul(held.mat_mut(), 0.0, 1.0, free.mat(), Op::N, basis.mat(), Op::T)?;
-        along.push(held);
+    let new = |(free, basis): (&Tensor, &Tensor)| be.alloc(free.rows(), basis.rows(), DType::F32);
+    let mut along = free.iter().zip(&bases).map(new).collect::<Result<Vec<_>>>()?;
+    let held = along.iter_mut().zip(&free).zip(&bases).map(|((c, a), b)| (c.mat_mut(), a.mat(), b.mat()));
+    be.matmul_many(0.0, 1.0, Op::T, &mut held.collect::<Vec<_>>())?;
+    for (layer, basis) in layers.iter_mut().zip(&bases) {
         let first = layer.streams.columns(s).start;
         be.copy(basis.mat(), layer.a.mat_mut().row_range(first..first + basis.rows()))?;
     }
     energies.measure(2 * s + 1, along.iter().map(Tensor::mat))
 }
 
-/// Puts in place of each matrix its leading right singular vectors as rows, as many as wanted: zero rows follow where
-/// there are fewer. Waits once.
-fn lead(be: &dyn Backend, all: &mut [(&mut Tensor, usize)]) -> Result<()> {
-    // Small gradients are decomposed as they are, everything else through the Gram matrix of its rows.
-    let whole = |y: &Tensor| y.rows() > 64 && y.rows().min(y.cols()) <= 1024;
-    let size = |y: &Tensor| y.rows() * if whole(y) { y.cols() } else { y.rows() };
-    let mut problems = be.alloc(1, all.iter().map(|(y, _)| size(y)).sum(), DType::F32)?;
-    let mut at = 0;
-    for (y, _) in all.iter() {
-        let to = problems.mat_mut().col_range(at..at + size(y));
-        at += size(y);
-        match whole(y) {
-            true => be.copy(y.mat(), to.reshape(y.rows(), y.cols()))?,
-            false => be.matmul(to.reshape(y.rows(), y.rows()), 0.0, 1.0, y.mat(), Op::N, y.mat(), Op::T)?,
-        }
+/// A matrix that its leading right singular vectors are to replace.
+struct Problem<'a> {
+    rows: &'a mut Tensor,
+    /// How many: zero rows follow where there are fewer.
+    wanted: usize,
+}
+
+impl Problem<'_> {
+    /// Small gradients are decomposed as they are, everything else through the Gram matrix of its rows.
+    fn whole(&self) -> bool {
+        let (rows, cols) = self.rows.shape();
+        rows > 64 && rows.min(cols) <= 1024
     }
-    let values = be.download(problems.mat())?;
-    drop(problems);
+
+    /// Numbers that the host needs of each row, and of which its answer's rows are made.
+    fn width(&self) -> usize {
+        if self.whole() { self.rows.cols() } else { self.rows.rows() }
+    }
+
+    /// The vectors as rows, or what combines them from the matrix's rows.
+    fn solve(&self, values: &[f32]) -> Result<Vec<f32>> {
+        let (rows, cols) = self.rows.shape();
+        if self.whole() {
+            return Ok(row_space(values, rows, cols, self.wanted)?.vectors);
+        }
+        let (_, mut vectors) = symmetric_eigen(values, rows)?;
+        vectors.truncate(self.wanted.min(rows) * rows);
+        Ok(vectors)
+    }
+}
+
+/// Puts the leading right singular vectors in place of every matrix. Waits once.
+fn lead(be: &dyn Backend, problems: Vec<Problem>) -> Result<()> {
+    let values = read(be, &problems)?;
     let mut rest = &values[..];
     let mut parts = Vec::new();
-    for (y, count) in all.iter() {
-        let (part, after) = rest.split_at(size(y));
+    for p in &problems {
+        let (part, after) = rest.split_at(p.rows.rows() * p.width());
         rest = after;
-        parts.push((y.shape(), whole(y), *count, part));
+        parts.push(part);
     }
-    let solved: Vec<Vec<f32>> = parts.into_par_iter().map(solve).collect::<Result<_>>()?;
+    let solved = problems.par_iter().zip(parts).map(|(p, part)| p.solve(part));
+    let solved = solved.collect::<Result<Vec<_>>>()?;
+    combine(be, problems, &solved)
+}
+
+/// What the host needs of all problems, one after the other.
+fn read(be: &dyn Backend, problems: &[Problem]) -> Result<Vec<f32>> {
+    let grams = problems.iter().filter(|p| !p.whole());
+    let gram = |p: &'_ Problem| be.alloc(p.width(), p.width(), DType::F32);
+    let mut grams = grams.map(|p| Ok((gram(p)?, p.rows.mat()))).collect::<Result<Vec<_>>>()?;
+    let products = grams.iter_mut().map(|(gram, y)| (gram.mat_mut(), *y, *y));
+    be.matmul_many(0.0, 1.0, Op::T, &mut products.collect::<Vec<_>>())?;
+    let size = |p: &Problem| p.rows.rows() * p.width();
+    let mut all = be.alloc(1, problems.iter().map(size).sum(), DType::F32)?;
+    let (mut at, mut grams) = (0, grams.iter());
+    for p in problems {
+        let gram = if p.whole() { None } else { grams.next() };
+        let from = gram.map_or(p.rows.mat(), |(gram, _)| gram.mat()).reshape(1, size(p));
+        be.copy(from, all.mat_mut().col_range(at..at + size(p)))?;
+        at += size(p);
+    }
+    be.download(all.mat())
+}
+
+/// Replaces the matrices by what was found.
+fn combine(be: &dyn Backend, problems: Vec<Problem>, solved: &[Vec<f32>]) -> Result<()> {
     let joined = solved.concat();
     let vectors = be.tensor(&joined, 1, joined.len(), DType::F32)?;
     let mut at = 0;
-    for ((y, count), solved) in all.iter_mut().zip(&solved) {
-        let width = if whole(y) { y.cols() } else { y.rows() };
-        let from = vectors.mat().col_range(at..at + solved.len()).reshape(solved.len() / width, width);
+    let mut bases = Vec::new();
+    for (p, solved) in problems.iter().zip(solved) {
+        let from = vectors.mat().col_range(at..at + solved.len());
         at += solved.len();
-        let mut basis = be.zeros(*count, y.cols(), DType::F32)?;
+        let got = solved.len() / p.width();
+        let (count, cols) = (p.wanted, p.rows.cols());
+        let basis =
+            if got == count { be.alloc(count, cols, DType::F32) } else { be.zeros(count, cols, DType::F32) };
+        bases.push((basis?, from.reshape(got, p.width())));
+    }
+    let mut products = Vec::new();
+    for ((basis, from), p) in bases.iter_mut().zip(&problems) {
         let to = basis.mat_mut().row_range(0..from.rows);
-        match (from.rows, whole(y)) {
-            (0, _) => {}
-            (_, true) => be.copy(from, to)?,
-            _ => be.matmul(to, 0.0, 1.0, from, Op::N, y.mat(), Op::N)?,
+        match p.whole() {
+            true => be.copy(*from, to)?,
+            false => products.push((to, *from, p.rows.mat())),
         }
-        **y = basis;
     }
+    be.matmul_many(0.0, 1.0, Op::N, &mut products)?;
+    problems.into_iter().zip(bases).for_each(|(p, (basis, _))| *p.rows = basis);
     Ok(())
-}
-
-/// The leading vectors, as rows, of a matrix (its right singular vectors) or of a Gram matrix of so many rows.
-fn solve(((rows, cols), whole, count, values): ((usize, usize), bool, usize, &[f32])) -> Result<Vec<f32>> {
-    if whole {
-        return Ok(row_space(values, rows, cols, count)?.vectors);
-    }
-    let (_, mut vectors) = symmetric_eigen(values, rows)?;
-    vectors.truncate(count.min(rows) * rows);
-    Ok(vectors)
 }

@@ -4,9 +4,7 @@
 //! coordinates `dY_sᵀ (X A_sᵀ)` of each subspace (GEMS, arXiv 2601.09496, with all subspaces from one pass).
 
 use super::adam::direction;
-use super::engine::{
-    Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, deflate_rows, task_pairs,
-};
+use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, task_pairs};
 use super::search::Search;
 use super::settings::{Bases, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
 use super::window::{Pass, Streams, Window};
@@ -178,10 +176,11 @@ impl Subspaces {
         Ok(())
     }
 
-    /// Keeps an open window's sketches off protected directions.
-    pub fn protect_sketches(&mut self) -> Result<()> {
-        let (Some(window), Some(k)) = (&mut self.window, &self.protected_rows) else { return Ok(()) };
-        window.sums.iter_mut().try_for_each(|sum| deflate_rows(&*self.backend, sum, k.mat()))
+    /// An open window's sketches with the protected directions that they are to be kept off.
+    pub fn protected_sketches(&mut self) -> impl Iterator<Item = (&mut Tensor, Mat<'_>)> {
+        let protected = self.protected_rows.as_ref().map(|k| k.mat());
+        let sums = self.window.iter_mut().flat_map(|w| &mut w.sums);
+        sums.filter_map(move |sum| Some((sum, protected?)))
     }
 
     /// From a window of sketches, whose rows are orthonormal by now, to one of coordinates along them.
@@ -241,16 +240,17 @@ impl Subspaces {
                 }
             }
             Moments::Rotate => {
+                // Of all streams at once: the blocks on the diagonal are wanted.
+                let total = self.streams.total();
+                let mut turn = be.alloc(total, total, DType::F32)?;
+                be.matmul(turn.mat_mut(), 0.0, 1.0, old, Op::N, new.mat(), Op::T)?;
                 for s in 0..self.streams.ranks.len() {
                     let columns = self.streams.columns(s);
-                    let r = columns.len();
-                    let mut turn = be.alloc(r, r, DType::F32)?;
-                    let (from, to) = (old.row_range(columns.clone()), new.mat().row_range(columns.clone()));
-                    be.matmul(turn.mat_mut(), 0.0, 1.0, from, Op::N, to, Op::T)?;
+                    let turn = turn.mat().row_range(columns.clone()).col_range(columns.clone());
                     let before =
                         be.duplicate(self.moments[0].mat().col_range(columns.clone()), DType::F32)?;
                     let after = self.moments[0].mat_mut().col_range(columns);
-                    be.matmul(after, 0.0, 1.0, before.mat(), Op::N, turn.mat(), Op::N)?;
+                    be.matmul(after, 0.0, 1.0, before.mat(), Op::N, turn, Op::N)?;
                 }
             }
         }

@@ -698,9 +698,52 @@ fn projections_and_orthonormal_rows() {
     }
 }
 
+/// Every product of a call against f64: no tile, one, several; an inner size of nothing and beyond the kernel's steps; a
+/// result that was NaN, and one added to; more products than a launch takes.
+#[test]
+fn many_products_in_one_call() {
+    let mut sizes =
+        vec![(1, 1, 1), (3, 5, 0), (0, 4, 3), (24, 24, 300), (16, 130, 24), (65, 64, 17), (70, 129, 33)];
+    sizes.extend((0..50).map(|i| (1 + i % 7, 2 + i % 5, 3 + i % 11)));
+    for be in std::iter::once(Cpu::open(None).unwrap()).chain(kernel_devices(DType::F32)) {
+        for (op, beta) in [(Op::N, 0.0), (Op::T, 0.0), (Op::N, 1.0), (Op::T, 1.0)] {
+            let transposed = op == Op::T;
+            let shape_b = |n: usize, k: usize| if transposed { (n, k) } else { (k, n) };
+            let given = |i: usize, (m, n, k): (usize, usize, usize)| {
+                let seed = 3 * i as u64;
+                [numbers(seed, m * k), numbers(seed + 1, k * n), numbers(seed + 2, m * n)]
+            };
+            let mut held: Vec<[Padded; 3]> = (sizes.iter().enumerate())
+                .map(|(i, &(m, n, k))| {
+                    let ([a, b, c], (rows, cols)) = (given(i, (m, n, k)), shape_b(n, k));
+                    let c = if beta == 0.0 { vec![] } else { c };
+                    let of = |v: &[f32], rows, cols| Padded::new(&*be, v, rows, cols, 1 + i % 3, DType::F32);
+                    [of(&c, m, n), of(&a, m, k), of(&b, rows, cols)]
+                })
+                .collect();
+            let mut all: Vec<_> = held.iter_mut().map(|[c, a, b]| (c.mat_mut(), a.mat(), b.mat())).collect();
+            be.matmul_many(beta, -0.5, op, &mut all).unwrap();
+            for (i, &(m, n, k)) in sizes.iter().enumerate().filter(|(_, (m, ..))| *m > 0) {
+                let [a, b, c] = given(i, (m, n, k));
+                let mut want = product(&a, Op::N, &b, op, (m, n, k));
+                want.iter_mut().zip(&c).for_each(|(w, c)| *w = -0.5 * *w + beta * c);
+                let what = format!("{}, product {i} {op:?} {beta}", be.name());
+                close(&what, DType::F32, &held[i][0].read(&*be), &want);
+            }
+        }
+    }
+}
+
 /// A matrix's rows, of which those numbered in `dependent` are sums of the rows before them (zero for row 0).
+/// Every third row nearly is one: it leaves its predecessor by a ten-thousandth, which one pass of Gram-Schmidt does not
+/// make orthogonal.
 fn with_dependent_rows(seed: u64, (r, n): (usize, usize), dependent: &[usize]) -> Vec<f32> {
     let mut rows = numbers(seed, r * n);
+    for i in (2..r).step_by(3).filter(|_| r < n) {
+        for c in 0..n {
+            rows[i * n + c] = rows[(i - 1) * n + c] + 1e-4 * rows[i * n + c];
+        }
+    }
     for &i in dependent {
         for c in 0..n {
             rows[i * n + c] = (0..i).map(|j| (1.0 - 0.3 * j as f32) * rows[j * n + c]).sum();

@@ -14,6 +14,7 @@ pub mod library;
 mod linear;
 mod loss;
 mod matmul;
+mod matmul_many;
 mod memory;
 mod method;
 mod null;
@@ -217,6 +218,10 @@ impl Backend for Cuda {
     fn matmul(&self, c: MatMut, beta: f32, alpha: f32, a: Mat, op_a: Op, b: Mat, op_b: Op) -> Result<()> {
         assert!(beta == 0.0 || beta == 1.0, "matmul: beta {beta}");
         Cuda::matmul(self, c, beta, alpha, (a, op_a), (b, op_b))
+    }
+    fn matmul_many(&self, beta: f32, alpha: f32, op_b: Op, all: &mut [(MatMut, Mat, Mat)]) -> Result<()> {
+        assert!(beta == 0.0 || beta == 1.0, "matmul_many: beta {beta}");
+        Cuda::matmul_many(self, beta, alpha, op_b, all)
     }
     fn linear(&self, layer: &AdaptedLinear, x: Mat, h: Option<MatMut>, y: MatMut) -> Result<()> {
         Cuda::linear(self, layer, x, h, y)
