@@ -36,7 +36,7 @@ gpu-check *ARGS:
 
 # How fast is it on this GPU? Steps beside PyTorch peers, every operation; at most 8 minutes (docs/gpu.md).
 gpu-bench *ARGS:
-    cargo build --release --locked --bins --bench kernels
+    cargo build --release --locked --bins --bench kernels --example peers-ranker
     scripts/gpu-bench.sh {{ARGS}}
 
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).

@@ -98,6 +98,12 @@ for shape in ${shapes//,/ }; do
 done
 [ $peers = 1 ] || row 'PyTorch peers' SKIP 0 "need a GPU and $python with torch, transformers, peft"
 
+# ---- ranking test queries -------------------------------------------------------------------------
+if [ $peers = 1 ] && [ -x "$ranker" ]; then
+  run 'ranking of queries, t5-base' 60 "$python" "$root/benches/peers/evaluate.py" --device cuda --shape t5-base --rounds 3 \
+    --queries 512 --published-queries 16 --engine "$ranker" --engine-cli "$engine" --work "$out/ranking" || true
+fi
+
 # ---- every operation ------------------------------------------------------------------------------
 if [ -x "${kernels:-}" ]; then
   seconds=$(($(left) - 25))

@@ -12,7 +12,7 @@ archive=${1:-target/gems-gpu.tar.gz}
 
 # An archive without GPU kernels is of no use there: without nvcc the build fails, unless GEMS_CUDA says otherwise.
 export GEMS_CUDA=${GEMS_CUDA:-require}
-cargo build --release --locked --bins --test suite --bench kernels
+cargo build --release --locked --bins --test suite --bench kernels --example peers-ranker
 # program NAME FLAG: where cargo put the program of a test or bench.
 program() {
   cargo build --release --locked "$2" "$1" --message-format=json 2>/dev/null |
@@ -24,13 +24,14 @@ kernels=$(program kernels --bench)
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 root=$stage/gems-gpu
-mkdir -p "$root/bin/deps" "$root/scripts" "$root/peers/shapes" "$root/tests"
-cp target/release/gems-engine "$root/bin/"
+mkdir -p "$root/bin/deps" "$root/scripts" "$root/peers/shapes" "$root/benches/peers" "$root/tests"
+cp target/release/gems-engine target/release/examples/peers-ranker "$root/bin/"
 cp "$suite" "$root/bin/deps/suite"
 cp "$kernels" "$root/bin/kernels"
-strip "$root/bin/gems-engine" "$root/bin/deps/suite" "$root/bin/kernels" 2>/dev/null || true
+strip "$root/bin/gems-engine" "$root/bin/peers-ranker" "$root/bin/deps/suite" "$root/bin/kernels" 2>/dev/null || true
 cp scripts/gpu-check.sh scripts/gpu-bench.sh scripts/gpu-common.sh "$root/scripts/"
 cp benches/peers/gpu/peer.py "$root/peers/"
+cp benches/peers/evaluate.py "$root/benches/peers/"
 cp src/model/shapes/*.json "$root/peers/shapes/"
 cp -r tests/golden "$root/tests/"
 {

@@ -6,12 +6,14 @@ if [ -x "$root/bin/gems-engine" ]; then # a bundle
   suite=$root/bin/deps/suite
   kernels=$root/bin/kernels
   peer=$root/peers/peer.py
+  ranker=$root/bin/peers-ranker
 else # a checkout
   engine=${GEMS_ENGINE:-$root/target/release/gems-engine}
   newest() { ls -t "$root"/target/release/deps/"$1"-* 2>/dev/null | grep -v '\.d$' | head -1; }
   suite=${GEMS_SUITE:-$(newest suite)}
   kernels=${GEMS_KERNELS:-$(newest kernels)}
   peer=$root/benches/peers/gpu/peer.py
+  ranker=$root/target/release/examples/peers-ranker
 fi
 # The test program finds its data by these, wherever it was compiled.
 export GEMS_GOLDEN_DIR=${GEMS_GOLDEN_DIR:-$root/tests/golden}
