@@ -22,10 +22,12 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Rank of all subspaces together, tokens of a sequence, labels of a batch at most, new item rows.
+/// Rank of all subspaces together, tokens of a sequence, labels of a batch at most.
 const R: usize = 64;
 const SEQUENCE: usize = 512;
 const LABELS: usize = 1024;
+/// Layers that are refreshed together.
+const LAYERS: usize = 48;
 
 struct Options {
     device: String,
@@ -219,6 +221,31 @@ fn rows(i: &Inputs, a: &Architecture, t: usize, measure: &mut dyn FnMut(Case)) {
     }));
 }
 
+/// A refresh's small work, of many layers at once: Gram matrices of sketches, orthonormal rows.
+fn refresh(i: &Inputs, a: &Architecture, measure: &mut dyn FnMut(Case)) {
+    for n in [a.hidden, a.intermediate] {
+        let sketches: Vec<Tensor> = (0..LAYERS).map(|_| i.f(R, n)).collect();
+        let grams: Vec<_> = (0..LAYERS).map(|_| i.out(R, R, DType::F32)).collect();
+        let one_by_one = |be: &dyn Backend| {
+            let mut pairs = grams.iter().zip(&sketches);
+            pairs.try_for_each(|(gram, y)| {
+                be.matmul(gram.borrow_mut().mat_mut(), 0.0, 1.0, y.mat(), Op::N, y.mat(), Op::T)
+            })
+        };
+        let at_once = case(format!("{LAYERS} Gram matrices of {R}x{n}"), |be| {
+            let mut grams: Vec<_> = grams.iter().map(RefCell::borrow_mut).collect();
+            let products = grams.iter_mut().zip(&sketches).map(|(c, y)| (c.mat_mut(), y.mat(), y.mat()));
+            be.matmul_many(0.0, 1.0, Op::T, &mut products.collect::<Vec<_>>())
+        });
+        measure(Case { unfused: Some(Box::new(one_by_one)), ..at_once });
+        let bases: Vec<_> = (0..LAYERS).map(|_| RefCell::new(i.f(R, n))).collect();
+        measure(case(format!("orthonormal rows of {LAYERS} {R}x{n}"), |be| {
+            let mut bases: Vec<_> = bases.iter().map(RefCell::borrow_mut).collect();
+            be.orthonormalize_rows(&mut bases.iter_mut().map(|b| b.mat_mut()).collect::<Vec<_>>())
+        }));
+    }
+}
+
 /// Attention over sequences of 512 tokens, and the head with its loss.
 fn attention_and_head(i: &Inputs, a: &Architecture, t: usize, measure: &mut dyn FnMut(Case)) {
     let dtype = i.be.compute_dtype();
@@ -387,6 +414,7 @@ fn main() {
             rows(&inputs, &a, t, &mut measure);
             attention_and_head(&inputs, &a, t, &mut measure);
         }
+        refresh(&inputs, &a, &mut |case: Case| bench.measure(name, &case));
     }
     if bench.left_out > 0 {
         println!("{} cases left out: {} s are over (--seconds)", bench.left_out, options.seconds);

@@ -230,6 +230,7 @@ impl Bench {
         let k = D / 4;
         let (mut px, pk, mut pc, ck) = (self.f(R, D), self.f(D, k), self.f(D, R), self.f(D, k));
         let (mut w, fb, fa, mut rows) = (self.c(F, D), self.f(F, R), self.f(R, D), self.f(R, D));
+        let (sketch, mut grams) = (self.f(R, D), (0..48).map(|_| self.f(R, R)).collect::<Vec<_>>());
         let projected = (2 * R * D + k * D, 4 * R * D * k);
         vec![
             self.case("dots, 70 pairs", 70 * 2 * F * R, 70 * 2 * F * R, move || {
@@ -255,6 +256,11 @@ impl Bench {
             }),
             self.case("orthonormalize rows", 2 * R * D, 4 * R * R * D, move || {
                 be.orthonormalize_rows(&mut [rows.mat_mut()]).unwrap();
+            }),
+            self.case("matmul many, 48 of R x R x D", 48 * (2 * D + R) * R, 48 * 2 * R * R * D, move || {
+                let sketch = sketch.mat();
+                let products = grams.iter_mut().map(|gram| (gram.mat_mut(), sketch, sketch));
+                be.matmul_many(0.0, 1.0, Op::T, &mut products.collect::<Vec<_>>()).unwrap();
             }),
         ]
     }

@@ -131,6 +131,13 @@ impl Backend for Timed {
         let work = Work::product((c.rows, c.cols, k), a.dtype, b.dtype, c.dtype, beta != 0.0);
         self.time("matmul", work, || self.inner.matmul(c, beta, alpha, a, op_a, b, op_b))
     }
+    fn matmul_many(&self, beta: f32, alpha: f32, op_b: Op, all: &mut [(MatMut, Mat, Mat)]) -> Result<()> {
+        let one = |(c, a, _): &(MatMut, Mat, Mat)| {
+            Work::product((c.rows, c.cols, a.cols), DType::F32, DType::F32, DType::F32, beta != 0.0)
+        };
+        let work = all.iter().map(one).fold(Work::default(), |a, b| a + b);
+        self.time("matmul_many", work, || self.inner.matmul_many(beta, alpha, op_b, all))
+    }
     fn linear(&self, layer: &AdaptedLinear, x: Mat, h: Option<MatMut>, y: MatMut) -> Result<()> {
         let work = linear_work(layer, x, y.as_mat(), false);
         self.time("linear", work, || self.inner.linear(layer, x, h, y))
