@@ -25,6 +25,8 @@ mod model;
 mod prepare;
 #[path = "suite/ranking.rs"]
 mod ranking;
+#[path = "suite/replay.rs"]
+mod replay;
 #[path = "suite/report.rs"]
 mod report;
 #[path = "suite/simt.rs"]

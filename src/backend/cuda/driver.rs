@@ -31,6 +31,11 @@ pub trait Driver: Send + Sync {
     /// Whether memory is worth keeping for the next tensor (false where each allocation is watched).
     fn recycles(&self) -> bool;
 
+    /// A chain of launches, one after the other, that can be started as one; `None` (the default) where there is no such
+    /// thing.
+    fn chain(&self, _nodes: &[Node]) -> Result<Option<Box<dyn Chain>>> {
+        Ok(None)
+    }
     /// Starts a plain product by a library; false (the default) when there is none, or none that does it.
     ///
     /// # Errors
@@ -78,6 +83,25 @@ pub trait Driver: Send + Sync {
     }
 }
 
+/// One launch of a [`Chain`].
+#[derive(Clone, Copy)]
+pub struct Node<'a> {
+    /// The kernel.
+    pub kernel: &'a str,
+    /// How it is spread out.
+    pub shape: Shape,
+    /// The one structure that it takes.
+    pub arguments: &'a [u8],
+}
+
+/// Launches that are started as one.
+pub trait Chain: Send {
+    /// From its next start on, launch `index` is this one, of the same kernel.
+    fn replace(&mut self, index: usize, node: &Node) -> Result<()>;
+    /// Starts all of it.
+    fn start(&self) -> Result<()>;
+}
+
 /// A moment in a device's work.
 pub enum Moment {
     /// On the host's clock, for drivers that are done when they return.
@@ -98,7 +122,7 @@ impl Moment {
 }
 
 /// How a kernel is spread out: blocks, threads of a block, bytes of shared memory of a block.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Blocks in x, y, z.
     pub grid: [u32; 3],

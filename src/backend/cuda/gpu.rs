@@ -3,8 +3,9 @@
 //! All work goes to one stream of its own, in order. Memory is taken from the stream's pool; uploads go through
 //! pinned memory and are not waited for. Only downloads and [`Driver::synchronize`] wait.
 
-use super::driver::{Driver, Moment, Shape};
+use super::driver::{Chain, Driver, Moment, Node, Shape};
 use super::faulty::lost;
+use super::graph::GpuChain;
 use super::images;
 use super::launch::{TensorMap, View};
 use super::library::{Library, PlainProduct};
@@ -25,8 +26,9 @@ const DEFAULT_SHARED: u32 = 48 * 1024;
 /// Half of the pinned ring that uploads go through.
 const HALF: usize = 4 << 20;
 
+/// A kernel on a device.
 #[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
+pub struct Function(pub sys::CUfunction);
 // Sound: a function handle may be used from any thread once the context is current there.
 unsafe impl Send for Function {}
 
@@ -189,6 +191,11 @@ impl Gpu {
         Ok(())
     }
 
+    fn function(&self, kernel: &str) -> Result<Function> {
+        let found = self.functions.lock().unwrap_or_else(|p| p.into_inner()).get(kernel).copied();
+        found.ok_or_else(|| Error::device(format!("there is no kernel `{kernel}`")))
+    }
+
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(explain)
     }
@@ -288,8 +295,7 @@ impl Driver for Gpu {
     }
     fn launch(&self, kernel: &str, shape: Shape, arguments: &[u8]) -> Result<()> {
         self.bind()?;
-        let found = self.functions.lock().unwrap_or_else(|p| p.into_inner()).get(kernel).copied();
-        let function = found.ok_or_else(|| Error::device(format!("there is no kernel `{kernel}`")))?;
+        let function = self.function(kernel)?;
         debug_assert!(shape.shared <= DEFAULT_SHARED.max(self.max_shared as u32));
         let [gx, gy, gz] = shape.grid;
         let [bx, by, bz] = shape.block;
@@ -307,6 +313,12 @@ impl Driver for Gpu {
             )
         }
         .map_err(|e| explain(e).at(format!("launch of {kernel}")))
+    }
+    fn chain(&self, nodes: &[Node]) -> Result<Option<Box<dyn Chain>>> {
+        self.bind()?;
+        let functions = nodes.iter().map(|n| self.function(n.kernel)).collect::<Result<Vec<_>>>()?;
+        let chain = GpuChain::new(&self.context, &self.stream, functions, nodes)?;
+        Ok(Some(Box::new(chain)))
     }
     fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| explain(e).at(self.name()))

@@ -6,12 +6,13 @@
 use super::driver::Driver;
 use crate::backend::{DeviceBuffer, MemoryUse};
 use crate::error::{Error, Kind, Result};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Default)]
 struct State {
-    free: HashMap<usize, Vec<u64>>,
+    /// Idle memory by size, the lowest address first: a step like the last one gets the addresses of the last one.
+    free: HashMap<usize, BTreeSet<u64>>,
     usage: MemoryUse,
 }
 
@@ -48,7 +49,7 @@ impl Arena {
     pub fn take(&self, bytes: usize) -> Result<DeviceBuffer> {
         let owner = &self.0;
         let class = if owner.driver.recycles() { size_class(bytes) } else { bytes };
-        let recycled = owner.state().free.get_mut(&class).and_then(Vec::pop);
+        let recycled = owner.state().free.get_mut(&class).and_then(BTreeSet::pop_first);
         let address = match recycled {
             Some(address) => address,
             None => owner.fresh(class)?,
@@ -107,7 +108,7 @@ impl Owner {
         let mut state = self.state();
         state.usage.live -= bytes;
         if self.driver.recycles() {
-            state.free.entry(bytes).or_default().push(address);
+            state.free.entry(bytes).or_default().insert(address);
             return;
         }
         drop(state);

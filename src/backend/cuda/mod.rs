@@ -8,6 +8,7 @@ mod attention;
 mod driver;
 mod faulty;
 mod gpu;
+mod graph;
 mod images;
 mod launch;
 pub mod library;
@@ -22,6 +23,7 @@ mod orthonormalize;
 mod outer;
 pub mod probe;
 mod recorder;
+mod replay;
 mod rows;
 pub mod simt;
 pub mod staging;
@@ -39,6 +41,7 @@ pub use gpu::{driver_present, explain};
 pub use images::{architectures, choose};
 pub use matmul::{MatmulKernel, MatmulShape};
 pub use null::DeviceKind;
+pub use replay::{Replayed, Replays};
 
 /// The kernel backend on one device.
 pub struct Cuda {
@@ -67,7 +70,8 @@ impl Cuda {
     /// # Errors
     /// As [`Cuda::open_device`].
     pub fn open_device_in(ordinal: usize, dtype: DType) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Self::over(Arc::new(gpu::Gpu::open(ordinal)?), dtype)))
+        let driver = Replayed::if_wanted(Arc::new(gpu::Gpu::open(ordinal)?))?;
+        Ok(Arc::new(Self::over(driver, dtype)))
     }
 
     /// The host SIMT machine, computing in `dtype`.
@@ -78,6 +82,21 @@ impl Cuda {
         Ok(Arc::new(Self::over(Arc::new(simt::Simt::open()), dtype)))
     }
 
+    /// The host SIMT machine, its launches gathered into chains as CUDA graphs are on a GPU.
+    pub fn open_simt_replayed(dtype: DType) -> (Arc<dyn Backend>, Arc<Replayed>) {
+        Self::replayed(Arc::new(simt::Simt::open()), dtype)
+    }
+
+    /// A device that computes nothing, with chains: for how much of a step is as it was in the last one.
+    pub fn open_null_replayed(dtype: DType) -> (Arc<dyn Backend>, Arc<Replayed>) {
+        Self::replayed(Arc::new(null::Null::open(DeviceKind::of_image("sm_90a", 132))), dtype)
+    }
+
+    fn replayed(driver: Arc<dyn Driver>, dtype: DType) -> (Arc<dyn Backend>, Arc<Replayed>) {
+        let replayed = Arc::new(Replayed::over(driver));
+        (Arc::new(Self::over(replayed.clone(), dtype)), replayed)
+    }
+
     /// The host SIMT machine with the kernels for sm_90a, in bf16.
     pub fn open_simt_hopper() -> Arc<dyn Backend> {
         Arc::new(Self::over(Arc::new(simt::Simt::open_hopper()), DType::BF16))
@@ -86,6 +105,15 @@ impl Cuda {
     /// A device that computes nothing, spread out as an H100: for the launches of a step and what they cost the host.
     pub fn open_null(dtype: DType) -> Arc<dyn Backend> {
         Self::open_null_as(DeviceKind::of_image("sm_90a", 132), dtype)
+    }
+
+    /// The same, with chains if `GEMS_GRAPHS=on` asks for them.
+    ///
+    /// # Errors
+    /// It says something else.
+    pub fn open_null_as_asked(dtype: DType) -> Result<Arc<dyn Backend>> {
+        let null = Arc::new(null::Null::open(DeviceKind::of_image("sm_90a", 132)));
+        Ok(Arc::new(Self::over(Replayed::if_wanted(null)?, dtype)))
     }
 
     /// A device that computes nothing and launches what one of this kind would.

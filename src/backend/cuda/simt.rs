@@ -1,6 +1,6 @@
 //! The host SIMT machine (`kernels/simt/`) as a driver.
 
-use super::driver::{Driver, Shape};
+use super::driver::{Chain, Driver, Node, Shape};
 use super::images;
 use super::launch::{TensorMap, View};
 use crate::error::{Error, Result};
@@ -59,6 +59,7 @@ pub fn configure(threads: u32, schedule: Schedule) {
 pub const NAME: &str = "simt (host SIMT machine)";
 
 /// The SIMT machine. Launches run to their end before they return.
+#[derive(Clone, Copy)]
 pub struct Simt {
     hopper: bool,
 }
@@ -100,6 +101,27 @@ pub fn run_planted(bug: &str, threads: u32) -> Result<Vec<f32>> {
     machine.free(values, 256 * 4 + 16);
     machine.free(ones, 64 * 64 * 2);
     result.map(|()| left)
+}
+
+/// Launches as they were told: what an executable graph is on a GPU.
+struct SimtChain {
+    machine: Simt,
+    nodes: Vec<(String, Shape, Vec<u8>)>,
+}
+
+fn told(node: &Node) -> (String, Shape, Vec<u8>) {
+    (node.kernel.to_string(), node.shape, node.arguments.to_vec())
+}
+
+impl Chain for SimtChain {
+    fn replace(&mut self, index: usize, node: &Node) -> Result<()> {
+        assert_eq!(self.nodes[index].0, node.kernel, "a chain keeps its kernels");
+        self.nodes[index] = told(node);
+        Ok(())
+    }
+    fn start(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(|(kernel, shape, bytes)| self.machine.launch(kernel, *shape, bytes))
+    }
 }
 
 impl Driver for Simt {
@@ -151,6 +173,9 @@ impl Driver for Simt {
         // Sound: the machine ends its message with a NUL within the buffer.
         let text = unsafe { CStr::from_ptr(message.as_ptr()) };
         Err(Error::device(text.to_string_lossy()).at("SIMT machine"))
+    }
+    fn chain(&self, nodes: &[Node]) -> Result<Option<Box<dyn Chain>>> {
+        Ok(Some(Box::new(SimtChain { machine: *self, nodes: nodes.iter().map(told).collect() })))
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())

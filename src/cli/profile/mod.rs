@@ -148,7 +148,7 @@ impl ProfileArgs {
 
     fn backend(&self, config: &Config) -> Result<Arc<dyn Backend>> {
         if self.device.device.as_deref() == Some("null") {
-            return Ok(Cuda::open_null(crate::backend::DType::BF16));
+            return Cuda::open_null_as_asked(crate::backend::DType::BF16);
         }
         let opened = device::open(config, &self.device)?;
         // Kernel backends record their own launches; the CPU's operations get a clock.
