@@ -10,8 +10,8 @@ use gems_engine::backend::cuda::Cuda;
 use gems_engine::backend::timed::Timed;
 use gems_engine::backend::trace::{Peaks, Work};
 use gems_engine::backend::{
-    AdamBlock, AdamUpdate, AdaptedLinear, Attention, Backend, Branch, DType, Indices, Mask, Op, OuterPart,
-    Rounding, Tensor,
+    AdamBlock, AdamUpdate, AdaptedLinear, Attention, Backend, Branch, ColumnPair, DType, Indices, Mask, Op,
+    OuterPart, Rounding, Tensor,
 };
 use gems_engine::error::Result;
 use gems_engine::model::{Architecture, shapes};
@@ -110,7 +110,7 @@ impl Inputs<'_> {
     }
 }
 
-/// A linear layer's operations: plain product, adapted forward, adapted gradient, coordinates of two tasks, fold, Adam.
+/// A linear layer's operations: plain product, adapted forward, adapted gradient, task gradient of two tasks, fold, Adam.
 fn layer(i: &Inputs, name: &str, (m, n): (usize, usize), t: usize, measure: &mut dyn FnMut(Case)) {
     let dtype = i.be.compute_dtype();
     let branch = Some(Branch { a: i.c(R, n), b: i.c(m, R) });
@@ -159,8 +159,13 @@ fn layer(i: &Inputs, name: &str, (m, n): (usize, usize), t: usize, measure: &mut
         })
         .collect();
     let coordinates = i.out(m, R + half, DType::F32);
-    measure(case(format!("coordinates {shape}"), |be| {
-        be.outer(dy.mat(), h.mat(), &parts, coordinates.borrow_mut().mat_mut())
+    let block = |a: usize, b: usize, width: usize| ColumnPair { a, b, width };
+    let pairs = [(0, 0, half), (0, half, half), (half, half, half), (R, R, own), (R + own, R + own, own)];
+    let pairs = pairs.map(|(a, b, width)| block(a, b, width));
+    let products = i.out(1, pairs.len(), DType::F32);
+    measure(case(format!("task gradient {shape}"), |be| {
+        let (mut out, mut products) = (coordinates.borrow_mut(), products.borrow_mut());
+        be.task_gradient(dy.mat(), h.mat(), &parts, out.mat_mut(), true, &pairs, products.mat_mut())
     }));
     let (b, a) = (i.f(m, R), i.f(R, n));
     let folded = i.out(m, n, dtype);

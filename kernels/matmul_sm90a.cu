@@ -8,26 +8,34 @@
 // second product is further steps of the same loop: ceil(K1 / 64) of them. The branch's columns are further tiles of the
 // same launch: they share the read of A0 with their neighbours, and run beside them instead of before them.
 //
-// Persistent: min(tiles, multiprocessors) blocks of 384 threads, one on a multiprocessor; all must run at the same time.
-// A block goes over the tiles blockIdx.x, + gridDim.x, ... of 128 x BN (BN = 128 or 256), the branch's first, then C's in
-// the order of place_of. Warpgroup 0 keeps the copy engine busy: one thread of it fills a ring of stages of 64 k, four
-// (BN = 256) or six (128). Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies
+// Persistent: about as many blocks of 384 threads as there are multiprocessors, fewer if there are fewer tiles. A block takes
+// the next tile of 128 x BN (BN = 128 or 256) when it is done with one: the branch's first, then C's in the order of
+// place_of; a tile waits for tiles only that were taken before it, so blocks need not run at the same time. Warpgroup 0 keeps the copy engine busy: one thread of it fills a ring of stages of 64 k, four
+// (BN = 256) or six (128), and leaves the tile's number in one of two slots. Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies
 // have arrived) and `empty` (both warpgroups are done with it). One group of products stays in flight while the next is
 // issued. A tile of C whose S is not written yet waits for it after all of A0 B0, that is, practically never.
-// Shared memory: Ring<BN>::SHARED_BYTES. `tickets` u32 [2 ceil(M / 128)], zero before and after, count the warps that
-// have written their part of S and the tiles of C that have seen that.
+// Shared memory: Ring<BN>::SHARED_BYTES. `tickets` u32 [1 + 2 ceil(M / 128)], zero before and after, count the tiles taken,
+// the warps that have written their part of S, and the tiles of C that have seen that.
 //
 // Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128) times.
 // Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
 #include "hopper.cuh"
 #include "matmul.cuh"
 
-constexpr int HOPPER_THREADS = 384, HOPPER_M = 128, HOPPER_K = 64, WRITING_WARPS = 8;
+constexpr int HOPPER_THREADS = 384, HOPPER_M = 128, HOPPER_K = 64, WRITING_WARPS = 8, END = -1;
 
 // The ring of a kernel with BN columns.
 template <int BN> struct Ring {
   static constexpr int STAGES = BN == 256 ? 4 : 6, STAGE_BYTES = (HOPPER_M + BN) / 64 * CHUNK_BYTES;
-  static constexpr int SHARED_BYTES = 1024 + STAGES * (STAGE_BYTES + 16);
+  static constexpr int SHARED_BYTES = 1024 + STAGES * (STAGE_BYTES + 16) + 32;
+};
+
+// Where a block keeps its ring: stages, their mbarriers, and the numbers of the tiles that fill them, with an mbarrier each
+// that tells when all consuming warps have read it.
+struct RingMemory {
+  uint8_t* tiles;
+  uint64_t *full, *empty, *taken;
+  int* number;
 };
 
 struct HopperArguments {
@@ -76,43 +84,56 @@ __device__ __forceinline__ void load_chunks(uint8_t* tile, int chunks, const Ten
 
 // Waits for S's rows of a row of tiles; the last tile of that row to do so makes the counters zero again.
 template <int BN> __device__ __forceinline__ void wait_for_branch(const HopperArguments& a, int tile_m) {
-  uint32_t *written = a.tickets + tile_m, *read = written + (a.product.m + HOPPER_M - 1) / HOPPER_M;
+  uint32_t *written = a.tickets + 1 + tile_m, *read = written + (a.product.m + HOPPER_M - 1) / HOPPER_M;
   flag_wait(written, WRITING_WARPS * ((a.branch.n + BN - 1) / BN));
   if (atomicAdd(read, 1u) + 1 == (uint32_t)(a.product.n + BN - 1) / BN) *written = 0, *read = 0;
 }
 
+// Says which tile the next stages are of: known to whoever finds the first of them full.
+__device__ __forceinline__ void announce(const RingMemory& ring, RingPlace& slot, int index) {
+  mbarrier_wait(ring.taken + slot.stage, slot.round ^ 1);
+  ring.number[slot.stage] = index;
+  slot.next(2);
+}
+
 template <bool TA, bool TB, int BN>
-__device__ __forceinline__ void produce(const HopperArguments& a, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
+__device__ __forceinline__ void produce(const HopperArguments& a, const RingMemory& ring) {
   constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
-  RingPlace at;
-  for (int index = blockIdx.x; index < Tile<BN>::count(a); index += gridDim.x) {
+  RingPlace at, slot;
+  int count = Tile<BN>::count(a), index;
+  while ((index = (int)atomicAdd(a.tickets, 1u)) < count) {
     Tile<BN> tile(a, index);
+    announce(ring, slot, index);
     for (int step = 0; step < tile.steps; step++, at.next(STAGES)) {
       bool second = step >= tile.steps0;
       int k = (second ? step - tile.steps0 : step) * HOPPER_K;
       if (step == tile.steps0 && a.branch.n) wait_for_branch<BN>(a, tile.m);
-      uint8_t* stage = tiles + at.stage * STAGE_BYTES;
-      uint64_t* arrived = full + at.stage;
-      mbarrier_wait(empty + at.stage, at.round ^ 1);  // the first round finds every stage free
+      uint8_t* stage = ring.tiles + at.stage * STAGE_BYTES;
+      uint64_t* arrived = ring.full + at.stage;
+      mbarrier_wait(ring.empty + at.stage, at.round ^ 1);  // the first round finds every stage free
       mbarrier_arrive_expect(arrived, (HOPPER_M / 64 + tile.parts * 2) * CHUNK_BYTES);
       const TensorMap& b = second ? a.b1 : tile.of_branch ? a.branch_b : a.b0;
       load_chunks<TA>(stage, HOPPER_M / 64, second ? a.a1 : a.a0, arrived, tile.m * HOPPER_M, k);
       load_chunks<!TB>(stage + HOPPER_M / 64 * CHUNK_BYTES, tile.parts * 2, b, arrived, tile.n * BN, k);
     }
   }
+  // A stage that brings no tile is the end; every block asked once too often.
+  announce(ring, slot, END);
+  mbarrier_wait(ring.empty + at.stage, at.round ^ 1);
+  mbarrier_arrive(ring.full + at.stage);
+  if (index + 1 == count + (int)gridDim.x) *a.tickets = 0;
 }
 
 // The products of one tile: acc of PARTS x 128 columns.
 template <bool TA, bool TB, int BN, int PARTS>
-__device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int steps, RingPlace& at, const uint8_t* tiles,
-                                              uint64_t* full, uint64_t* empty) {
+__device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int steps, RingPlace& at, const RingMemory& ring) {
   constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
   int group = threadIdx.x / 128 - 1, before = -1;
   bool speaks = threadIdx.x % 128 == 0;
   for (int step = 0; step < steps; step++, at.next(STAGES)) {
-    const uint8_t* tile_a = tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
-    const uint8_t* tile_b = tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
-    mbarrier_wait(full + at.stage, at.round);
+    const uint8_t* tile_a = ring.tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
+    const uint8_t* tile_b = ring.tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
+    mbarrier_wait(ring.full + at.stage, at.round);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HOPPER_K; k += 16) {
@@ -124,28 +145,34 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int st
     }
     wgmma_commit();
     wgmma_wait<1>();  // the products of the stage before are done
-    if (before >= 0 && speaks) mbarrier_arrive(empty + before);
+    if (before >= 0 && speaks) mbarrier_arrive(ring.empty + before);
     before = at.stage;
   }
   wgmma_wait<0>();
-  if (before >= 0 && speaks) mbarrier_arrive(empty + before);
+  if (before >= 0 && speaks) mbarrier_arrive(ring.empty + before);
 }
 
 template <class C, bool TA, bool TB, int BN>
-__device__ __forceinline__ void consume(const HopperArguments& a, const uint8_t* tiles, uint64_t* full, uint64_t* empty) {
-  RingPlace at;
+__device__ __forceinline__ void consume(const HopperArguments& a, const RingMemory& ring) {
+  RingPlace at, slot;
   int lane = threadIdx.x % 32, row0 = ((int)threadIdx.x / 32 - 4) * 16 + lane / 4;
-  for (int index = blockIdx.x; index < Tile<BN>::count(a); index += gridDim.x) {
+  for (;;) {
+    mbarrier_wait(ring.full + at.stage, at.round);
+    int index = ring.number[slot.stage];
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(ring.taken + slot.stage);
+    slot.next(2);
+    if (index == END) return;
     Tile<BN> tile(a, index);
     float acc[BN / 128][64] = {};
-    if (tile.parts == 1) multiply_ring<TA, TB, BN, 1>(acc, tile.steps, at, tiles, full, empty);
-    else multiply_ring<TA, TB, BN, BN / 128>(acc, tile.steps, at, tiles, full, empty);
+    if (tile.parts == 1) multiply_ring<TA, TB, BN, 1>(acc, tile.steps, at, ring);
+    else multiply_ring<TA, TB, BN, BN / 128>(acc, tile.steps, at, ring);
     int row = tile.m * HOPPER_M + row0;
     if (tile.of_branch) {
 #pragma unroll
       for (int col = 0; col < BN; col += 32) finish_quad<bf16>(a.branch, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
       __syncwarp();
-      if (lane == 0) flag_add(a.tickets + tile.m);
+      if (lane == 0) flag_add(a.tickets + 1 + tile.m);
     } else {
 #pragma unroll
       for (int col = 0; col < BN; col += 32) finish_quad<C>(a.product, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
@@ -160,11 +187,14 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
   uint8_t* tiles = shared + (-shared_address(shared) & 1023);
   uint64_t* full = reinterpret_cast<uint64_t*>(tiles + STAGES * Ring<BN>::STAGE_BYTES);
   uint64_t* empty = full + STAGES;
+  uint64_t* taken = empty + STAGES;
+  RingMemory ring = {tiles, full, empty, taken, reinterpret_cast<int*>(taken + 2)};
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(full + i, 1);
       mbarrier_init(empty + i, 2);
     }
+    for (int i = 0; i < 2; i++) mbarrier_init(taken + i, WRITING_WARPS);
     mbarrier_init_fence();
     tensor_prefetch(a.a0);
     tensor_prefetch(a.b0);
@@ -172,10 +202,10 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<40>();
-    if (threadIdx.x == 0) produce<TA, TB, BN>(a, tiles, full, empty);
+    if (threadIdx.x == 0) produce<TA, TB, BN>(a, ring);
   } else {
     take_registers<232>();
-    consume<C, TA, TB, BN>(a, tiles, full, empty);
+    consume<C, TA, TB, BN>(a, ring);
   }
 }
 

@@ -75,6 +75,11 @@ engine_step() { # SHAPE METHOD ROUND
   measure "$1 $2 engine" 90 "$1.$2.$3.json" "$engine" profile --shape "$1" --tokens "$tokens" --device "$on" \
     --steps 5 --set "gems.method=$2" --set "gems.rank=$rank" --set train.activation_checkpointing="$4" --json
 }
+graph_step() { # SHAPE CHECKPOINTING: the same step, replayed as CUDA graphs
+  GEMS_GRAPHS=on measure "$1 gems engine, graphs" 60 "$1.gems-graphs.1.json" "$engine" profile --shape "$1" \
+    --tokens "$tokens" --device "$on" --steps 5 --no-refresh --set gems.rank="$rank" \
+    --set train.activation_checkpointing="$2" --json
+}
 peer_step() { # SHAPE PEER ROUND
   measure "$1 $2 peer" 75 "$1.peer-$2.$3.json" "$python" "$peer" --which "$2" --shape "$1" --tokens "$tokens" \
     --rank "$rank" --device cuda
@@ -86,6 +91,7 @@ for shape in ${shapes//,/ }; do
   case $shape in *7b | *8b) large=true rounds=1 ;; esac
   for round in $rounds; do
     engine_step "$shape" gems "$round" "$large"
+    [ "$round" != 1 ] || graph_step "$shape" "$large"
     if [ $peers = 1 ]; then
       for which in two-pass lora; do peer_step "$shape" "$which" "$round"; done
       if [ "$round" = 1 ] && [ $large = false ]; then
@@ -135,6 +141,7 @@ if [ "$on" = cuda ]; then
       case $which in lora*) own=lora ;; esac
       ratio "$shape $which / engine $own" "$shape.peer-$which.1.json" "$shape.$own.1.json"
     done
+    ratio "$shape engine launch by launch / graphs" "$shape.gems.1.json" "$shape.gems-graphs.1.json"
     ratio "$shape engine gems / engine lora" "$shape.gems.1.json" "$shape.lora.1.json"
   done
   if [ -s "$out/kernels.jsonl" ] && [ -s "$out/kernels-cublaslt.jsonl" ]; then

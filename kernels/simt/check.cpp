@@ -65,7 +65,7 @@ std::string source_of(const void* code) {
 
 // ---- shared memory: what is ordered --------------------------------------------------------------------
 
-SharedChecker::SharedChecker(size_t bytes) : cells_((bytes + 1) / 2), known_(size_t(MAX_THREADS) * ACTORS) {}
+SharedChecker::SharedChecker(size_t bytes) : cells_((bytes + 1) / 2), group_times_(cells_.size() * READING_GROUPS), known_(size_t(MAX_THREADS) * ACTORS) {}
 
 // Times never go back, so nothing of an earlier block needs to be cleared: it all lies before base_.
 void SharedChecker::start_block(unsigned threads) {
@@ -137,8 +137,8 @@ void SharedChecker::race(const char* what, unsigned offset, unsigned thread, uns
           name_of(other).c_str(), name_of(thread).c_str());
 }
 
-static uint64_t group_bit(unsigned actor) {
-  return uint64_t(1) << (actor < MAX_THREADS ? actor / 32 : MAX_WARPS + actor - WARPGROUP_ACTOR);
+static unsigned group_of(unsigned actor) {
+  return actor < MAX_THREADS ? actor / 32 : MAX_WARPS + actor - WARPGROUP_ACTOR;
 }
 
 unsigned SharedChecker::unordered_reader(const Cell& cell, unsigned thread) const {
@@ -149,9 +149,10 @@ unsigned SharedChecker::unordered_reader(const Cell& cell, unsigned thread) cons
   for (uint64_t groups = cell.groups; groups; groups &= groups - 1) {
     unsigned bit = __builtin_ctzll(groups);
     bool wgmma = bit >= MAX_WARPS;
+    uint32_t when = group_times_[size_t(&cell - cells_.data()) * READING_GROUPS + bit];
     unsigned first = wgmma ? WARPGROUP_ACTOR + bit - MAX_WARPS : bit * 32, count = wgmma ? 1 : 32;
     for (unsigned i = first; i < first + count && (wgmma || i < threads_); i++) {
-      if (!before(i, cell.group_time, thread)) return i;
+      if (!before(i, when, thread)) return i;
     }
   }
   return NOBODY;
@@ -164,15 +165,15 @@ void SharedChecker::read(unsigned offset, unsigned bytes, unsigned thread, unsig
     if (cell.write_time == PENDING) fail_at(code, "byte %u of shared memory is read before the copy into it was waited for", at * 2);
     if (cell.write_time <= start_) fail_at(code, "byte %u of shared memory is read, but nobody wrote it", at * 2);
     if (!before(cell.writer, cell.write_time, thread)) race("written", at * 2, thread, cell.writer, code);
-    // Two readers are known exactly, the others by their warp.
+    // Two readers are known exactly, the others by their warp, which read last when one of its threads did.
     int i = 0;
     while (i < 2 && cell.reader[i] != as && cell.read_time[i] > base_) i++;
     if (i < 2) {
       cell.reader[i] = as;
       cell.read_time[i] = time_;
     } else {
-      cell.groups = group_bit(as) | (cell.group_time > base_ ? cell.groups : 0);
-      cell.group_time = time_;
+      cell.groups = uint64_t(1) << group_of(as) | (cell.group_time > base_ ? cell.groups : 0);
+      cell.group_time = group_times_[size_t(at) * READING_GROUPS + group_of(as)] = time_;
     }
   }
 }

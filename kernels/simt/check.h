@@ -25,6 +25,7 @@ constexpr unsigned MAX_THREADS = 1024, MAX_WARPS = 32;
 // complete on an mbarrier, which are known by that mbarrier.
 constexpr unsigned WARPGROUP_ACTOR = MAX_THREADS, GROUPS = MAX_WARPS / 4;
 constexpr unsigned COPY_ACTOR = WARPGROUP_ACTOR + GROUPS, MBARRIERS = 64;
+constexpr unsigned READING_GROUPS = MAX_WARPS + GROUPS;
 constexpr unsigned ACTORS = COPY_ACTOR + MBARRIERS;
 
 // For every actor, the time up to which its accesses are known to be over.
@@ -59,7 +60,7 @@ class SharedChecker {
   struct Cell {
     uint32_t write_time, read_time[2], group_time;
     uint16_t writer, reader[2];
-    uint64_t groups;  // who else read, until group_time. Bit w: threads of warp w; 32 + g: wgmma of warpgroup g
+    uint64_t groups;  // who else read, the last at group_time. Bit w: threads of warp w; 32 + g: wgmma of warpgroup g
   };
   static Cell written(uint32_t when, unsigned by) { return Cell{when, {0, 0}, 0, uint16_t(by), {0, 0}, 0}; }
   bool before(unsigned actor, uint32_t when, unsigned thread) const {
@@ -70,7 +71,8 @@ class SharedChecker {
   void check_write(Cell& cell, unsigned at, unsigned thread, const void* code);
   [[noreturn]] void race(const char* what, unsigned offset, unsigned thread, unsigned other, const void* code);
 
-  std::vector<Cell> cells_;      // one for two bytes
+  std::vector<Cell> cells_;            // one for two bytes
+  std::vector<uint32_t> group_times_;  // [cells x READING_GROUPS]: when each of a cell's groups read last
   std::vector<uint32_t> known_;  // [MAX_THREADS x ACTORS]
   uint32_t time_ = 2, base_ = 1, start_ = 1;
   unsigned threads_ = 0;

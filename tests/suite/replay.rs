@@ -19,7 +19,8 @@ fn batch(lengths: [usize; 2]) -> Batch {
     let tokens = |n: usize| (0..n as u32).map(|i| 3 + i * 7 % 60).collect::<Vec<u32>>();
     let decoder = Packed::new(&[vec![tokens(lengths[0])], vec![tokens(lengths[1])]]);
     let rows = vec![decoder.offsets[1] - 1, decoder.offsets[2] - 2, decoder.offsets[2] - 1];
-    let labels = Labels { rows, targets: vec![5, 70, 66], weights: vec![1.0 / 3.0; 3], segments: vec![0..1, 1..3] };
+    let labels =
+        Labels { rows, targets: vec![5, 70, 66], weights: vec![1.0 / 3.0; 3], segments: vec![0..1, 1..3] };
     Batch { encoder: None, decoder, labels }
 }
 
@@ -52,7 +53,8 @@ impl Run {
         self.tuner.begin_step().unwrap();
         let nll = micro_step(&self.model, &mut self.tuner, batch, &scales(&labels), false).unwrap();
         self.tuner.observe_losses(nll.mat(), &batch.labels.segments).unwrap();
-        let input = StepInput { labels, counts: vec![1.0; 2], lr: 0.01, lr_rows: 0.01, ..StepInput::default() };
+        let input =
+            StepInput { labels, counts: vec![1.0; 2], lr: 0.01, lr_rows: 0.01, ..StepInput::default() };
         self.tuner.finish_step(&mut self.model, &input).unwrap().losses
     }
 }

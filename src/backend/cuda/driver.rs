@@ -47,10 +47,6 @@ pub trait Driver: Send + Sync {
     fn has_library(&self) -> bool {
         false
     }
-    /// How many large blocks of one launch surely run at the same time, so that they may wait for each other.
-    fn together(&self) -> usize {
-        self.wide().div_ceil(2)
-    }
     /// Whether the kernels for sm_90a run here: bulk tensor copies, wgmma.
     fn hopper(&self) -> bool {
         false

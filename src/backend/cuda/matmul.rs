@@ -150,7 +150,7 @@ impl MatmulShape {
 /// Shared memory of a block of the Hopper kernels: `Ring<BN>::SHARED_BYTES`.
 fn hopper_shared(columns: usize) -> usize {
     let stages = if columns == 256 { 4 } else { 6 };
-    1024 + stages * ((128 + columns) / 64 * 8192 + 16)
+    1024 + stages * ((128 + columns) / 64 * 8192 + 16) + 32
 }
 
 // ---- launches -------------------------------------------------------------------------------
@@ -283,7 +283,8 @@ impl Cuda {
             Some((a, b)) if product.k1 > 0 => (map(a)?, map(b)?),
             _ => (a0, b0),
         };
-        Ok(HopperArguments { a0, b0, a1, b1, product, ..HopperArguments::zeroed() })
+        let tickets = self.tickets(1 + 2 * (product.m as usize).div_ceil(128))?;
+        Ok(HopperArguments { a0, b0, a1, b1, product, tickets, ..HopperArguments::zeroed() })
     }
 
     /// The adapted linear, forward and gradient: `S = A0 op(P)`, then `product` with the second pair (S, Q): one
@@ -309,18 +310,18 @@ impl Cuda {
         let base = Work::product((m, n, k0 + r), p.dtype, p.dtype, c.dtype, product.beta != 0.0);
         let work = base + Work::new(bytes(p) + bytes(s.as_mat()), flops);
         let tiles_m = m.div_ceil(128);
-        let tickets = self.tickets(1 + 2 * tiles_m)?;
         if let Family::Hopper(columns) = kernel.family {
             let arguments = HopperArguments {
                 branch_b: self.driver.tensor_map(&view(p))?,
                 branch,
-                tickets,
                 ..self.hopper_arguments(&whole, whole.arguments(c))?
             };
             let tiles = tiles_m * (n.div_ceil(columns) + r.div_ceil(columns));
-            let shape = Shape::line(tiles.min(self.driver.together()), 384).shared(hopper_shared(columns));
+            let shape =
+                Shape::line(tiles.min(self.driver.wide().div_ceil(2)), 384).shared(hopper_shared(columns));
             return self.launch(&kernel.name, shape, &arguments, work);
         }
+        let tickets = self.tickets(1 + 2 * tiles_m)?;
         let arguments = LinearArguments { product: whole.arguments(c), branch, tickets, unused: 0 };
         let blocks = tiles_m * (n.div_ceil(128) + r.div_ceil(64));
         self.launch(&kernel.name, Shape::line(blocks, 256).shared(TILE_SHARED[1]), &arguments, work)

@@ -16,8 +16,6 @@ pub struct DeviceKind {
     pub hopper: bool,
     /// Multiprocessors.
     pub multiprocessors: usize,
-    /// Large blocks of one launch that surely run at the same time.
-    pub together: usize,
     /// Most shared memory of a block, in bytes.
     pub shared: usize,
     /// Whether plain products go to a library.
@@ -33,7 +31,7 @@ impl DeviceKind {
             _ => 227,
         };
         let hopper = architecture == "sm_90a";
-        Self { hopper, multiprocessors, together: multiprocessors, shared: kib * 1024, library: false }
+        Self { hopper, multiprocessors, shared: kib * 1024, library: false }
     }
 
     /// That of a driver.
@@ -41,7 +39,6 @@ impl DeviceKind {
         Self {
             hopper: driver.hopper(),
             multiprocessors: driver.wide().div_ceil(2),
-            together: driver.together(),
             shared: driver.max_shared(),
             library: driver.has_library(),
         }
@@ -99,9 +96,6 @@ impl Driver for Null {
     }
     fn wide(&self) -> usize {
         2 * self.kind.multiprocessors
-    }
-    fn together(&self) -> usize {
-        self.kind.together
     }
     fn max_shared(&self) -> usize {
         self.kind.shared

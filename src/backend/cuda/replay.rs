@@ -234,9 +234,6 @@ impl Driver for Replayed {
     fn has_library(&self) -> bool {
         self.inner.has_library()
     }
-    fn together(&self) -> usize {
-        self.inner.together()
-    }
     fn hopper(&self) -> bool {
         self.inner.hopper()
     }

@@ -189,9 +189,6 @@ impl Driver for Simt {
     fn recycles(&self) -> bool {
         false
     }
-    fn together(&self) -> usize {
-        1
-    }
     fn hopper(&self) -> bool {
         self.hopper
     }
