@@ -154,6 +154,7 @@ fn launcher() -> Option<Check> {
     let names = [
         "CUDA_VISIBLE_DEVICES",
         "GEMS_CUBLASLT",
+        "GEMS_GRAPHS",
         "NVIDIA_VISIBLE_DEVICES",
         "OMPI_COMM_WORLD_RANK",
         "PMI_RANK",
