@@ -32,9 +32,9 @@ pub struct OnDevice {
 impl OnDevice {
     /// What the table below it is of.
     pub fn title(&self) -> String {
-        let Self { device, rank, tokens, .. } = self;
+        let Self { device, there, rank, tokens, .. } = self;
         format!(
-            "Products of the model's layers on {device}; {TASKS} tasks, gems.rank {rank}, {tokens} tokens:"
+            "Products of the layers on {device} ({there}); {TASKS} tasks, gems.rank {rank}, {tokens} tokens:"
         )
     }
 }
