@@ -13,9 +13,10 @@ engine      what `gems-engine evaluate` does with the same records.
     python benches/peers/evaluate.py --shape t5-small llama-tiny llama-60m
 
 All include the tokenizer and exclude loading. Contenders are processes that wait between rounds and take turns, so load
-on the machine falls on all alike; figures are medians over rounds, and the best round. Prompts must be the same tokens; the largest
-difference of any score is printed, and how many queries are ranked in the same order. Without --queries the published
-loop gets fewer queries a round than the others (--published-queries): it is the slow one.
+on the machine falls on all alike; figures are medians over rounds, and the best round. Prompts must be the same tokens;
+the largest difference of any score is printed, and how many queries are ranked in the same order. The published loop gets
+fewer queries a round than the others (--published-queries): it is the slow one. Its scores are compared for the
+item's token, without the end of sequence.
 """
 
 import argparse
