@@ -77,9 +77,10 @@ impl Cuda {
     /// The host SIMT machine, computing in `dtype`.
     ///
     /// # Errors
-    /// None today; the same type as [`Cuda::open_device`].
+    /// `GEMS_GRAPHS` says neither on nor off.
     pub fn open_simt(dtype: DType) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Self::over(Arc::new(simt::Simt::open()), dtype)))
+        let driver = Replayed::if_wanted(Arc::new(simt::Simt::open()))?;
+        Ok(Arc::new(Self::over(driver, dtype)))
     }
 
     /// The host SIMT machine, its launches gathered into chains as CUDA graphs are on a GPU.
