@@ -215,13 +215,13 @@ GEMS_KERNEL(planted_ring_not_free, 256, PlantedRingArguments, ring<true, false, 
 GEMS_KERNEL(planted_ring_not_multiplied, 256, PlantedRingArguments, ring<true, true, false>)
 
 // Thread 0 hands numbers, one after the other in two slots, to the warps behind it, which tell when they have read one.
-template <bool TOLD> __device__ void hand_numbers(const PlantedRingArguments& a) {
+template <bool READ_FIRST> __device__ void hand_numbers(const PlantedRingArguments& a) {
   GEMS_SHARED(shared);
   uint64_t *full = reinterpret_cast<uint64_t*>(shared), *taken = full + 2;
   int* number = reinterpret_cast<int*>(taken + 2);
   int warps = (int)blockDim.x / 32 - 1, sum = 0;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; i++) mbarrier_init(full + i, 1), mbarrier_init(taken + i, TOLD ? warps : 1);
+    for (int i = 0; i < 2; i++) mbarrier_init(full + i, 1), mbarrier_init(taken + i, warps);
     mbarrier_init_fence();
   }
   __syncthreads();
@@ -233,15 +233,15 @@ template <bool TOLD> __device__ void hand_numbers(const PlantedRingArguments& a)
       mbarrier_arrive(full + slot);
     } else if (threadIdx.x >= 32) {
       mbarrier_wait(full + slot, i / 2 & 1);
-      sum += number[slot];
+      if (READ_FIRST) sum += number[slot];
       __syncwarp();
-      // Forgotten: all warps but one.
-      if (threadIdx.x % 32 == 0 && (TOLD || threadIdx.x == 32)) mbarrier_arrive(taken + slot);
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(taken + slot);
+      if (!READ_FIRST) sum += number[slot];
     }
   }
   if (threadIdx.x >= 32) a.data[threadIdx.x] = (float)sum;
 }
 GEMS_KERNEL(planted_ring_of_numbers, 256, PlantedRingArguments, hand_numbers<true>)
-GEMS_KERNEL(planted_ring_of_numbers_not_told, 256, PlantedRingArguments, hand_numbers<false>)
+GEMS_KERNEL(planted_ring_of_numbers_told_early, 256, PlantedRingArguments, hand_numbers<false>)
 
 GEMS_FILE(planted)

@@ -875,7 +875,7 @@ fn planted_bugs_are_named() {
         ("mbarrier_not_waited", "", "planted.cu"),
         ("mbarrier_not_told", "", ""),
         ("mbarrier_twice", "more than 1 arrivals in one phase", ""),
-        ("ring_of_numbers_not_told", "", ""),
+        ("ring_of_numbers_told_early", "race on byte", "planted.cu"),
         ("ring_not_arrived", "", ""),
         ("ring_not_free", "", ""),
         ("ring_not_multiplied", "", ""),

@@ -8,22 +8,28 @@ use crate::backend::factors;
 use crate::backend::{AdamBlock, AdamUpdate, HostPool, Mat, MatMut, Op, Storage, Tensor};
 use rayon::prelude::*;
 
+/// Elements from which on threads share the work of [`dots`].
+const PARALLEL: usize = 1 << 17;
+
 /// See [`crate::backend::Backend::dots`].
 pub fn dots(pairs: &[(Mat, Mat)], mut out: MatMut) {
-    let values: Vec<f32> = pairs
-        .par_iter()
-        .map(|(x, y)| {
-            assert_eq!(x.shape(), y.shape(), "dots");
-            let (a, b) = (host(*x), host(*y));
-            let mut total = 0f64;
-            fast(|| {
-                for i in 0..x.rows {
-                    total += dot_in_f64(row(a, x, i), row(b, y, i));
-                }
-            });
-            total as f32
-        })
-        .collect();
+    let one = |(x, y): &(Mat, Mat)| {
+        assert_eq!(x.shape(), y.shape(), "dots");
+        let (a, b) = (host(*x), host(*y));
+        let mut total = 0f64;
+        fast(|| {
+            for i in 0..x.rows {
+                total += dot_in_f64(row(a, x, i), row(b, y, i));
+            }
+        });
+        total as f32
+    };
+    // Few elements are not worth waking anybody for.
+    let elements: usize = pairs.iter().map(|(x, _)| x.rows * x.cols).sum();
+    let values: Vec<f32> = match elements < PARALLEL {
+        true => pairs.iter().map(one).collect(),
+        false => pairs.par_iter().map(one).collect(),
+    };
     host_mut(&mut out)[..values.len()].copy_from_slice(&values);
 }
 
@@ -48,11 +54,9 @@ pub fn adam(updates: Vec<AdamUpdate>, known: Option<Mat>, mut squares: Option<Ma
         squares.iter_mut().for_each(|s| super::fill(s, 0.0));
         return;
     }
-    for (i, update) in updates.into_iter().enumerate() {
-        let square = adam_of_matrix(update, known);
-        if let Some(squares) = &mut squares {
-            host_mut(squares)[i] = square as f32;
-        }
+    let found: Vec<f64> = updates.into_par_iter().map(|u| adam_of_matrix(u, known)).collect();
+    if let Some(squares) = &mut squares {
+        host_mut(squares).iter_mut().zip(found).for_each(|(to, square)| *to = square as f32);
     }
 }
 
