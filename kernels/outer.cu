@@ -149,9 +149,9 @@ template <class Y, class X> __device__ __forceinline__ void multiply_part_plain(
 }
 
 GEMS_KERNEL(outer_tc, TILE_THREADS, OuterArguments, multiply_part_tc)
-GEMS_KERNEL(outer_plain_f32_f32, PLAIN_THREADS, OuterArguments, multiply_part_plain<float, float>)
-GEMS_KERNEL(outer_plain_f32_bf16, PLAIN_THREADS, OuterArguments, multiply_part_plain<float, bf16>)
-GEMS_KERNEL(outer_plain_bf16_f32, PLAIN_THREADS, OuterArguments, multiply_part_plain<bf16, float>)
-GEMS_KERNEL(outer_plain_bf16_bf16, PLAIN_THREADS, OuterArguments, multiply_part_plain<bf16, bf16>)
+GEMS_KERNEL_BLOCKS(outer_plain_f32_f32, PLAIN_THREADS, 2, OuterArguments, multiply_part_plain<float, float>)
+GEMS_KERNEL_BLOCKS(outer_plain_f32_bf16, PLAIN_THREADS, 2, OuterArguments, multiply_part_plain<float, bf16>)
+GEMS_KERNEL_BLOCKS(outer_plain_bf16_f32, PLAIN_THREADS, 2, OuterArguments, multiply_part_plain<bf16, float>)
+GEMS_KERNEL_BLOCKS(outer_plain_bf16_bf16, PLAIN_THREADS, 2, OuterArguments, multiply_part_plain<bf16, bf16>)
 
 GEMS_FILE(outer)
