@@ -45,6 +45,16 @@ fn doctor_reports_in_lines_and_in_json() {
 }
 
 #[test]
+fn a_switch_that_is_neither_on_nor_off_is_refused() {
+    engine()
+        .env("GEMS_GRAPHS", "maybe")
+        .args(["profile", "--shape", "t5-base", "--tokens", "64", "--device", "null"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("GEMS_GRAPHS").and(predicate::str::contains("on or off")));
+}
+
+#[test]
 fn doctor_looks_at_a_model_and_fails_on_a_broken_one() {
     engine()
         .args(["doctor", "--model", &golden_model("llama_tied")])
