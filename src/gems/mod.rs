@@ -3,7 +3,7 @@
 //! [`Tuner`] takes a model's gradients layer by layer while they are live and gives updates back. Each
 //! adapted layer is one `Engine`: [`subspaces`](GemsSettings) (GEMS and GaLore: frozen bases A,
 //! trained coordinates B), `lora`, `full`, or `published` (the published optimizer, step for step).
-//! `telling` is what a step tells, `update` what follows from it. `window` sums gradients, `search` finds new bases in them,
+//! `readout` is what a step tells, `update` what follows from it. `window` sums gradients, `search` finds new bases in them,
 //! `refresh` has all layers do both together; `knowledge` is the null space; `resume` is what a checkpoint keeps.
 
 mod adam;
@@ -16,6 +16,7 @@ mod linalg;
 mod lora;
 mod products;
 mod published;
+mod readout;
 mod refresh;
 mod resume;
 mod schedule;
@@ -23,7 +24,6 @@ mod search;
 mod settings;
 mod subspaces;
 mod surgery;
-mod telling;
 mod tuner;
 mod update;
 mod window;

@@ -8,13 +8,13 @@ use super::knowledge::{KnowledgeBasis, Space};
 use super::linalg::transpose;
 use super::lora::Lora;
 use super::published::Published;
+use super::readout::Readout;
 use super::refresh;
 use super::settings::{
     Decay, GateKind, GemsSettings, Method, NullSide, NullSpaceSettings, OptimizerSettings, Refresh, Side,
     Surgery,
 };
 use super::subspaces::{SubspaceOptions, Subspaces};
-use super::telling::Telling;
 use super::window::Streams;
 use crate::backend::{Backend, DType, Mat, Tensor, trace};
 use crate::error::{Error, Result};
@@ -124,7 +124,7 @@ pub struct Tuner {
     pub(super) tasks: usize,
     pub(super) layers: Vec<Option<Layer>>,
     pub(super) dense: Vec<Option<DenseParameter>>,
-    pub(super) telling: Telling,
+    pub(super) readout: Readout,
     pub(super) protected_rows: Option<Tensor>,
     pub(super) gates: Gates,
     pub(super) step: u64,
@@ -252,7 +252,7 @@ impl Tuner {
             _ => None,
         };
         Ok(Self {
-            telling: Telling::new(backend, tasks, &layers, &dense)?,
+            readout: Readout::new(backend, tasks, &layers, &dense)?,
             gates: Gates::new(&settings.gems.gates, tasks, seed),
             backend: Arc::clone(backend),
             settings,
@@ -390,14 +390,14 @@ impl Tuner {
         for layer in self.layers.iter_mut().flatten() {
             layer.engine().begin()?;
         }
-        self.backend.fill(self.telling.values.mat_mut(), 0.0)?;
+        self.backend.fill(self.readout.values.mat_mut(), 0.0)?;
         self.dense.iter_mut().flatten().try_for_each(DenseParameter::begin)
     }
 
     /// Adds a micro-batch's losses: nll *f32* `[labels x 1]`, and the labels of every task.
     pub fn observe_losses(&mut self, nll: Mat, segments: &[Range<usize>]) -> Result<()> {
-        let losses = self.telling.losses(self.tasks);
-        let to = self.telling.values.mat_mut().col_range(losses).reshape(self.tasks, 1);
+        let losses = self.readout.losses(self.tasks);
+        let to = self.readout.values.mat_mut().col_range(losses).reshape(self.tasks, 1);
         self.backend.column_sums(nll, segments, to)
     }
 
@@ -405,7 +405,7 @@ impl Tuner {
     pub fn observe_linear(&mut self, site: usize, g: &Tapped, scales: &Scales) -> Result<()> {
         match self.layers.get_mut(site) {
             Some(Some(layer)) if self.observing => {
-                let products = self.telling.values.mat_mut().col_range(self.telling.sites[site].clone());
+                let products = self.readout.values.mat_mut().col_range(self.readout.sites[site].clone());
                 layer.engine().observe(g, scales, products)
             }
             _ => Ok(()),

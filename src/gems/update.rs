@@ -4,9 +4,9 @@ use super::adam::clip_factor;
 use super::dense::DenseRole;
 use super::engine::{Factors, Parameters, Products, Step};
 use super::gates::TaskSignals;
+use super::readout::Readings;
 use super::settings::{GateKind, Method, Surgery};
 use super::surgery::pcgrad_weights;
-use super::telling::Told;
 use super::tuner::{Layer, StepInput, StepReport, Tuner};
 use crate::backend::{AdamUpdate, Backend, DType, Decision, GateRule, Mat, MatMut, trace};
 use crate::error::Result;
@@ -18,27 +18,31 @@ impl Tuner {
         self.observing = false;
         let _span = trace::span("optimizer");
         self.multiply()?;
+        // Decay is for all of B, Adam for the subspaces of the tasks that the step has.
+        let decays_alone =
+            self.settings.optimizer.weight_decay != 0.0 && input.counts.iter().any(|samples| *samples <= 0.0);
         let at_once = input.target_norm.is_none()
+            && !decays_alone
             && !self.gates.learns()
             && self.layers.iter().flatten().all(|l| l.shared().at_once());
-        let known = match at_once && self.decide_there(input)? {
+        let known = match at_once && self.decide_on_device(input)? {
             true => None,
             false => {
-                let told = self.telling.read(&*self.backend, self.tasks)?;
-                if !told.finite() {
-                    return self.skip(told);
+                let readings = self.readout.read(&*self.backend, self.tasks)?;
+                if !readings.finite() {
+                    return self.skip(readings);
                 }
-                let known = self.decide_here(&told, input);
-                self.backend.upload(&known.as_row(), self.telling.factors.mat_mut())?;
+                let known = self.decide_on_host(&readings, input);
+                self.backend.upload(&known.as_row(), self.readout.factors.mat_mut())?;
                 Some(known)
             }
         };
         let measured = self.update(parameters, input, known.as_ref().filter(|_| !at_once))?;
-        let told = self.telling.read(&*self.backend, self.tasks)?;
-        if !told.finite() {
-            return self.skip(told);
+        let readings = self.readout.read(&*self.backend, self.tasks)?;
+        if !readings.finite() {
+            return self.skip(readings);
         }
-        let known = known.unwrap_or_else(|| self.decide_here(&told, input));
+        let known = known.unwrap_or_else(|| self.decide_on_host(&readings, input));
         (self.step, self.task_steps) = self.next_steps(input);
         let every = self.settings.gems.refresh_every;
         let refresh = match self.step.is_multiple_of(every) && !input.last {
@@ -47,25 +51,25 @@ impl Tuner {
         };
         Ok(StepReport {
             finite: true,
-            gradient_norm: told.products.norm(&known.weights),
+            gradient_norm: readings.products.norm(&known.weights),
             clip: known.clip,
-            update_norm: measured.unwrap_or(told.update_norm),
+            update_norm: measured.unwrap_or(readings.update_norm),
             gates: known.gates,
-            task_norms: told.products.task_norms(),
-            cosines: told.products.cosines(),
-            losses: told.losses,
+            task_norms: readings.products.task_norms(),
+            cosines: readings.products.cosines(),
+            losses: readings.losses,
             refresh,
         })
     }
 
     /// A step that changes nothing.
-    fn skip(&mut self, told: Told) -> Result<StepReport> {
+    fn skip(&mut self, readings: Readings) -> Result<StepReport> {
         for (_, s) in self.subspaces() {
             if let Some(window) = &mut s.window {
                 window.clear()?;
             }
         }
-        Ok(StepReport { gradient_norm: f64::NAN, losses: told.losses, ..StepReport::default() })
+        Ok(StepReport { gradient_norm: f64::NAN, losses: readings.losses, ..StepReport::default() })
     }
 
     /// The number of this step, over all and for every task.
@@ -76,16 +80,16 @@ impl Tuner {
 
     /// The inner products that were not taken with the gradients.
     fn multiply(&mut self) -> Result<()> {
-        let Self { telling, layers, dense, backend, .. } = self;
-        let layers = layers.iter().zip(&telling.sites).filter_map(|(l, place)| Some((l.as_ref()?, place)));
-        let dense = dense.iter().zip(&telling.dense).filter_map(|(p, place)| Some((p.as_ref()?, place)));
+        let Self { readout, layers, dense, backend, .. } = self;
+        let layers = layers.iter().zip(&readout.sites).filter_map(|(l, place)| Some((l.as_ref()?, place)));
+        let dense = dense.iter().zip(&readout.dense).filter_map(|(p, place)| Some((p.as_ref()?, place)));
         let mut wanted: Vec<(Products, usize)> =
             layers.map(|(l, at)| (l.shared().products(), at.end)).collect();
         wanted.extend(dense.map(|(p, at)| (p.products(), at.end)));
         // Pairs whose places follow each other are multiplied together.
         let (mut pairs, mut first) = (Vec::new(), 0);
         let mut flush = |pairs: &mut Vec<(Mat, Mat)>, first: usize| {
-            let to = telling.values.mat_mut().col_range(first..first + pairs.len());
+            let to = readout.values.mat_mut().col_range(first..first + pairs.len());
             let done = if pairs.is_empty() { Ok(()) } else { backend.dots(pairs, to) };
             pairs.clear();
             done
@@ -102,7 +106,7 @@ impl Tuner {
     }
 
     /// Lets the device work out the factors; false when it leaves that to the host.
-    fn decide_there(&mut self, input: &StepInput) -> Result<bool> {
+    fn decide_on_device(&mut self, input: &StepInput) -> Result<bool> {
         let (g, o) = (&self.settings.gems, &self.settings.optimizer);
         let gates = match g.gates.kind {
             GateKind::Fixed => GateRule::Fixed(g.gates.fixed as f32),
@@ -113,34 +117,34 @@ impl Tuner {
         let labels: Vec<f32> = input.labels.iter().map(|n| *n as f32).collect();
         let counts: Vec<f32> = input.counts.iter().map(|n| *n as f32).collect();
         let decision = Decision {
-            quantities: &self.telling.numbers,
+            quantities: &self.readout.numbers,
             gates,
             pcgrad: g.surgery == Surgery::Pcgrad,
             clip_norm: o.clip_norm as f32,
             labels: &labels,
             counts: &counts,
         };
-        let values = self.telling.values.mat();
-        let products = values.col_range(0..self.telling.quantities.len());
-        let losses = values.col_range(self.telling.losses(self.tasks));
-        self.backend.decide(&decision, products, losses, self.telling.factors.mat_mut())
+        let values = self.readout.values.mat();
+        let products = values.col_range(0..self.readout.quantities.len());
+        let losses = values.col_range(self.readout.losses(self.tasks));
+        self.backend.decide(&decision, products, losses, self.readout.factors.mat_mut())
     }
 
     /// The factors of a step whose gradients and losses are finite.
-    fn decide_here(&mut self, told: &Told, input: &StepInput) -> Factors {
+    fn decide_on_host(&mut self, readings: &Readings, input: &StepInput) -> Factors {
         let weights = match self.settings.gems.surgery {
             Surgery::None => vec![1.0; self.tasks],
-            Surgery::Pcgrad => pcgrad_weights(&told.products.gram),
+            Surgery::Pcgrad => pcgrad_weights(&readings.products.gram),
         };
         let most = self.settings.optimizer.clip_norm;
-        let clip = if most > 0.0 { clip_factor(told.products.norm(&weights), most) } else { 1.0 };
+        let clip = if most > 0.0 { clip_factor(readings.products.norm(&weights), most) } else { 1.0 };
         let mean = |(sum, labels): (&f64, &usize)| if *labels > 0 { sum / *labels as f64 } else { 0.0 };
         let signals = TaskSignals {
-            losses: told.losses.iter().zip(&input.labels).map(mean).collect(),
-            norms: told.products.task_norms(),
+            losses: readings.losses.iter().zip(&input.labels).map(mean).collect(),
+            norms: readings.products.task_norms(),
             counts: input.counts.clone(),
         };
-        let effect = self.gates.learns().then_some(told.products.effect.as_slice());
+        let effect = self.gates.learns().then_some(readings.products.effect.as_slice());
         let gates = self.gates.step(&signals, effect);
         Factors { clip, weights, gates }
     }
@@ -162,14 +166,14 @@ impl Tuner {
             optimizer: &self.settings.optimizer,
             rate: input.lr * scale,
             lr: input.lr,
-            factors: self.telling.factors.mat(),
+            factors: self.readout.factors.mat(),
             known: known.unwrap_or(&nothing),
             active: &active,
             t,
             t_tasks: &t_tasks,
         };
-        let values = &mut self.telling.values;
-        let first = self.telling.quantities.len() + self.tasks;
+        let values = &mut self.readout.values;
+        let first = self.readout.quantities.len() + self.tasks;
         let squares = values.mat_mut().col_range(first..first + 2 * self.layers.len());
         let measured = match known {
             Some(_) => apply_directions(&*self.backend, &mut self.layers, parameters, input, &step)?,

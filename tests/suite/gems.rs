@@ -1056,6 +1056,30 @@ fn resuming_equals_going_on_at_every_step() {
     });
 }
 
+/// A delta decays whole: also the subspace of a task that a step has no sample of, whose moments stay as they are.
+#[test]
+fn decay_reaches_the_subspace_of_a_task_that_a_step_lacks() {
+    let mut settings = small(Method::Gems);
+    (settings.optimizer.weight_decay, settings.optimizer.decay) = (0.5, Decay::Delta);
+    let mut world = World::new();
+    let mut tuner = world.tuner(settings, None);
+    world.step(&mut tuner, 0, [9, 6]);
+    // The last column is the last task's.
+    let column = |tuner: &Tuner, world: &mut World, name: &str| -> Vec<f32> {
+        let (state, _) = tuner.state(world).unwrap();
+        let tensor = state.iter().find(|t| t.name == name).unwrap();
+        tensor.values.chunks(tensor.cols).map(|row| row[tensor.cols - 1]).collect()
+    };
+    let names = ["site.0.b", "site.0.m", "site.0.v"];
+    let before = names.map(|name| column(&tuner, &mut world, name));
+    world.step(&mut tuner, 1, [9, 0]);
+    let after = names.map(|name| column(&tuner, &mut world, name));
+    assert!(before[0].iter().any(|b| *b != 0.0));
+    let decayed: Vec<f32> = before[0].iter().map(|b| b * (1.0 - 0.01 * 0.5)).collect();
+    assert_close("coordinates", &after[0], &decayed, 1e-6, 0.0);
+    assert_eq!(after[1..], before[1..]);
+}
+
 #[test]
 fn steps_match_a_given_norm() {
     for method in [Method::Gems, Method::Galore, Method::Full] {

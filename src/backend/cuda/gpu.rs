@@ -51,7 +51,7 @@ pub struct Gpu {
     peaks: Option<Peaks>,
     functions: Mutex<HashMap<String, Function>>,
     // Dropped in this order: what lives in the context before the context.
-    library: Option<Library>,
+    cublaslt: Option<Library>,
     staging: Mutex<Staging>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -148,7 +148,7 @@ impl Gpu {
             // The image for 9.0 is the one that has these kernels; PTX of an older one does not.
             hopper: images::choose(&images::architectures(), capability.0, capability.1)? == "sm_90a",
             peaks: peaks(&context, capability),
-            library: Library::open()?,
+            cublaslt: Library::open()?,
             functions: Mutex::new(HashMap::new()),
             staging: Mutex::new(Staging::new()?),
             context,
@@ -367,12 +367,12 @@ impl Driver for Gpu {
     }
     fn plain_product(&self, p: &PlainProduct, factors: (f32, f32), matrices: [u64; 3]) -> Result<bool> {
         self.bind()?;
-        let Some(library) = &self.library else { return Ok(false) };
+        let Some(library) = &self.cublaslt else { return Ok(false) };
         // Sound: the launch layer describes its own tensors.
         unsafe { library.product(p, factors, matrices, self.stream.cu_stream()) }
     }
     fn has_library(&self) -> bool {
-        self.library.is_some()
+        self.cublaslt.is_some()
     }
     fn peaks(&self) -> Option<Peaks> {
         self.peaks

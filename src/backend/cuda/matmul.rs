@@ -235,7 +235,7 @@ impl Cuda {
         let (shape, plain) =
             (p.shape(c), p.second.is_none() && p.bias.is_none() && arguments.stochastic == 0);
         let ask = shape.tensor_cores && plain && self.driver.has_library();
-        if ask && self.library_product(&arguments, c.dtype, work)? {
+        if ask && self.cublaslt_product(&arguments, c.dtype, work)? {
             return Ok(());
         }
         let kernel = self.kernel_for(&shape);
@@ -260,7 +260,7 @@ impl Cuda {
     }
 
     /// The product by a library, if there is one that does it.
-    fn library_product(&self, a: &MatmulArguments, c: DType, work: Work) -> Result<bool> {
+    fn cublaslt_product(&self, a: &MatmulArguments, c: DType, work: Work) -> Result<bool> {
         let product = PlainProduct {
             m: a.m as usize,
             n: a.n as usize,

@@ -19,7 +19,7 @@ pub struct DeviceKind {
     /// Most shared memory of a block, in bytes.
     pub shared: usize,
     /// Whether plain products go to a library.
-    pub library: bool,
+    pub cublaslt: bool,
 }
 
 impl DeviceKind {
@@ -31,7 +31,7 @@ impl DeviceKind {
             _ => 227,
         };
         let hopper = architecture == "sm_90a";
-        Self { hopper, multiprocessors, shared: kib * 1024, library: false }
+        Self { hopper, multiprocessors, shared: kib * 1024, cublaslt: false }
     }
 
     /// That of a driver.
@@ -40,7 +40,7 @@ impl DeviceKind {
             hopper: driver.hopper(),
             multiprocessors: driver.wide().div_ceil(2),
             shared: driver.max_shared(),
-            library: driver.has_library(),
+            cublaslt: driver.has_library(),
         }
     }
 }
@@ -107,10 +107,10 @@ impl Driver for Null {
         self.kind.hopper
     }
     fn has_library(&self) -> bool {
-        self.kind.library
+        self.kind.cublaslt
     }
     fn plain_product(&self, _p: &PlainProduct, _factors: (f32, f32), _matrices: [u64; 3]) -> Result<bool> {
-        Ok(self.kind.library)
+        Ok(self.kind.cublaslt)
     }
     fn tensor_map(&self, _matrix: &View) -> Result<TensorMap> {
         Ok(TensorMap([0; 16]))

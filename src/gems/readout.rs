@@ -8,9 +8,8 @@ use crate::error::Result;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a step's update is told of besides its gradients, and where on the device it stands: one row of numbers, read
-/// back once a step.
-pub(super) struct Telling {
+/// What a step tells besides its update: where it stands on the device, as one row of numbers, and what each of them is.
+pub(super) struct Readout {
     /// What every inner product is of; those of a layer, or of a dense parameter, follow each other.
     pub quantities: Vec<Quantity>,
     pub numbers: Indices,
@@ -22,20 +21,20 @@ pub(super) struct Telling {
     pub factors: Tensor,
 }
 
-/// [`Telling`], read back.
-pub(super) struct Told {
+/// A [`Readout`], read back.
+pub(super) struct Readings {
     pub products: StepProducts,
     pub losses: Vec<f64>,
     pub update_norm: f64,
 }
 
-impl Told {
+impl Readings {
     pub fn finite(&self) -> bool {
         self.products.finite() && self.losses.iter().all(|l| l.is_finite())
     }
 }
 
-impl Telling {
+impl Readout {
     pub fn new(
         be: &Arc<dyn Backend>,
         tasks: usize,
@@ -69,11 +68,11 @@ impl Telling {
     }
 
     /// Waits for all of it.
-    pub fn read(&self, be: &dyn Backend, tasks: usize) -> Result<Told> {
+    pub fn read(&self, be: &dyn Backend, tasks: usize) -> Result<Readings> {
         let values = be.download(self.values.mat())?;
         let losses = self.losses(tasks);
         let squares: f64 = values[losses.end..].iter().map(|v| *v as f64).sum();
-        Ok(Told {
+        Ok(Readings {
             products: StepProducts::gather(tasks, &self.quantities, &values),
             losses: values[losses].iter().map(|v| *v as f64).collect(),
             update_norm: squares.max(0.0).sqrt(),
