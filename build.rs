@@ -6,6 +6,7 @@
 //!
 //! An object is compiled again only when its command, its source or a header has changed.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::fmt::Write as _;
@@ -32,7 +33,10 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rerun-if-changed=.cuda/bin/nvcc");
+    // Only where it is: cargo takes a file that is not there for one that changed. `scripts/cuda-toolchain.sh` touches this file.
+    if Path::new(".cuda/bin/nvcc").exists() {
+        println!("cargo::rerun-if-changed=.cuda/bin/nvcc");
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let kernels = files("kernels", "cu");
     // The machine's own test kernels run on the machine only.
@@ -44,6 +48,7 @@ fn main() {
     let mut archive = cc::Build::new();
     archive.cpp(true).objects(&objects).compile("gems_simt");
     fs::write(out.join("kernels.rs"), table(&host_kernels, &images)).expect("OUT_DIR is writable");
+    fs::write(out.join("abi.rs"), limits() + &structures()).expect("OUT_DIR is writable");
 }
 
 /// The files of a directory with an extension, sorted.
@@ -53,6 +58,11 @@ fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     found.retain(|p| p.extension().is_some_and(|e| e == extension));
     found.sort();
     found
+}
+
+/// What kernels may include.
+fn kernel_headers() -> Vec<PathBuf> {
+    [files("kernels", "cuh"), files("kernels", "h")].concat()
 }
 
 fn stem(path: &Path) -> String {
@@ -68,7 +78,7 @@ fn host_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<PathBuf>) {
     // Line tables whatever the profile: the machine's reports name source lines.
     build.flag("-g1");
     let compiler = build.get_compiler();
-    let headers = [files("kernels", "cuh"), files("kernels/simt", "h")].concat();
+    let headers = [kernel_headers(), files("kernels/simt", "h")].concat();
     let mut jobs = Vec::new();
     for source in files("kernels/simt", "cpp").iter().chain(kernels) {
         let output = out.join(format!("simt-{}.o", stem(source)));
@@ -113,7 +123,7 @@ fn device_jobs(kernels: &[PathBuf], out: &Path) -> (Vec<Job>, Vec<Image>) {
     };
     let known = supported(&nvcc);
     let wanted = env::var("GEMS_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.into());
-    let headers = files("kernels", "cuh");
+    let headers = kernel_headers();
     let (mut jobs, mut images) = (Vec::new(), Vec::new());
     let targets = wanted.split(',').map(|a| (a.trim(), "-cubin", "sm")).chain([(PTX, "-ptx", "ptx")]);
     for (arch, kind, prefix) in targets {
@@ -217,8 +227,94 @@ fn table(kernels: &[PathBuf], images: &[Image]) -> String {
         "}\n\n/// Keeps every kernel file's host object in the program.\npub fn keep_simt_kernels() {\n",
     );
     for kernel in kernels {
+        text.push_str("    // SAFETY: an empty function without arguments.\n");
         let _ = writeln!(text, "    unsafe {{ gems_simt_file_{}() }};", stem(kernel));
     }
     text.push_str("}\n");
     text
+}
+
+/// `kernels/limits.h` as Rust constants.
+fn limits() -> String {
+    let mut text = String::new();
+    let source = fs::read_to_string("kernels/limits.h").expect("kernels/limits.h is readable");
+    for line in source.lines().filter_map(|l| l.strip_prefix("constexpr int ")) {
+        let (constant, what) =
+            line.split_once(";  // ").unwrap_or_else(|| panic!("kernels/limits.h: {line}"));
+        let (name, value) = constant.split_once(" = ").unwrap_or_else(|| panic!("kernels/limits.h: {line}"));
+        let _ = writeln!(text, "/// {what}\npub const {name}: usize = {value};");
+    }
+    text
+}
+
+/// A structure of the kernels' sources.
+struct Structure {
+    file: PathBuf,
+    /// Such as `alignas(128)`; mostly empty.
+    alignment: String,
+    /// Names and Rust types.
+    fields: Vec<(String, String)>,
+}
+
+/// Every structure that is a kernel's arguments or a part of them, as a Rust structure with the same fields.
+fn structures() -> String {
+    let mut known = BTreeMap::new();
+    for file in [files("kernels", "cu"), kernel_headers()].concat() {
+        let source = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        for text in source.split("\nstruct ").skip(1) {
+            let (head, rest) = text.split_once('{').unwrap_or_default();
+            let (alignment, name) = head.trim().rsplit_once(' ').unwrap_or(("", head.trim()));
+            let (file, alignment) = (file.clone(), alignment.replace("alignas", ", align"));
+            let fields = fields(rest.split("};").next().unwrap_or_default());
+            let before = known.insert(name.to_string(), Structure { file, alignment, fields });
+            assert!(before.is_none(), "two structures are called {name}");
+        }
+    }
+    let (mut wanted, mut text) = (Vec::new(), String::new());
+    wanted.extend(known.keys().filter(|name| name.ends_with("Arguments")));
+    let mut next = 0;
+    while let Some(name) = wanted.get(next).copied() {
+        next += 1;
+        let Structure { file, alignment, fields } = &known[name];
+        let _ = writeln!(text, "/// `struct {name}` of `{}`.", file.display());
+        let _ =
+            writeln!(text, "#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]\n#[repr(C{alignment})]");
+        let _ = writeln!(text, "pub struct {name} {{");
+        for (field, kind) in fields {
+            let _ = writeln!(text, "    pub {field}: {kind},");
+            let element = kind.trim_start_matches('[').split(';').next().unwrap_or_default();
+            let part = known.get_key_value(element).map(|(name, _)| name);
+            wanted.extend(part.filter(|name| !wanted.contains(name)));
+        }
+        text.push_str("}\n");
+    }
+    text
+}
+
+/// The fields that a structure's body declares, such as `const float *x, *y; int n, list[N];`.
+fn fields(body: &str) -> Vec<(String, String)> {
+    let lines = body.lines().filter_map(|l| l.split("//").next()).filter(|l| !l.contains('('));
+    let declarations: String = lines.collect();
+    let mut fields = Vec::new();
+    for declaration in declarations.split(';') {
+        let declaration = declaration.trim();
+        let Some((kind, names)) = declaration.trim_start_matches("const ").split_once(' ') else { continue };
+        let kind = match kind {
+            _ if declaration.contains('*') => "u64",
+            "int" => "i32",
+            "int64_t" => "i64",
+            "uint32_t" => "u32",
+            "uint64_t" => "u64",
+            "float" => "f32",
+            structure => structure,
+        };
+        for name in names.split(',') {
+            let name = name.trim_matches([' ', '*', ']']);
+            fields.push(match name.split_once('[') {
+                Some((name, count)) => (name.to_string(), format!("[{kind}; {count}]")),
+                None => (name.to_string(), kind.to_string()),
+            });
+        }
+    }
+    fields
 }

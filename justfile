@@ -17,7 +17,7 @@ check:
 golden:
     cargo test --release golden
 
-# Criterion benchmarks of operations, step and refresh.
+# Criterion benchmarks: ops, step, refresh, metrics.
 bench *ARGS:
     cargo bench {{ARGS}}
 
@@ -36,7 +36,7 @@ gpu-check *ARGS:
 
 # How fast is it on this GPU? Steps beside PyTorch peers, every operation; at most 8 minutes (docs/gpu.md).
 gpu-bench *ARGS:
-    cargo build --release --locked --bins --bench kernels --example peers-ranker
+    cargo build --release --locked --bins --bench ops --example peers-ranker
     scripts/gpu-bench.sh {{ARGS}}
 
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).

@@ -4,13 +4,12 @@
 //! `GEMS_BENCH_DEVICE` (cpu, simt, cuda) chooses the device; cpu by default.
 #![allow(dead_code, reason = "every bench uses a part of it")]
 
-use gems_engine::backend::{Backend, DType, cpu::Cpu, cuda::Cuda};
+use gems_engine::backend::cuda::{Cuda, DeviceSpec};
+use gems_engine::backend::{Backend, DType, cpu::Cpu};
 use gems_engine::error::Result;
-use gems_engine::gems::{
-    Method, NullSide, Parameters, RefreshReport, Scales, StepInput, Tuner, TunerSettings,
-};
+use gems_engine::gems::{Method, MethodSettings, NullSide, Optimizer, StepInput};
 use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed};
-use gems_engine::train::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
+use gems_engine::train::{Averaging, gradients, probe};
 use std::sync::Arc;
 
 /// A model shape by name: its configuration, and the batch it is measured on.
@@ -37,9 +36,10 @@ const LABELS: usize = 3;
 
 /// The device asked for.
 pub fn device() -> Arc<dyn Backend> {
+    let kernels = |spec: DeviceSpec| -> Result<Arc<dyn Backend>> { Ok(Cuda::open(spec.with_switches()?)?) };
     let opened = match std::env::var("GEMS_BENCH_DEVICE").as_deref() {
-        Ok("simt") => Cuda::open_simt(DType::F32),
-        Ok("cuda") => Cuda::open_device(0),
+        Ok("simt") => kernels(DeviceSpec::simt(DType::F32)),
+        Ok("cuda") => kernels(DeviceSpec::gpu(0)),
         _ => Cpu::open(None),
     };
     opened.unwrap_or_else(|error| panic!("{error}"))
@@ -104,8 +104,8 @@ pub fn labelled(encoder: Option<Packed>, decoder: Packed, whole: &[Vec<u32>]) ->
 }
 
 /// A method at rank `rank`, without a null space, on every linear layer.
-pub fn method(method: Method, rank: usize) -> TunerSettings {
-    let mut settings = TunerSettings::default();
+pub fn method(method: Method, rank: usize) -> MethodSettings {
+    let mut settings = MethodSettings::default();
     settings.gems.method = method;
     settings.gems.rank = rank;
     settings.null_space.side = NullSide::None;
@@ -116,54 +116,39 @@ pub fn method(method: Method, rank: usize) -> TunerSettings {
 /// A model being tuned on one batch.
 pub struct Training {
     pub model: Model,
-    pub tuner: Tuner,
+    pub tuner: Optimizer,
     batch: Batch,
-    scales: Scales,
 }
 
 impl Training {
     /// Everything up to the first step, with the first bases found in the batch itself.
-    pub fn start(mut model: Model, batch: Batch, settings: TunerSettings) -> Result<Self> {
-        let roles = dense_roles(&model, &settings.optimizer, None);
-        let (sites, backend) = (site_shapes(&model), Arc::clone(&model.backend));
+    pub fn start(mut model: Model, batch: Batch, settings: MethodSettings) -> Result<Self> {
         let tasks = batch.labels.segments.len();
-        let tuner = Tuner::new(settings, &sites, &roles, tasks, None, &mut model, &backend, 1)?;
-        let scales = scales(&labels_per_task([&batch], tasks));
-        let mut this = Self { model, tuner, batch, scales };
-        this.refresh()?;
+        let tuner = Optimizer::for_model(settings, &mut model, None, tasks, None, 1)?;
+        let mut this = Self { model, tuner, batch };
+        let Self { model, tuner, batch } = &mut this;
+        probe(model, tuner, |model, tuner| pass(model, tuner, batch).map(drop))?;
         Ok(this)
-    }
-
-    /// Finds the first bases: as many passes as they take.
-    fn refresh(&mut self) -> Result<Option<RefreshReport>> {
-        let rounds = self.tuner.probe_rounds();
-        for round in 0..rounds {
-            self.tuner.begin_probe(round)?;
-            micro_step(&self.model, &mut self.tuner, &self.batch, &self.scales, false)?;
-        }
-        if rounds == 0 {
-            return Ok(None);
-        }
-        self.tuner.finish_probe(&mut self.model as &mut dyn Parameters).map(Some)
     }
 
     /// One whole step; returns the loss before it.
     pub fn step(&mut self) -> Result<f64> {
         self.tuner.begin_step()?;
-        let nll = micro_step(&self.model, &mut self.tuner, &self.batch, &self.scales, false)?;
-        let tasks = &self.batch.labels.segments;
-        self.tuner.observe_losses(nll.mat(), tasks)?;
-        let labels: Vec<usize> = tasks.iter().map(|rows| rows.len()).collect();
+        let labels = pass(&self.model, &mut self.tuner, &self.batch)?;
         let input = StepInput {
-            counts: vec![1.0; tasks.len()],
+            counts: vec![1.0; labels.len()],
             labels: labels.clone(),
             lr: 1e-4,
             lr_rows: 1e-4,
             target_norm: None,
             last: false,
         };
-        let report = self.tuner.finish_step(&mut self.model, &input)?;
+        let report = self.tuner.step(&mut self.model, &input)?;
         self.model.backend.synchronize()?;
         Ok(report.losses.iter().sum::<f64>() / labels.iter().sum::<usize>().max(1) as f64)
     }
+}
+
+fn pass(model: &Model, tuner: &mut Optimizer, batch: &Batch) -> Result<Vec<usize>> {
+    gradients(model, tuner, std::slice::from_ref(batch), Averaging::Labels, false)
 }

@@ -16,8 +16,7 @@ fn steps(c: &mut Criterion) {
             .warm_up_time(Duration::from_millis(300))
             .measurement_time(Duration::from_secs(3));
         let batch = shape.batch();
-        let tokens = batch.decoder.rows() + batch.encoder.as_ref().map_or(0, |e| e.rows());
-        group.throughput(Throughput::Elements(tokens as u64));
+        group.throughput(Throughput::Elements(batch.rows() as u64));
         for (name, kind) in [("gems", Method::Gems), ("lora", Method::Lora), ("full", Method::Full)] {
             let settings = method(kind, 16);
             let mut training = Training::start(shape.model(&backend), batch.clone(), settings).expect(name);

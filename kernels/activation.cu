@@ -11,11 +11,11 @@ struct ActivationArguments { Matrix gate, up, dy, y, dup; int kind, unused; };
 
 // The function and its derivative at x.
 __device__ __forceinline__ void evaluate(int kind, float x, float& value, float& slope) {
-  if (kind == 0) {
+  if (kind == ACTIVATION_SILU) {
     float s = 1.0f / (1.0f + __expf(-x));
     value = x * s;
     slope = s * (1.0f + x * (1.0f - s));
-  } else if (kind == 1) {
+  } else if (kind == ACTIVATION_RELU) {
     value = x > 0.0f ? x : 0.0f;
     slope = x > 0.0f ? 1.0f : 0.0f;
   } else {

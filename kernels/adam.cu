@@ -6,7 +6,7 @@
 //
 // x, m, v f32 [M x R], G f32 [M x any]; change f32 (new x - old x, 0 outside all blocks) and copy (copy_scale x in compute
 // type) are optional. clip, the tasks' weights and gates are factors f32 [1 + 2 tasks] that a former kernel worked out
-// (decide.cu); without factors they are 1. A clip that is not a number leaves x, m, v and copy as they are.
+// (step_factors.cu); without factors they are 1. A clip that is not a number leaves x, m, v and copy as they are.
 // squares[l] receives the squared norm of matrix l's change, or adds it when `only_blocks`: blocks leave their parts in
 // `sums` f64 [matrices x gridDim.x], the last of a matrix adds them in order. `tickets` u32 [matrices] are zero
 // before and after. With `only_blocks` the columns outside the blocks are not touched.
@@ -16,7 +16,6 @@
 // Bytes: 4 * (x, m, v twice, g once), and the copy once.
 #include "common.cuh"
 
-constexpr int ADAM_MATRICES = 16, ADAM_BLOCKS = 24, QUAD = 4;
 struct AdamBlock {
   int first, end, from, terms, stride, gate;  // gate: its place among the factors, or -1
   float beta1, beta2, step, sqrt_correction2, eps, keep_before, keep_after, grad_scale;

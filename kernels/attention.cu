@@ -1,8 +1,8 @@
 // Attention over packed sequences, forward, on tensor cores (flash attention: no score matrix in memory).
 //
-//   out = softmax(scale q k^T + bias) v within every sequence; lse = logsumexp of the scores
+//   out = softmax(cap(scale q k^T) + bias) v within every sequence; lse = logsumexp of the scores
 //
-// bf16; causal or full mask; grouped heads; optional T5 bias (attention.cuh has shapes). Head size d a
+// bf16; causal, windowed or full mask; grouped heads; optional cap and T5 bias (attention.cuh). Head size d a
 // multiple of 8 up to 128; q, k, v rows aligned to 16 bytes. A row that sees no key gives out 0, lse -inf.
 // 128 threads; grid: x ceil(longest query run / 64), y heads, z sequences; blocks beyond a sequence's end
 // return at once, long rows of a causal sequence start first. Shared memory: 3 * 64 * DP * 2 bytes, DP = 64
@@ -12,20 +12,20 @@
 
 template <int DP> __device__ __forceinline__ void attention_tc(const AttentionArguments& a) {
   GEMS_SHARED(shared);
-  constexpr int TILE = 64, TILE_BYTES = TILE * DP * 2;
+  constexpr int TILE = ATTENTION_TILE, TILE_BYTES = TILE * DP * 2;
   uint8_t *tile_q = shared, *tile_k = shared + TILE_BYTES, *tile_v = shared + 2 * TILE_BYTES;
   Sequence s = my_sequence(a);
   int head = blockIdx.y, kv = head / (a.heads / a.kv_heads), d = a.head_dim;
   int q_tile = (int)(gridDim.x - 1 - blockIdx.x) * TILE;
   if (q_tile >= s.q_rows) return;
   int lane = threadIdx.x % 32, row = q_tile + (int)threadIdx.x / 32 * 16;  // this warp's first row
-  int k_end = a.causal && q_tile + TILE < s.k_rows ? q_tile + TILE : s.k_rows;
+  int k_first = first_key(a, q_tile) / TILE * TILE, k_end = end_key(a, s, q_tile + TILE - 1);
 
   load_head<TILE, DP>(tile_q, a.q, s.q0 + q_tile, s.q_rows - q_tile, head, d);
-  if (k_end > 0) load_head<TILE, DP>(tile_k, a.k, s.k0, s.k_rows, kv, d);
+  if (k_end > 0) load_head<TILE, DP>(tile_k, a.k, s.k0 + k_first, s.k_rows - k_first, kv, d);
   copy_async_commit();
   float o[DP / 64][8][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-  for (int k = 0; k < k_end; k += TILE) {
+  for (int k = k_first; k < k_end; k += TILE) {
     load_head<TILE, DP>(tile_v, a.v, s.k0 + k, s.k_rows - k, kv, d);
     copy_async_commit();
     copy_async_wait<1>();
@@ -35,6 +35,7 @@ template <int DP> __device__ __forceinline__ void attention_tc(const AttentionAr
     __syncthreads();  // k may be overwritten
     if (k + TILE < k_end) load_head<TILE, DP>(tile_k, a.k, s.k0 + k + TILE, s.k_rows - k - TILE, kv, d);
     copy_async_commit();
+    float scale = cap_tile(a, p);
 #pragma unroll
     for (int half = 0; half < 2; half++) {  // rows lane / 4 and lane / 4 + 8
       int i = row + lane / 4 + half * 8;
@@ -43,8 +44,7 @@ template <int DP> __device__ __forceinline__ void attention_tc(const AttentionAr
       for (int j = 0; j < 16; j++) {
         float& score = p[0][j / 2][half * 2 + j % 2];
         int key = k + j / 2 * 8 + lane % 4 * 2 + j % 2;
-        bool seen = i < s.q_rows && key < s.k_rows && (!a.causal || key <= i);
-        score = seen ? a.scale * score + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : -INFINITY;
+        score = sees(a, s, i, key) ? scale * score + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : -INFINITY;
         largest = score > largest ? score : largest;
       }
       for (int bits = 1; bits < 4; bits *= 2) {

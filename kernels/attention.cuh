@@ -1,8 +1,9 @@
 // What the attention kernels share: their arguments, sequences, masks and the relative position bias.
 //
-// Notation of one head: S = scale q k^T + bias, P = softmax(S), out = P v, lse = logsumexp(S) per row;
-// delta = rowsum(dout * out), dP = dout v^T, dS = P * (dP - delta), dq = scale dS k, dk = scale dS^T q,
-// dv = P^T dout. Query head h uses key and value head h / (heads / kv_heads).
+// Notation of one head: S = cap(scale q k^T) + bias, P = softmax(S), out = P v, lse = logsumexp(S) per row;
+// delta = rowsum(dout * out), dP = dout v^T, dS = P * (dP - delta), dq = scale (dS * cap') k,
+// dk = scale (dS * cap')^T q, dv = P^T dout. Query head h uses key and value head h / (heads / kv_heads).
+// cap(x) = softcap tanh(x / softcap), or x where softcap is 0; cap' = 1 - (cap / softcap)^2.
 #pragma once
 #include "tensor_core.cuh"
 
@@ -14,8 +15,10 @@ struct AttentionArguments {
   const uint32_t *listed_offsets, *listed_keys;     // keys of every query row, or null
   const uint32_t *q_positions, *k_positions;        // with a bias: positions within the sequences
   const uint32_t* buckets;                          // [2 max_distance + 1]: bucket of a clamped distance
-  int heads, kv_heads, head_dim, causal, max_distance;
-  float scale;
+  int heads, kv_heads, head_dim;
+  int window;                                       // row i sees i - window + 1 .. i of its sequence; 0: all keys
+  int max_distance;
+  float scale, softcap, inverse_softcap;            // softcap 0: none
 };
 
 // The rows of sequence blockIdx.z.
@@ -23,6 +26,38 @@ struct Sequence { int q0, q_rows, k0, k_rows; };
 __device__ __forceinline__ Sequence my_sequence(const AttentionArguments& a) {
   int q0 = a.q_offsets[blockIdx.z], k0 = a.k_offsets[blockIdx.z];
   return Sequence{q0, (int)a.q_offsets[blockIdx.z + 1] - q0, k0, (int)a.k_offsets[blockIdx.z + 1] - k0};
+}
+
+// ---- the mask: who sees whom, by rows of the sequence. Ranges grow with their argument. ---------------------
+
+__device__ __forceinline__ bool sees(const AttentionArguments& a, const Sequence& s, int i, int key) {
+  return i < s.q_rows && key < s.k_rows && (a.window == 0 || (key <= i && i - key < a.window));
+}
+// The keys that row i sees: first_key .. end_key.
+__device__ __forceinline__ int first_key(const AttentionArguments& a, int i) {
+  return a.window == 0 || i < a.window ? 0 : i - a.window + 1;
+}
+__device__ __forceinline__ int end_key(const AttentionArguments& a, const Sequence& s, int i) {
+  return a.window != 0 && i + 1 < s.k_rows ? i + 1 : s.k_rows;
+}
+// The rows that see a key: first_query .. end_query.
+__device__ __forceinline__ int first_query(const AttentionArguments& a, int key) { return a.window == 0 ? 0 : key; }
+__device__ __forceinline__ int end_query(const AttentionArguments& a, const Sequence& s, int key) {
+  return a.window != 0 && a.window < s.q_rows - key ? key + a.window : s.q_rows;
+}
+
+// ---- scores: scale q k^T, capped, and the bias --------------------------------------------------------------
+
+// Caps a product of q and k, if scores are capped; returns the factor that is still to be applied to it.
+__device__ __forceinline__ float cap(const AttentionArguments& a, float& product) {
+  if (a.softcap == 0.0f) return a.scale;
+  product = a.softcap * tanhf(a.scale * product * a.inverse_softcap);
+  return 1.0f;
+}
+// The derivative of the cap, from what `cap` left.
+__device__ __forceinline__ float cap_slope(const AttentionArguments& a, float capped) {
+  float t = capped * a.inverse_softcap;
+  return a.softcap == 0.0f ? 1.0f : 1.0f - t * t;
 }
 
 // The bucket of key row j seen from query row i (rows of the batch).
@@ -37,8 +72,6 @@ template <class T> __device__ __forceinline__ float bias_of(const AttentionArgum
 
 // ---- tensor-core tiles: DP is the head size rounded up to 64 or 128, beyond d everything is zero -----------
 
-constexpr int ATTENTION_THREADS = 128;  // 4 warps, 16 rows of a 64-row tile each
-
 template <int ROWS, int DP>
 __device__ __forceinline__ void load_head(uint8_t* tile, const Matrix& m, int64_t row0, int rows, int head, int d) {
   constexpr int PIECES = DP / 8;
@@ -50,6 +83,17 @@ __device__ __forceinline__ void load_head(uint8_t* tile, const Matrix& m, int64_
     const bf16* from = valid ? m.row<const bf16>(row0 + row) + head * d + piece * 8 : m.row<const bf16>(0);
     copy_async16(tile + swizzled<DP * 2>(row, piece), from, valid);
   }
+}
+
+// `cap` of a tile.
+template <int N> __device__ __forceinline__ float cap_tile(const AttentionArguments& a, float (&s)[1][N][4]) {
+  if (a.softcap == 0.0f) return a.scale;
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) cap(a, s[0][j][r]);
+  }
+  return 1.0f;
 }
 
 // s = rows(first .. first + 16 of x) . rows(0 .. N of y), over DP elements.

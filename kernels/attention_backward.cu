@@ -13,14 +13,14 @@
 
 template <int DP> __device__ __forceinline__ void attention_dq_tc(const AttentionArguments& a) {
   GEMS_SHARED(shared);
-  constexpr int TILE = 64, TILE_BYTES = TILE * DP * 2;
+  constexpr int TILE = ATTENTION_TILE, TILE_BYTES = TILE * DP * 2;
   uint8_t *tile_q = shared, *tile_dout = shared + TILE_BYTES, *tile_k = shared + 2 * TILE_BYTES, *tile_v = shared + 3 * TILE_BYTES;
   Sequence s = my_sequence(a);
   int head = blockIdx.y, kv = head / (a.heads / a.kv_heads), d = a.head_dim;
   int q_tile = (int)(gridDim.x - 1 - blockIdx.x) * TILE;
   if (q_tile >= s.q_rows) return;
   int lane = threadIdx.x % 32, row = q_tile + (int)threadIdx.x / 32 * 16;
-  int k_end = a.causal && q_tile + TILE < s.k_rows ? q_tile + TILE : s.k_rows;
+  int k_first = first_key(a, q_tile) / TILE * TILE, k_end = end_key(a, s, q_tile + TILE - 1);
 
   load_head<TILE, DP>(tile_q, a.q, s.q0 + q_tile, s.q_rows - q_tile, head, d);
   load_head<TILE, DP>(tile_dout, a.dout, s.q0 + q_tile, s.q_rows - q_tile, head, d);
@@ -34,7 +34,7 @@ template <int DP> __device__ __forceinline__ void attention_dq_tc(const Attentio
     }
   }
   float dq[DP / 64][8][4] = {};
-  for (int k = 0; k < k_end; k += TILE) {
+  for (int k = k_first; k < k_end; k += TILE) {
     load_head<TILE, DP>(tile_k, a.k, s.k0 + k, s.k_rows - k, kv, d);
     load_head<TILE, DP>(tile_v, a.v, s.k0 + k, s.k_rows - k, kv, d);
     copy_async_commit();
@@ -43,14 +43,16 @@ template <int DP> __device__ __forceinline__ void attention_dq_tc(const Attentio
     float p[1][8][4] = {}, dp[1][8][4] = {};
     multiply_heads<TILE, DP>(p, tile_q, row - q_tile, tile_k);
     multiply_heads<TILE, DP>(dp, tile_dout, row - q_tile, tile_v);
+    float scale = cap_tile(a, p);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
 #pragma unroll
       for (int r = 0; r < 4; r++) {
         int i = row + lane / 4 + r / 2 * 8, key = k + j * 8 + lane % 4 * 2 + r % 2;
-        bool seen = i < s.q_rows && key < s.k_rows && (!a.causal || key <= i);
-        float score = seen ? a.scale * p[0][j][r] + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : 0.0f;
-        p[0][j][r] = seen ? __expf(score - lse[r / 2]) * (dp[0][j][r] - delta[r / 2]) : 0.0f;
+        bool seen = sees(a, s, i, key);
+        float score = seen ? scale * p[0][j][r] + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : 0.0f;
+        float slope = cap_slope(a, p[0][j][r]);
+        p[0][j][r] = seen ? __expf(score - lse[r / 2]) * (dp[0][j][r] - delta[r / 2]) * slope : 0.0f;
       }
     }
     multiply_values<TILE, DP>(dq, p, tile_k);
@@ -61,12 +63,17 @@ template <int DP> __device__ __forceinline__ void attention_dq_tc(const Attentio
   store_head<DP>(a.dq, dq, s.q0, row, s.q_rows, head, d, a.scale, a.scale);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200  // the 168 registers with which three blocks fit are two too few here
+GEMS_KERNEL_BLOCKS(attention_dq_tc_64, ATTENTION_THREADS, 2, AttentionArguments, attention_dq_tc<64>)
+#else
 GEMS_KERNEL(attention_dq_tc_64, ATTENTION_THREADS, AttentionArguments, attention_dq_tc<64>)
+#endif
 GEMS_KERNEL(attention_dq_tc_128, ATTENTION_THREADS, AttentionArguments, attention_dq_tc<128>)
 
 template <int DP> __device__ __forceinline__ void attention_dkv_tc(const AttentionArguments& a) {
   GEMS_SHARED(shared);
-  constexpr int TILE = 64, QUERIES = DP == 64 ? 64 : 32, KEY_BYTES = TILE * DP * 2, QUERY_BYTES = QUERIES * DP * 2;
+  constexpr int TILE = ATTENTION_TILE, QUERIES = DP == 64 ? ATTENTION_QUERIES_64 : ATTENTION_QUERIES_128;
+  constexpr int KEY_BYTES = TILE * DP * 2, QUERY_BYTES = QUERIES * DP * 2;
   uint8_t *tile_k = shared, *tile_v = shared + KEY_BYTES, *tile_q = shared + 2 * KEY_BYTES, *tile_dout = tile_q + QUERY_BYTES;
   float* lse = reinterpret_cast<float*>(tile_dout + QUERY_BYTES);
   float* delta = lse + QUERIES;
@@ -78,8 +85,9 @@ template <int DP> __device__ __forceinline__ void attention_dkv_tc(const Attenti
   load_head<TILE, DP>(tile_k, a.k, s.k0 + k_tile, s.k_rows - k_tile, kv, d);
   load_head<TILE, DP>(tile_v, a.v, s.k0 + k_tile, s.k_rows - k_tile, kv, d);
   float dk[DP / 64][8][4] = {}, dv[DP / 64][8][4] = {};
+  int q_end = end_query(a, s, k_tile + TILE - 1);
   for (int head = kv * group; head < (kv + 1) * group; head++) {
-    for (int q = a.causal ? k_tile / QUERIES * QUERIES : 0; q < s.q_rows; q += QUERIES) {
+    for (int q = first_query(a, k_tile) / QUERIES * QUERIES; q < q_end; q += QUERIES) {
       load_head<QUERIES, DP>(tile_q, a.q, s.q0 + q, s.q_rows - q, head, d);
       load_head<QUERIES, DP>(tile_dout, a.dout, s.q0 + q, s.q_rows - q, head, d);
       copy_async_commit();
@@ -94,15 +102,17 @@ template <int DP> __device__ __forceinline__ void attention_dkv_tc(const Attenti
       float p[1][QUERIES / 8][4] = {}, ds[1][QUERIES / 8][4] = {};
       multiply_heads<QUERIES, DP>(p, tile_k, row - k_tile, tile_q);
       multiply_heads<QUERIES, DP>(ds, tile_v, row - k_tile, tile_dout);
+      float scale = cap_tile(a, p);
 #pragma unroll
       for (int j = 0; j < QUERIES / 8; j++) {
 #pragma unroll
         for (int r = 0; r < 4; r++) {
           int key = row + lane / 4 + r / 2 * 8, local = j * 8 + lane % 4 * 2 + r % 2, i = q + local;
-          bool seen = i < s.q_rows && key < s.k_rows && (!a.causal || key <= i);
-          float score = seen ? a.scale * p[0][j][r] + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : 0.0f;
+          bool seen = sees(a, s, i, key);
+          float score = seen ? scale * p[0][j][r] + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : 0.0f;
+          float slope = cap_slope(a, p[0][j][r]);
           p[0][j][r] = seen ? __expf(score - lse[local]) : 0.0f;
-          ds[0][j][r] = p[0][j][r] * (ds[0][j][r] - delta[local]);
+          ds[0][j][r] = p[0][j][r] * (ds[0][j][r] - delta[local]) * slope;
         }
       }
       multiply_values<QUERIES, DP>(dv, p, tile_dout);

@@ -25,10 +25,11 @@ template <class T> __device__ __forceinline__ void bias_histogram(const Attentio
   int d = a.head_dim, head = blockIdx.y, kv = head / (a.heads / a.kv_heads), buckets = a.bias_table.rows;
   for (int b = 0; b < buckets; b++) histogram[b * blockDim.x + threadIdx.x] = 0.0f;
   for (int local = threadIdx.x; local < s.q_rows; local += blockDim.x) {
-    int i = s.q0 + local, keys = a.causal ? local + 1 : s.k_rows;
+    int i = s.q0 + local, end = s.k0 + end_key(a, s, local);
     float lse = a.lse.row<const float>(i)[head], delta = a.delta.row<const float>(i)[head];
-    for (int key = s.k0; key < s.k0 + keys; key++) {
-      float score = a.scale * dot_pair(a.q.row<const T>(i) + head * d, a.k.row<const T>(key) + kv * d, d) + bias_of<T>(a, head, i, key);
+    for (int key = s.k0 + first_key(a, local); key < end; key++) {
+      float product = dot_pair(a.q.row<const T>(i) + head * d, a.k.row<const T>(key) + kv * d, d), scale = cap(a, product);
+      float score = scale * product + bias_of<T>(a, head, i, key);
       float dp = dot_pair(a.dout.row<const T>(i) + head * d, a.v.row<const T>(key) + kv * d, d);
       histogram[bucket_of(a, i, key) * blockDim.x + threadIdx.x] += expf(score - lse) * (dp - delta);
     }
@@ -41,14 +42,13 @@ template <class T> __device__ __forceinline__ void bias_histogram(const Attentio
   }
 }
 
-GEMS_KERNEL(attention_bias_f32, 64, AttentionBiasArguments, bias_histogram<float>)
-GEMS_KERNEL(attention_bias_bf16, 64, AttentionBiasArguments, bias_histogram<bf16>)
+GEMS_KERNEL(attention_bias_f32, BIAS_THREADS, AttentionBiasArguments, bias_histogram<float>)
+GEMS_KERNEL(attention_bias_bf16, BIAS_THREADS, AttentionBiasArguments, bias_histogram<bf16>)
 
-constexpr int BIAS_SEGMENTS = 64;
 struct AttentionBiasSumArguments {
   Matrix partial, dbias;
   int buckets, unused;
-  struct { int first, end; } segment[BIAS_SEGMENTS];
+  Segment segment[SEGMENTS];
 };
 
 __device__ __forceinline__ void bias_sum(const AttentionBiasSumArguments& a) {

@@ -5,7 +5,7 @@
 // a lane per column for the sums. Head size 1 to 256. Online softmax in f32; every output has one owner:
 // deterministic.
 // attention_rows_*, attention_dq_rows_*: 128 threads, grid x ceil(longest query run / 4), y heads, z sequences.
-// attention_dkv_rows_*: grid x ceil(longest key run / 4), y kv heads, z sequences; causal and full masks only.
+// attention_dkv_rows_*: grid x ceil(longest key run / 4), y kv heads, z sequences; not of a listed mask.
 // Shared memory: 4 * (2 d + 96) * 4 bytes. delta_*: a warp per row and head, 256 threads.
 // Bytes: k and v once per query row, from L1 and L2. Flops as the tensor-core kernels.
 #include "attention.cuh"
@@ -15,7 +15,7 @@ constexpr int COLUMNS = 8;  // of a lane: head sizes up to 256
 // One warp's shared memory.
 struct RowScratch { float *first, *second, *p, *ds; int* index; };
 __device__ __forceinline__ RowScratch row_scratch(uint8_t* shared, int d) {
-  float* base = reinterpret_cast<float*>(shared) + (threadIdx.x / 32) * (2 * d + 96);
+  float* base = reinterpret_cast<float*>(shared) + (threadIdx.x / 32) * (2 * d + ATTENTION_SCRATCH);
   return RowScratch{base, base + d, base + 2 * d, base + 2 * d + 32, reinterpret_cast<int*>(base + 2 * d + 64)};
 }
 
@@ -35,7 +35,7 @@ __device__ __forceinline__ Keys keys_of(const AttentionArguments& a, const Seque
     uint32_t first = a.listed_offsets[s.q0 + i];
     return Keys{a.listed_keys + first, 0, (int)(a.listed_offsets[s.q0 + i + 1] - first)};
   }
-  return Keys{nullptr, s.k0, a.causal ? i + 1 : s.k_rows};
+  return Keys{nullptr, s.k0 + first_key(a, i), end_key(a, s, i) - first_key(a, i)};
 }
 __device__ __forceinline__ int key_at(const Keys& keys, int n) { return keys.list ? (int)keys.list[n] : keys.first + n; }
 
@@ -43,7 +43,7 @@ template <class T> __device__ __forceinline__ void attention_rows(const Attentio
   GEMS_SHARED(shared);
   Sequence s = my_sequence(a);
   int d = a.head_dim, head = blockIdx.y, kv = head / (a.heads / a.kv_heads), lane = threadIdx.x % 32;
-  int local = blockIdx.x * 4 + threadIdx.x / 32, i = s.q0 + local;
+  int local = blockIdx.x * ATTENTION_WARPS + threadIdx.x / 32, i = s.q0 + local;
   if (local >= s.q_rows) return;
   RowScratch w = row_scratch(shared, d);
   load_row(w.first, a.q.row<const T>(i) + head * d, d);
@@ -54,7 +54,10 @@ template <class T> __device__ __forceinline__ void attention_rows(const Attentio
     bool seen = n + lane < keys.count;
     int key = seen ? key_at(keys, n + lane) : 0;
     float score = -INFINITY;
-    if (seen) score = a.scale * dot_row(w.first, a.k.row<const T>(key) + kv * d, d) + bias_of<T>(a, head, i, key);
+    if (seen) {
+      float product = dot_row(w.first, a.k.row<const T>(key) + kv * d, d), scale = cap(a, product);
+      score = scale * product + bias_of<T>(a, head, i, key);
+    }
     float largest = warp_max(score > most ? score : most);
     float origin = largest == -INFINITY ? 0.0f : largest;
     float shrink = expf(most - origin), p = expf(score - origin);
@@ -76,8 +79,8 @@ template <class T> __device__ __forceinline__ void attention_rows(const Attentio
   for (int c = 0; c < COLUMNS && lane + c * 32 < d; c++) a.out.row<T>(i)[head * d + lane + c * 32] = from_float<T>(o[c] * inverse);
 }
 
-GEMS_KERNEL_BLOCKS(attention_rows_f32, 128, 4, AttentionArguments, attention_rows<float>)
-GEMS_KERNEL_BLOCKS(attention_rows_bf16, 128, 4, AttentionArguments, attention_rows<bf16>)
+GEMS_KERNEL_BLOCKS(attention_rows_f32, ATTENTION_THREADS, 4, AttentionArguments, attention_rows<float>)
+GEMS_KERNEL_BLOCKS(attention_rows_bf16, ATTENTION_THREADS, 4, AttentionArguments, attention_rows<bf16>)
 
 // delta[i, h] = <dout, out> of row i, head h.
 template <class T> __device__ __forceinline__ void delta_rows(const AttentionArguments& a) {
@@ -100,7 +103,7 @@ template <class T> __device__ __forceinline__ void attention_dq_rows(const Atten
   GEMS_SHARED(shared);
   Sequence s = my_sequence(a);
   int d = a.head_dim, head = blockIdx.y, kv = head / (a.heads / a.kv_heads), lane = threadIdx.x % 32;
-  int local = blockIdx.x * 4 + threadIdx.x / 32, i = s.q0 + local;
+  int local = blockIdx.x * ATTENTION_WARPS + threadIdx.x / 32, i = s.q0 + local;
   if (local >= s.q_rows) return;
   RowScratch w = row_scratch(shared, d);
   load_row(w.first, a.q.row<const T>(i) + head * d, d);
@@ -113,8 +116,9 @@ template <class T> __device__ __forceinline__ void attention_dq_rows(const Atten
     int key = seen ? key_at(keys, n + lane) : 0;
     float ds = 0.0f;
     if (seen) {
-      float score = a.scale * dot_row(w.first, a.k.row<const T>(key) + kv * d, d) + bias_of<T>(a, head, i, key);
-      ds = expf(score - lse) * (dot_row(w.second, a.v.row<const T>(key) + kv * d, d) - delta);
+      float product = dot_row(w.first, a.k.row<const T>(key) + kv * d, d), scale = cap(a, product);
+      float score = scale * product + bias_of<T>(a, head, i, key);
+      ds = expf(score - lse) * (dot_row(w.second, a.v.row<const T>(key) + kv * d, d) - delta) * cap_slope(a, product);
     }
     w.ds[lane] = ds;
     w.index[lane] = key;
@@ -128,33 +132,36 @@ template <class T> __device__ __forceinline__ void attention_dq_rows(const Atten
   for (int c = 0; c < COLUMNS && lane + c * 32 < d; c++) a.dq.row<T>(i)[head * d + lane + c * 32] = from_float<T>(a.scale * dq[c]);
 }
 
-GEMS_KERNEL_BLOCKS(attention_dq_rows_f32, 128, 4, AttentionArguments, attention_dq_rows<float>)
-GEMS_KERNEL_BLOCKS(attention_dq_rows_bf16, 128, 4, AttentionArguments, attention_dq_rows<bf16>)
+GEMS_KERNEL_BLOCKS(attention_dq_rows_f32, ATTENTION_THREADS, 4, AttentionArguments, attention_dq_rows<float>)
+GEMS_KERNEL_BLOCKS(attention_dq_rows_bf16, ATTENTION_THREADS, 4, AttentionArguments, attention_dq_rows<bf16>)
 
 template <class T> __device__ __forceinline__ void attention_dkv_rows(const AttentionArguments& a) {
   GEMS_SHARED(shared);
   Sequence s = my_sequence(a);
   int d = a.head_dim, kv = blockIdx.y, group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
-  int local = blockIdx.x * 4 + threadIdx.x / 32, key = s.k0 + local;
+  int local = blockIdx.x * ATTENTION_WARPS + threadIdx.x / 32, key = s.k0 + local;
   if (local >= s.k_rows) return;
   RowScratch w = row_scratch(shared, d);
   load_row(w.first, a.k.row<const T>(key) + kv * d, d);
   load_row(w.second, a.v.row<const T>(key) + kv * d, d);
   __syncwarp();
   float dk[COLUMNS] = {}, dv[COLUMNS] = {};
+  int end = end_query(a, s, local);
   for (int head = kv * group; head < (kv + 1) * group; head++) {
-    for (int n = a.causal ? local : 0; n < s.q_rows; n += 32) {
+    for (int n = first_query(a, local); n < end; n += 32) {
       float p = 0.0f, ds = 0.0f;
-      if (n + lane < s.q_rows) {
+      if (n + lane < end) {
         int i = s.q0 + n + lane;
-        float score = a.scale * dot_row(w.first, a.q.row<const T>(i) + head * d, d) + bias_of<T>(a, head, i, key);
+        float product = dot_row(w.first, a.q.row<const T>(i) + head * d, d), scale = cap(a, product);
+        float score = scale * product + bias_of<T>(a, head, i, key);
         p = expf(score - a.lse.row<const float>(i)[head]);
         ds = p * (dot_row(w.second, a.dout.row<const T>(i) + head * d, d) - a.delta.row<const float>(i)[head]);
+        ds *= cap_slope(a, product);
       }
       w.p[lane] = p;
       w.ds[lane] = ds;
       __syncwarp();
-      int count = s.q_rows - n < 32 ? s.q_rows - n : 32;
+      int count = end - n < 32 ? end - n : 32;
       for (int c = 0; c < COLUMNS && lane + c * 32 < d; c++) {
         int col = head * d + lane + c * 32;
         for (int j = 0; j < count; j++) {
@@ -171,7 +178,7 @@ template <class T> __device__ __forceinline__ void attention_dkv_rows(const Atte
   }
 }
 
-GEMS_KERNEL_BLOCKS(attention_dkv_rows_f32, 128, 4, AttentionArguments, attention_dkv_rows<float>)
-GEMS_KERNEL_BLOCKS(attention_dkv_rows_bf16, 128, 4, AttentionArguments, attention_dkv_rows<bf16>)
+GEMS_KERNEL_BLOCKS(attention_dkv_rows_f32, ATTENTION_THREADS, 4, AttentionArguments, attention_dkv_rows<float>)
+GEMS_KERNEL_BLOCKS(attention_dkv_rows_bf16, ATTENTION_THREADS, 4, AttentionArguments, attention_dkv_rows<bf16>)
 
 GEMS_FILE(attention_rows)

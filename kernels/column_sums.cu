@@ -8,12 +8,9 @@
 // Grid: x ceil(C / 32), y segments. Shared memory: 1 KiB. Bytes: dy (and x) once.
 #include "common.cuh"
 
-constexpr int COLUMN_SEGMENTS = 64;
-struct Segment { int first, end; };
-
 struct ColumnSumsArguments {
   Matrix dy, x, inv_rms, out;
-  Segment segment[COLUMN_SEGMENTS];
+  Segment segment[SEGMENTS];
 };
 
 template <class T> __device__ __forceinline__ void column_sums(const ColumnSumsArguments& a) {

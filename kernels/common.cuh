@@ -3,8 +3,8 @@
 // host compiler for the SIMT machine; kernels use no inline assembly (tensor_core.cuh and hopper.cuh have it all), no
 // static shared memory, no float atomics.
 //
-// A kernel takes one structure of arguments by value; its twin in src/backend/cuda/ has the same fields
-// in the same order.
+// A kernel takes one structure of arguments by value, called `*Arguments`; build.rs makes its twin in Rust, so it is
+// written plainly, one type a declaration, and has no padding.
 #pragma once
 
 #ifdef GEMS_SIMT
@@ -31,6 +31,8 @@
 #define GEMS_FILE(name)
 #endif
 
+#include "limits.h"
+
 typedef __nv_bfloat16 bf16;
 
 // A row-major view; data is null for a matrix that an operation does without.
@@ -40,6 +42,9 @@ struct Matrix {
   int64_t ld;
   template <class T> __device__ __forceinline__ T* row(int64_t i) const { return static_cast<T*>(data) + i * ld; }
 };
+
+// Rows first .. end.
+struct Segment { int first, end; };
 
 // ---- elements -------------------------------------------------------------------------------------
 
@@ -56,8 +61,6 @@ __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_floa
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 // ---- eight elements at a time ---------------------------------------------------------------------
-
-constexpr int CHUNK = 8;  // elements: 16 bytes of bf16
 
 __device__ __forceinline__ bool aligned16(const void* p) { return ((uintptr_t)p & 15) == 0; }
 

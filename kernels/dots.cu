@@ -7,7 +7,6 @@
 // a given number of blocks, which depends on the shapes only. Shared memory: 256 bytes. Bytes: x, y once.
 #include "common.cuh"
 
-constexpr int DOTS_PAIRS = 32;
 struct DotsArguments {
   double* partial;
   float* out;

@@ -109,12 +109,12 @@ __device__ __forceinline__ void flag_wait(const uint32_t* flag, uint32_t value) 
 
 // ---- registers of a warpgroup -----------------------------------------------------------------------------
 
-template <int registers> __device__ __forceinline__ void take_registers() {
+template <int registers> __device__ __forceinline__ void reg_alloc() {
 #ifndef GEMS_SIMT
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
 #endif
 }
-template <int registers> __device__ __forceinline__ void give_registers() {
+template <int registers> __device__ __forceinline__ void reg_dealloc() {
 #ifndef GEMS_SIMT
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
 #endif
@@ -146,7 +146,6 @@ template <int in_flight> __device__ __forceinline__ void wgmma_wait() {
 
 // A tile for wgmma: chunks of 64 x 64 values, 8 KiB each, as a tensor_load of such a box leaves them. A chunk holds
 // outputs x k, rows along k; or, transposed, k x outputs, rows along the outputs. `k` is a multiple of 16.
-constexpr int CHUNK_BYTES = 64 * 128;
 template <bool transposed> __device__ __forceinline__ uint64_t wgmma_descriptor(const uint8_t* tile, int k) {
   uint32_t start = shared_address(tile) + (transposed ? k * 128 : k * 2);
   // In units of 16 bytes: bytes from 64 outputs to the next 64 (transposed only), from eight rows to the next eight.

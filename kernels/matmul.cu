@@ -30,12 +30,12 @@ __device__ __forceinline__ Operand operand(const Matrix& m, int majors, int ks) 
 template <class C, bool TA, bool TB> __device__ __forceinline__ void matmul_tc(const MatmulArguments& a) {
   GEMS_SHARED(shared);
   int tile_m, tile_n;
-  place_of(blockIdx.x, (a.m + TILE_M - 1) / TILE_M, (a.n + 127) / 128, tile_m, tile_n);
-  int m0 = tile_m * TILE_M, n0 = tile_n * 128;
+  tile_of(blockIdx.x, (a.m + TILE_M - 1) / TILE_M, (a.n + TILE_N - 1) / TILE_N, tile_m, tile_n);
+  int m0 = tile_m * TILE_M, n0 = tile_n * TILE_N;
   float acc[4][4][4] = {};
   // A operand's own layout is [m][k]; B's is [n][k], which is the transposed op.
-  multiply_tile<128, TA, !TB>(acc, operand(a.a0, a.m, a.k0), operand(a.b0, a.n, a.k0), m0, n0, shared);
-  if (a.k1) multiply_tile<128, TA, !TB>(acc, operand(a.a1, a.m, a.k1), operand(a.b1, a.n, a.k1), m0, n0, shared);
+  multiply_tile<TILE_N, TA, !TB>(acc, operand(a.a0, a.m, a.k0), operand(a.b0, a.n, a.k0), m0, n0, shared);
+  if (a.k1) multiply_tile<TILE_N, TA, !TB>(acc, operand(a.a1, a.m, a.k1), operand(a.b1, a.n, a.k1), m0, n0, shared);
   int warp = threadIdx.x / 32, row0 = m0 + warp / 4 * 64 + (int)threadIdx.x % 32 / 4, col0 = n0 + warp % 4 * 32;
 #pragma unroll
   for (int i = 0; i < 4; i++) finish_quad<C>(a, row0 + i * 16, col0, acc[i][0]);
@@ -65,24 +65,24 @@ __device__ __forceinline__ void store_branch(const MatmulArguments& a, const flo
 template <bool TB> __device__ __forceinline__ void linear_tc(const LinearArguments& a) {
   GEMS_SHARED(shared);
   const MatmulArguments &p = a.product, &s = a.branch;
-  int tiles_m = (p.m + TILE_M - 1) / TILE_M, tiles_n = (p.n + 127) / 128, tiles_s = (s.n + 63) / 64;
+  int tiles_m = (p.m + TILE_M - 1) / TILE_M, tiles_n = (p.n + TILE_N - 1) / TILE_N, tiles_s = (s.n + BRANCH_TILE_N - 1) / BRANCH_TILE_N;
   uint32_t *written = a.tickets + 1, *read = written + tiles_m;
   int place = place_in_order(a.tickets, reinterpret_cast<uint32_t*>(shared)), tile_m, tile_n;
   if (place < tiles_m * tiles_s) {
-    place_of(place, tiles_m, tiles_s, tile_m, tile_n);
+    tile_of(place, tiles_m, tiles_s, tile_m, tile_n);
     float acc[4][2][4] = {};
-    int m0 = tile_m * TILE_M, n0 = tile_n * 64;
-    multiply_tile<64, false, !TB>(acc, operand(s.a0, s.m, s.k0), operand(s.b0, s.n, s.k0), m0, n0, shared);
+    int m0 = tile_m * TILE_M, n0 = tile_n * BRANCH_TILE_N;
+    multiply_tile<BRANCH_TILE_N, false, !TB>(acc, operand(s.a0, s.m, s.k0), operand(s.b0, s.n, s.k0), m0, n0, shared);
     store_branch(s, acc, m0, n0);
     tell_written(written + tile_m);
     return;
   }
-  place_of(place - tiles_m * tiles_s, tiles_m, tiles_n, tile_m, tile_n);
-  int m0 = tile_m * TILE_M, n0 = tile_n * 128;
+  tile_of(place - tiles_m * tiles_s, tiles_m, tiles_n, tile_m, tile_n);
+  int m0 = tile_m * TILE_M, n0 = tile_n * TILE_N;
   float acc[4][4][4] = {};
-  multiply_tile<128, false, !TB>(acc, operand(p.a0, p.m, p.k0), operand(p.b0, p.n, p.k0), m0, n0, shared);
+  multiply_tile<TILE_N, false, !TB>(acc, operand(p.a0, p.m, p.k0), operand(p.b0, p.n, p.k0), m0, n0, shared);
   wait_until_written(written + tile_m, tiles_s, read + tile_m, tiles_n);
-  multiply_tile<128, false, !TB>(acc, operand(p.a1, p.m, p.k1), operand(p.b1, p.n, p.k1), m0, n0, shared);
+  multiply_tile<TILE_N, false, !TB>(acc, operand(p.a1, p.m, p.k1), operand(p.b1, p.n, p.k1), m0, n0, shared);
   int warp = threadIdx.x / 32, row0 = m0 + warp / 4 * 64 + (int)threadIdx.x % 32 / 4, col0 = n0 + warp % 4 * 32;
 #pragma unroll
   for (int i = 0; i < 4; i++) finish_quad<bf16>(p, row0 + i * 16, col0, acc[i][0]);

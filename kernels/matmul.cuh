@@ -13,7 +13,7 @@ struct MatmulArguments {
 
 // Tile (row, column) number `index`: bands of 8 tile rows, column by column within a band, so that blocks that run
 // together share operands in L2.
-__device__ __forceinline__ void place_of(int index, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
+__device__ __forceinline__ void tile_of(int index, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
   int band = index / (8 * tiles_n), first = band * 8, height = tiles_m - first < 8 ? tiles_m - first : 8;
   int within = index - band * 8 * tiles_n;
   tile_m = first + within % height;

@@ -10,7 +10,6 @@
 // 2 M N K.
 #include "matmul_tile.cuh"
 
-constexpr int MATMUL_MANY = 48;
 struct MatmulManyArguments {
   Matrix a[MATMUL_MANY], b[MATMUL_MANY], c[MATMUL_MANY];
   float alpha, beta;

@@ -1,33 +1,36 @@
-// The adapted linear on Hopper, in one launch, by bulk tensor copies and wgmma: what matmul.cu computes, and its branch.
+// The adapted linear on Hopper, in one launch, by bulk tensor copies and wgmma: what matmul.cu computes, and its
+// branch.
 //
 //   S = A0 op(P)                                                     (the branch; R = 0: there is none)
 //   C = alpha (op(A0) op(B0) + op(A1) op(B1)) + beta C + bias        with A1 = S where there is a branch
 //
-// forward: S = h = x A^T, C = y = x W^T + h B^T + bias; gradient: S = z = dy B, C = dx = dy W + z A. bf16 operands, base
-// and rows aligned to 16 bytes, any M, N >= 1, K0 >= 1, K1, R >= 0; C bf16 or f32, any alignment; sums in f32. The
-// second product is further steps of the same loop: ceil(K1 / 64) of them. The branch's columns are further tiles of the
-// same launch: they share the read of A0 with their neighbours, and run beside them instead of before them.
+// forward: S = h = x A^T, C = y = x W^T + h B^T + bias; gradient: S = z = dy B, C = dx = dy W + z A. bf16 operands,
+// base and rows aligned to 16 bytes, any M, N >= 1, K0 >= 1, K1, R >= 0; C bf16 or f32, any alignment; sums in f32. The
+// second product is further steps of the same loop: ceil(K1 / 64) of them. The branch's columns are further tiles of
+// the same launch: they share the read of A0 with their neighbours, and run beside them instead of before them.
 //
-// Persistent: about as many blocks of 384 threads as there are multiprocessors, fewer if there are fewer tiles. A block takes
-// the next tile of 128 x BN (BN = 128 or 256) when it is done with one: the branch's first, then C's in the order of
-// place_of; a tile waits for tiles only that were taken before it, so blocks need not run at the same time. Warpgroup 0 keeps the copy engine busy: one thread of it fills a ring of stages of 64 k, four
-// (BN = 256) or six (128), and leaves the tile's number in one of two slots. Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies
-// have arrived) and `empty` (both warpgroups are done with it). One group of products stays in flight while the next is
-// issued. A tile of C whose S is not written yet waits for it after all of A0 B0, that is, practically never.
-// Shared memory: Ring<BN>::SHARED_BYTES. `tickets` u32 [1 + 2 ceil(M / 128)], zero before and after, count the tiles taken,
-// the warps that have written their part of S, and the tiles of C that have seen that.
+// Persistent: about as many blocks of 384 threads as there are multiprocessors, fewer if there are fewer tiles. A block
+// takes the next tile of 128 x BN (BN = 128 or 256) when it is done with one: the branch's first, then C's in the order
+// of tile_of; a tile waits for tiles only that were taken before it, so blocks need not run at the same time. Warpgroup
+// 0 keeps the copy engine busy: one thread of it fills a ring of stages of 64 k, four (BN = 256) or six (128), and
+// leaves the tile's number in one of two slots. Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two
+// mbarriers: `full` (its copies have arrived) and `empty` (both warpgroups are done with it). One group of products
+// stays in flight while the next is issued. A tile of C whose S is not written yet waits for it after all of A0 B0,
+// that is, practically never. Shared memory: HOPPER_SHARED_128 or _256. `tickets` u32 [1 + 2 ceil(M / 128)], zero
+// before and after, count the tiles taken, the warps that have written their part of S, and the tiles of C that have
+// seen that.
 //
-// Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128) times.
-// Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
+// Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128)
+// times. Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
 #include "hopper.cuh"
 #include "matmul.cuh"
 
-constexpr int HOPPER_THREADS = 384, HOPPER_M = 128, HOPPER_K = 64, WRITING_WARPS = 8, END = -1;
+constexpr int HOPPER_K = 64, WRITING_WARPS = 8, END = -1;
 
 // The ring of a kernel with BN columns.
-template <int BN> struct Ring {
-  static constexpr int STAGES = BN == 256 ? 4 : 6, STAGE_BYTES = (HOPPER_M + BN) / 64 * CHUNK_BYTES;
-  static constexpr int SHARED_BYTES = 1024 + STAGES * (STAGE_BYTES + 16) + 32;
+template <int BN> struct Pipeline {
+  static constexpr int STAGES = BN == 256 ? HOPPER_STAGES_256 : HOPPER_STAGES_128;
+  static constexpr int STAGE_BYTES = BN == 256 ? HOPPER_STAGE_256 : HOPPER_STAGE_128;
 };
 
 // Where a block keeps its ring: stages, their mbarriers, and the numbers of the tiles that fill them, with an mbarrier each
@@ -62,7 +65,7 @@ template <int BN> struct Tile {
     int tiles_m = (a.product.m + HOPPER_M - 1) / HOPPER_M, of_s = tiles_m * ((a.branch.n + BN - 1) / BN);
     of_branch = index < of_s;
     int cols = of_branch ? a.branch.n : a.product.n;
-    place_of(of_branch ? index : index - of_s, tiles_m, (cols + BN - 1) / BN, m, n);
+    tile_of(of_branch ? index : index - of_s, tiles_m, (cols + BN - 1) / BN, m, n);
     steps0 = (a.product.k0 + HOPPER_K - 1) / HOPPER_K;
     steps = steps0 + (of_branch ? 0 : (a.product.k1 + HOPPER_K - 1) / HOPPER_K);
     parts = cols - n * BN > 128 ? BN / 128 : 1;
@@ -98,7 +101,7 @@ __device__ __forceinline__ void announce(const RingMemory& ring, RingPlace& slot
 
 template <bool TA, bool TB, int BN>
 __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemory& ring) {
-  constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
+  constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES;
   RingPlace at, slot;
   int count = Tile<BN>::count(a), index;
   while ((index = (int)atomicAdd(a.tickets, 1u)) < count) {
@@ -127,9 +130,9 @@ __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemo
 // The products of one tile: acc of PARTS x 128 columns.
 template <bool TA, bool TB, int BN, int PARTS>
 __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int steps, RingPlace& at, const RingMemory& ring) {
-  constexpr int STAGES = Ring<BN>::STAGES, STAGE_BYTES = Ring<BN>::STAGE_BYTES;
+  constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES;
   int group = threadIdx.x / 128 - 1, before = -1;
-  bool speaks = threadIdx.x % 128 == 0;
+  bool elected = threadIdx.x % 128 == 0;
   for (int step = 0; step < steps; step++, at.next(STAGES)) {
     const uint8_t* tile_a = ring.tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
     const uint8_t* tile_b = ring.tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
@@ -145,11 +148,11 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int st
     }
     wgmma_commit();
     wgmma_wait<1>();  // the products of the stage before are done
-    if (before >= 0 && speaks) mbarrier_arrive(ring.empty + before);
+    if (before >= 0 && elected) mbarrier_arrive(ring.empty + before);
     before = at.stage;
   }
   wgmma_wait<0>();
-  if (before >= 0 && speaks) mbarrier_arrive(ring.empty + before);
+  if (before >= 0 && elected) mbarrier_arrive(ring.empty + before);
 }
 
 template <class C, bool TA, bool TB, int BN>
@@ -182,10 +185,10 @@ __device__ __forceinline__ void consume(const HopperArguments& a, const RingMemo
 
 template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void matmul_sm90a(const HopperArguments& a) {
   GEMS_SHARED(shared);
-  constexpr int STAGES = Ring<BN>::STAGES;
+  constexpr int STAGES = Pipeline<BN>::STAGES;
   // The swizzle goes by address: tiles start at a multiple of 1024.
   uint8_t* tiles = shared + (-shared_address(shared) & 1023);
-  uint64_t* full = reinterpret_cast<uint64_t*>(tiles + STAGES * Ring<BN>::STAGE_BYTES);
+  uint64_t* full = reinterpret_cast<uint64_t*>(tiles + STAGES * Pipeline<BN>::STAGE_BYTES);
   uint64_t* empty = full + STAGES;
   uint64_t* taken = empty + STAGES;
   RingMemory ring = {tiles, full, empty, taken, reinterpret_cast<int*>(taken + 2)};
@@ -201,10 +204,10 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<40>();
+    reg_dealloc<40>();
     if (threadIdx.x == 0) produce<TA, TB, BN>(a, ring);
   } else {
-    take_registers<232>();
+    reg_alloc<232>();
     consume<C, TA, TB, BN>(a, ring);
   }
 }

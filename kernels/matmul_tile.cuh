@@ -5,11 +5,6 @@
 
 // ---- tensor cores: 128 x BN tiles of c, 256 threads, three stages of 32 of the summed dimension -----------
 
-constexpr int TILE_M = 128, TILE_K = 32, STAGES = 3, TILE_THREADS = 256;
-
-// Shared memory of one block, bytes.
-constexpr int tile_shared_bytes(int tile_n) { return STAGES * TILE_K * 2 * (TILE_M + tile_n); }
-
 // One operand: element (major, k) is data[major * ld + k], or, transposed, data[k * ld + major].
 // `majors` outputs and `ks` summed elements exist; what lies beyond counts as zero.
 struct Operand { const bf16* data; int64_t ld; int majors, ks; };
@@ -40,7 +35,7 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[4][BN / 32][4], const
   int steps = (a.ks + TILE_K - 1) / TILE_K;
   __syncthreads();  // nobody reads a former product's tiles any more
 #pragma unroll
-  for (int s = 0; s < STAGES - 1; s++) {
+  for (int s = 0; s < TILE_STAGES - 1; s++) {
     if (s < steps) {
       load_operand<TILE_M, A_TRANSPOSED>(shared + s * STAGE_BYTES, a, m0, s * TILE_K);
       load_operand<BN, B_TRANSPOSED>(shared + s * STAGE_BYTES + A_BYTES, b, n0, s * TILE_K);
@@ -48,16 +43,16 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[4][BN / 32][4], const
     copy_async_commit();
   }
   for (int step = 0; step < steps; step++) {
-    copy_async_wait<STAGES - 2>();
+    copy_async_wait<TILE_STAGES - 2>();
     __syncthreads();  // this stage is complete, and the stage before it is free
-    int ahead = step + STAGES - 1;
+    int ahead = step + TILE_STAGES - 1;
     if (ahead < steps) {
-      uint8_t* stage = shared + ahead % STAGES * STAGE_BYTES;
+      uint8_t* stage = shared + ahead % TILE_STAGES * STAGE_BYTES;
       load_operand<TILE_M, A_TRANSPOSED>(stage, a, m0, ahead * TILE_K);
       load_operand<BN, B_TRANSPOSED>(stage + A_BYTES, b, n0, ahead * TILE_K);
     }
     copy_async_commit();
-    const uint8_t* tile_a = shared + step % STAGES * STAGE_BYTES;
+    const uint8_t* tile_a = shared + step % TILE_STAGES * STAGE_BYTES;
     const uint8_t* tile_b = tile_a + A_BYTES;
 #pragma unroll
     for (int k = 0; k < TILE_K; k += 16) {
@@ -94,9 +89,6 @@ __device__ __forceinline__ void each_of_tile(const float (&acc)[4][BN / 32][4], 
 }
 
 // ---- CUDA cores: 64 x 64 tiles of c, 256 threads with 4 x 4 each, any types, strides and alignment ---------
-
-constexpr int PLAIN_TILE = 64, PLAIN_K = 16, PLAIN_LD = PLAIN_TILE + 4, PLAIN_THREADS = 256;
-constexpr int PLAIN_SHARED_BYTES = 2 * PLAIN_K * PLAIN_LD * 4;
 
 // Element (major, k) is data[major * major_stride + k * k_stride].
 template <class T> struct StridedOperand { const T* data; int64_t major_stride, k_stride; int majors, ks; };

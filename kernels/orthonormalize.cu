@@ -12,12 +12,11 @@
 // Bytes: 8 R N, and about 8 N R^2 / P through L2. Flops: 4 N R^2 in f64.
 #include "common.cuh"
 
-constexpr int ORTHONORMALIZE_MATRICES = 128, PANEL = 8;
 struct OrthonormalizeArguments { int64_t doubles; Matrix a[ORTHONORMALIZE_MATRICES]; };
 
 // Takes out of `count` rows what they have along `rows` rows `from`, twice. `along` holds count * max(rows, 32) values.
 template <class T>
-__device__ __forceinline__ void take_out(double* row, int count, int n, const T* from, int64_t ld, int rows, double* along) {
+__device__ __forceinline__ void orthogonalize(double* row, int count, int n, const T* from, int64_t ld, int rows, double* along) {
   int warps = blockDim.x / 32, lane = threadIdx.x % 32, parts = rows < warps ? warps / (rows + !rows) : 1;
   for (int pass = 0; pass < 2 && rows > 0; pass++) {
     for (int unit = threadIdx.x / 32; unit < rows * parts; unit += warps) {
@@ -85,10 +84,10 @@ __device__ __forceinline__ void orthonormalize_rows(const OrthonormalizeArgument
       if (threadIdx.x == 0) before[p] = length;
     }
     __syncthreads();
-    take_out(panel, count, n, a.row<float>(0), a.ld, first, along);
+    orthogonalize(panel, count, n, a.row<float>(0), a.ld, first, along);
     for (int p = 0; p < count; p++) {
       double* row = panel + p * n;
-      take_out(row, 1, n, panel, n, p, along);
+      orthogonalize(row, 1, n, panel, n, p, along);
       double after = length_of(row, n, scratch);
       double scale = after > before[p] * 1e-6 && after > 0.0 ? 1.0 / after : 0.0;
       for (int c = threadIdx.x; c < n; c += blockDim.x) {

@@ -6,7 +6,7 @@
 #
 # Peers need a python3 with torch, transformers and peft ($PYTHON); without it they are left out. Without a GPU it
 # goes as far as the device (launches counted by the null device) and says what was not measured. Results are
-# written as they come: table.txt, table.tsv, one JSON a measurement, kernels.jsonl.
+# written as they come: table.txt, table.tsv, one JSON a measurement, ops.jsonl.
 set -uo pipefail
 out=gpu-bench limit=480 device='' failed=0 tokens=8192 rank=16
 shapes=t5-base,qwen2.5-0.5b,qwen2.5-1.5b,qwen2.5-7b,llama-3.1-8b
@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
-mkdir -p "$out" && out=$(cd "$out" && pwd) && rm -f "$out"/table.* "$out"/kernels*.jsonl
+mkdir -p "$out" && out=$(cd "$out" && pwd) && rm -f "$out"/table.* "$out"/ops*.jsonl
 . "$(dirname "$0")/gpu-common.sh"
 find_device
 on=$device
@@ -111,20 +111,20 @@ if [ $peers = 1 ] && [ -x "$ranker" ]; then
 fi
 
 # ---- every operation ------------------------------------------------------------------------------
-if [ -x "${kernels:-}" ]; then
+if [ -x "${ops:-}" ]; then
   seconds=$(($(left) - 25))
   [ "$on" = cuda ] || seconds=10
   [ "$seconds" -lt 90 ] || seconds=90
-  run 'operations at these shapes' $((seconds + 20)) "$kernels" --device "$on" --shapes "$shapes" --tokens 2048,8192 \
-    --seconds "$seconds" --out "$out/kernels.jsonl"
+  run 'operations at these shapes' $((seconds + 20)) "$ops" --device "$on" --shapes "$shapes" --tokens 2048,8192 \
+    --seconds "$seconds" --out "$out/ops.jsonl"
   if [ "$on" = cuda ] && grep -q '"name":"cuBLASLt"[^}]*"found":null' "$out/doctor.json"; then
     row 'plain products by cuBLASLt' SKIP 0 'the library is not there (doctor prints the names)'
   elif [ "$on" = cuda ]; then
-    GEMS_CUBLASLT=on run 'plain products by cuBLASLt' 40 "$kernels" --device cuda --shapes "$shapes" \
-      --tokens 2048,8192 --only matmul --seconds 25 --out "$out/kernels-cublaslt.jsonl"
+    GEMS_CUBLASLT=on run 'plain products by cuBLASLt' 40 "$ops" --device cuda --shapes "$shapes" \
+      --tokens 2048,8192 --only matmul --seconds 25 --out "$out/ops-cublaslt.jsonl"
   fi
 else
-  row 'operations' SKIP 0 'no bench program: cargo build --release --bench kernels, or gpu-bundle.sh'
+  row 'operations' SKIP 0 'no bench program: cargo build --release --bench ops, or gpu-bundle.sh'
 fi
 
 # ---- ratios ---------------------------------------------------------------------------------------
@@ -144,10 +144,10 @@ if [ "$on" = cuda ]; then
     ratio "$shape engine launch by launch / graphs" "$shape.gems.1.json" "$shape.gems-graphs.1.json"
     ratio "$shape engine gems / engine lora" "$shape.gems.1.json" "$shape.lora.1.json"
   done
-  if [ -s "$out/kernels.jsonl" ] && [ -s "$out/kernels-cublaslt.jsonl" ]; then
+  if [ -s "$out/ops.jsonl" ] && [ -s "$out/ops-cublaslt.jsonl" ]; then
     key='s/.*"shape":"\([^"]*\)","case":"\(matmul[^"]*\)","us":\([0-9.]*\).*/\1 \2\t\3/p'
-    join -t "$(printf '\t')" <(sed -n "$key" "$out/kernels-cublaslt.jsonl" | sort) \
-      <(sed -n "$key" "$out/kernels.jsonl" | sort) |
+    join -t "$(printf '\t')" <(sed -n "$key" "$out/ops-cublaslt.jsonl" | sort) \
+      <(sed -n "$key" "$out/ops.jsonl" | sort) |
       awk -F '\t' '{ printf "%-60s cuBLASLt / own %.2f\n", $1, $2 / $3 }' | tee "$out/cublaslt.txt"
   fi
 fi

@@ -12,14 +12,14 @@ archive=${1:-target/gems-gpu.tar.gz}
 
 # An archive without GPU kernels is of no use there: without nvcc the build fails, unless GEMS_CUDA says otherwise.
 export GEMS_CUDA=${GEMS_CUDA:-require}
-cargo build --release --locked --bins --test suite --bench kernels --example peers-ranker
+cargo build --release --locked --bins --test suite --bench ops --example peers-ranker
 # program NAME FLAG: where cargo put the program of a test or bench.
 program() {
   cargo build --release --locked "$2" "$1" --message-format=json 2>/dev/null |
     sed -n '/"name":"'"$1"'"/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
 }
 suite=$(program suite --test)
-kernels=$(program kernels --bench)
+ops=$(program ops --bench)
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
@@ -27,8 +27,8 @@ root=$stage/gems-gpu
 mkdir -p "$root/bin/deps" "$root/scripts" "$root/peers/shapes" "$root/benches/peers" "$root/tests"
 cp target/release/gems-engine target/release/examples/peers-ranker "$root/bin/"
 cp "$suite" "$root/bin/deps/suite"
-cp "$kernels" "$root/bin/kernels"
-strip "$root/bin/gems-engine" "$root/bin/peers-ranker" "$root/bin/deps/suite" "$root/bin/kernels" 2>/dev/null || true
+cp "$ops" "$root/bin/ops"
+strip "$root/bin/gems-engine" "$root/bin/peers-ranker" "$root/bin/deps/suite" "$root/bin/ops" 2>/dev/null || true
 cp scripts/gpu-check.sh scripts/gpu-bench.sh scripts/gpu-common.sh "$root/scripts/"
 cp benches/peers/gpu/peer.py "$root/peers/"
 cp benches/peers/evaluate.py "$root/benches/peers/"

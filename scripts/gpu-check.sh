@@ -32,8 +32,8 @@ fi
 # ---- the same tests on every device ------------------------------------------------------------
 if [ -x "${suite:-}" ]; then
   if [ "$on" = cuda ]; then
-    run 'kernels: f64, CPU, SIMT and GPU' 150 "$suite" --test-threads 8 simt:: attention::
-    run 'golden references' 100 "$suite" --test-threads 8 model::golden gems::golden ranking::golden eval::golden
+    run 'kernels: f64, CPU, SIMT and GPU' 150 "$suite" --test-threads 8 ops:: simt::
+    run 'golden references' 100 "$suite" --test-threads 8 golden --skip data:: --skip prepare::
   else
     run 'one kernel test per room' 60 "$suite" elementwise activations rows_gather dots_and_adam
   fi

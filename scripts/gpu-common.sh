@@ -4,14 +4,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -x "$root/bin/gems-engine" ]; then # a bundle
   engine=$root/bin/gems-engine
   suite=$root/bin/deps/suite
-  kernels=$root/bin/kernels
+  ops=$root/bin/ops
   peer=$root/peers/peer.py
   ranker=$root/bin/peers-ranker
 else # a checkout
   engine=${GEMS_ENGINE:-$root/target/release/gems-engine}
   newest() { ls -t "$root"/target/release/deps/"$1"-* 2>/dev/null | grep -v '\.d$' | head -1; }
   suite=${GEMS_SUITE:-$(newest suite)}
-  kernels=${GEMS_KERNELS:-$(newest kernels)}
+  ops=${GEMS_OPS:-$(newest ops)}
   peer=$root/benches/peers/gpu/peer.py
   ranker=$root/target/release/examples/peers-ranker
 fi

@@ -76,9 +76,9 @@ expect() { # cubin, instruction ...
 if [ -n "$disassembler" ]; then
   for architecture in "${architectures[@]}"; do
     expect "$out/matmul.$architecture.cubin" 'HMMA\.16816' 'LDGSTS.*128' 'LDSM' 'STG\.E\.128'
-    expect "$out/outer.$architecture.cubin" 'HMMA\.16816' 'LDGSTS.*128' 'LDSM'
+    expect "$out/weight_grad.$architecture.cubin" 'HMMA\.16816' 'LDGSTS.*128' 'LDSM'
     expect "$out/attention.$architecture.cubin" 'HMMA\.16816' 'LDGSTS.*128' 'LDSM'
-    for file in elementwise activation rmsnorm rows; do
+    for file in elementwise activation rmsnorm gather; do
       expect "$out/$file.$architecture.cubin" 'LDG\.E\.128' 'STG\.E\.128'
     done
   done

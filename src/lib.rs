@@ -19,6 +19,8 @@ pub mod files;
 pub mod random;
 
 pub mod backend;
+pub mod layers;
+
 pub mod gems;
 pub mod model;
 
@@ -29,5 +31,6 @@ pub mod prepare;
 pub mod report;
 pub mod train;
 
-pub mod cli;
 pub mod config;
+
+pub mod cli;

@@ -3,35 +3,45 @@
 #[path = "suite/support.rs"]
 mod support;
 
-#[path = "suite/attention.rs"]
-mod attention;
-#[path = "suite/bad_input.rs"]
+#[path = "suite/bad_input/mod.rs"]
 mod bad_input;
+#[path = "suite/blocks.rs"]
+mod blocks;
+#[path = "suite/checkpoints.rs"]
+mod checkpoints;
 #[path = "suite/cli.rs"]
 mod cli;
-#[path = "suite/data.rs"]
+#[path = "suite/data/mod.rs"]
 mod data;
+#[path = "suite/drivers.rs"]
+mod drivers;
 #[path = "suite/eval.rs"]
 mod eval;
-#[path = "suite/gems.rs"]
+#[path = "suite/gems/mod.rs"]
 mod gems;
-#[path = "suite/gpu.rs"]
+#[path = "suite/gpu/mod.rs"]
 mod gpu;
+#[path = "suite/house.rs"]
+mod house;
 #[path = "suite/memory.rs"]
 mod memory;
-#[path = "suite/model.rs"]
+#[path = "suite/model/mod.rs"]
 mod model;
-#[path = "suite/prepare.rs"]
+#[path = "suite/ops/mod.rs"]
+mod ops;
+#[path = "suite/prepare/mod.rs"]
 mod prepare;
 #[path = "suite/ranking.rs"]
 mod ranking;
 #[path = "suite/replay.rs"]
 mod replay;
-#[path = "suite/report.rs"]
+#[path = "suite/report/mod.rs"]
 mod report;
 #[path = "suite/simt.rs"]
 mod simt;
 #[path = "suite/tables.rs"]
 mod tables;
+#[path = "suite/tokens.rs"]
+mod tokens;
 #[path = "suite/train.rs"]
 mod train;

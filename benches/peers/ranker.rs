@@ -2,10 +2,11 @@
 //! answers with JSON. What `gems-engine evaluate` does with them, from records to rankings, without loading.
 
 use clap::Parser;
-use gems_engine::backend::{Backend, cpu::Cpu, cuda::Cuda};
-use gems_engine::data::{self, DataSettings, Dataset, Encoder, Prompts, Vocabulary};
+use gems_engine::backend::cuda::{Cuda, DeviceSpec};
+use gems_engine::backend::{Backend, cpu::Cpu};
+use gems_engine::data::{DataSettings, Dataset, Encoder, PromptSide, Prompts, Vocabulary};
 use gems_engine::eval::{Candidates, EvaluateSettings, Rankings, rank_split};
-use gems_engine::model::{Architecture, LoadOptions, Model};
+use gems_engine::model::{LoadOptions, Model};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -34,16 +35,16 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
     let backend: Arc<dyn Backend> = match args.device.as_str() {
-        "cuda" => Cuda::open_device(0)?,
+        "cuda" => Cuda::open(DeviceSpec::gpu(0).with_switches()?)?,
         _ => Cpu::open(Some(args.threads))?,
     };
     let settings = DataSettings::default();
     let world = Dataset::load(&args.data, &settings)?;
     let model = Model::load(&args.model, backend, &LoadOptions::default())?;
-    let architecture = reads(&model.architecture);
-    let vocabulary = Vocabulary::new(&args.model, &world.items, &settings, architecture, None)?;
+    let prompt_side = PromptSide::from(&model.architecture);
+    let vocabulary = Vocabulary::new(&args.model, &world.items, &settings, prompt_side, None)?;
     let prompts = Prompts::new(&settings, None)?;
-    let encoder = Encoder::new(&vocabulary, &prompts, &world.tasks, architecture, &settings);
+    let encoder = Encoder::new(&vocabulary, &prompts, &world.tasks, prompt_side, &settings);
     // Deep enough to hold every candidate with its score.
     let evaluate = EvaluateSettings {
         k: vec![10, 20, 1000],
@@ -64,13 +65,6 @@ fn main() -> Result<(), Failure> {
         std::io::stdout().flush()?;
     }
     Ok(())
-}
-
-fn reads(model: &Architecture) -> data::Architecture {
-    match model.is_encoder_decoder() {
-        true => data::Architecture::EncoderDecoder { decoder_start: model.decoder_start.unwrap_or(0) },
-        false => data::Architecture::DecoderOnly,
-    }
 }
 
 /// A list of `{prompt, items: [[id, log-likelihood], ...]}`, best items first.

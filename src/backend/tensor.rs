@@ -51,7 +51,7 @@ pub enum Storage {
 }
 
 /// An owning, contiguous, row-major matrix. It cannot be cloned: memory is copied by
-/// [`Backend::copy`](super::Backend::copy) or not at all.
+/// [`struct@super::Copy`] or not at all.
 pub struct Tensor {
     storage: Storage,
     rows: usize,

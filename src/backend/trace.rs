@@ -3,84 +3,12 @@
 //! [`span`] names a stretch of work (`forward`, `layer 3`); while nobody traces it costs one load of a flag.
 //! A trace belongs to the thread that starts it. With NVTX, spans also show in Nsight's timeline.
 
-use super::{Attention, DType, Mask, Mat};
+use super::work::Work;
+use crate::error::Result;
 use std::cell::RefCell;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-
-/// The least that an operation must do: its floor on any device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Work {
-    /// Bytes: every input read once, every output written once.
-    pub bytes: u64,
-    /// Floating-point operations (a multiply-add is two).
-    pub flops: u64,
-}
-
-impl std::ops::Add for Work {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        Self { bytes: self.bytes + other.bytes, flops: self.flops + other.flops }
-    }
-}
-
-/// Bytes of a matrix.
-pub fn bytes(m: Mat) -> u64 {
-    (m.rows * m.cols * m.dtype.bytes()) as u64
-}
-
-/// Bytes of a matrix that may be missing.
-pub fn bytes_or_none(m: Option<Mat>) -> u64 {
-    m.map_or(0, bytes)
-}
-
-impl Work {
-    /// Moves `bytes` and computes `flops`.
-    pub fn new(bytes: u64, flops: u64) -> Self {
-        Self { bytes, flops }
-    }
-    /// `C [m x n] (+)= A B` over an inner size `k`.
-    pub fn product((m, n, k): (usize, usize, usize), a: DType, b: DType, c: DType, adds: bool) -> Self {
-        let reads = m * k * a.bytes() + k * n * b.bytes();
-        let writes = m * n * c.bytes() * if adds { 2 } else { 1 };
-        Self::new((reads + writes) as u64, 2 * (m * n * k) as u64)
-    }
-    /// Part of an attention call or its gradient: it moves so many matrices of q's shape and of k's, and
-    /// computes so many products for every visible pair (forward: 2, 2, 2; gradient: 4, 4, 5).
-    pub fn attention(spec: &Attention, dtype: DType, (qs, ks, products): (u64, u64, u64)) -> Self {
-        let rows = |offsets: &[u32]| u64::from(offsets.last().copied().unwrap_or(0));
-        let (queries, keys) = (rows(&spec.q_offsets.host), rows(&spec.k_offsets.host));
-        let (d, e) = (spec.head_dim as u64, dtype.bytes() as u64);
-        let (heads, kv_heads) = (spec.heads as u64, spec.kv_heads as u64);
-        let log_sums = 4 * queries * heads;
-        let moved = (qs * queries * heads + ks * keys * kv_heads) * d * e + log_sums;
-        Self::new(moved, 2 * products * visible_pairs(spec) * heads * d)
-    }
-    /// The least time on a device with these peaks, in seconds.
-    pub fn floor(&self, peaks: &Peaks) -> f64 {
-        (self.bytes as f64 / peaks.bytes_per_second).max(self.flops as f64 / peaks.flops_per_second)
-    }
-}
-
-/// Pairs of a query row and a key row that it sees.
-fn visible_pairs(spec: &Attention) -> u64 {
-    let runs = |offsets: &[u32]| offsets.windows(2).map(|w| u64::from(w[1] - w[0])).collect::<Vec<_>>();
-    let (queries, keys) = (runs(&spec.q_offsets.host), runs(&spec.k_offsets.host));
-    match spec.mask {
-        Mask::Listed { keys, .. } => keys.len() as u64,
-        Mask::Causal => queries.iter().map(|n| n * (n + 1) / 2).sum(),
-        Mask::Full => queries.iter().zip(&keys).map(|(q, k)| q * k).sum(),
-    }
-}
-
-/// What a device can do at most.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Peaks {
-    /// Bytes a second to and from its memory.
-    pub bytes_per_second: f64,
-    /// Multiplications and additions a second, in the type that layers compute in.
-    pub flops_per_second: f64,
-}
 
 /// One operation or kernel that was run.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +29,51 @@ pub struct Record {
     pub work: Option<Work>,
     /// Blocks of the launch; 0 for an operation of the CPU backend.
     pub blocks: u64,
+}
+
+/// Times whole operations of a backend that is done when it returns; idle (one flag to look at) until it is started.
+#[derive(Default)]
+pub struct Stopwatch {
+    on: AtomicBool,
+    recording: Mutex<Option<(Instant, Vec<Record>)>>,
+}
+
+impl Stopwatch {
+    /// Whether operations are being timed.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+    /// Begins a recording.
+    pub fn start(&self) {
+        *self.recording.lock().unwrap_or_else(|p| p.into_inner()) = Some((Instant::now(), Vec::new()));
+        self.on.store(true, Ordering::Relaxed);
+    }
+    /// Ends it: what was done, in order.
+    pub fn stop(&self) -> Vec<Record> {
+        self.on.store(false, Ordering::Relaxed);
+        let recording = self.recording.lock().unwrap_or_else(|p| p.into_inner()).take();
+        recording.map(|(_, records)| records).unwrap_or_default()
+    }
+    /// Does `f`, which takes at least `work`, and remembers how long it took.
+    pub fn time<T>(&self, name: &str, work: Work, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let from = Instant::now();
+        let done = f()?;
+        let seconds = from.elapsed().as_secs_f64();
+        if let Some((began, records)) = &mut *self.recording.lock().unwrap_or_else(|p| p.into_inner()) {
+            let start = (from - *began).as_secs_f64();
+            records.push(Record {
+                name: name.to_string(),
+                place: place(),
+                start,
+                at: Some(start),
+                host: seconds,
+                seconds: Some(seconds),
+                work: Some(work),
+                blocks: 0,
+            });
+        }
+        Ok(done)
+    }
 }
 
 /// A span that ended.
@@ -132,7 +105,7 @@ thread_local! {
 
 /// Whether NVTX's library is there; without it the binding would panic.
 pub fn nvtx_present() -> bool {
-    // Sound: tries to open a library by its fixed names.
+    // SAFETY: tries to open a library by its fixed names.
     unsafe { cudarc::nvtx::sys::is_culib_present() }
 }
 

@@ -50,7 +50,7 @@ pub fn run(args: &BasisArgs) -> Result<()> {
     let mut rows = Vec::new();
     for (i, space) in basis.spaces.iter().enumerate() {
         let names: Vec<&str> =
-            by_space.get(&i).into_iter().flatten().map(|s| sites[*s].kind.name()).collect();
+            by_space.get(&i).into_iter().flatten().map(|s| sites[*s].projection.name()).collect();
         rows.push(
             json!({"layer": space.name, "serves": names, "dimensions": space.dim, "protected": space.kept(),
             "free": space.dim - space.kept(), "energy": space.energy}),

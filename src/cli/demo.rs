@@ -2,12 +2,35 @@
 //!
 //! Made by `assets/make/build.sh`; `docs/demo.md` says what it is and what it may claim.
 
-use crate::config::Layer;
+use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the rows of the demo's table are.
 pub const LEGEND: &str = "rec: what is bought next; search: what is looked for; knowledge.search: the same in words that no log contains\n";
+
+/// Where the demo is unpacked inside its run, so that the run is whole by itself.
+pub const INSIDE: &str = "demo";
+
+/// Where the model and the data of a run come from.
+pub enum Source {
+    /// The demo, unpacked in this directory.
+    Demo(PathBuf),
+    /// The user named them.
+    Given,
+}
+
+impl Source {
+    /// That of the run which `run` holds.
+    pub fn of_run(run: &Path, config: &Config) -> Self {
+        let demo = run.join(INSIDE);
+        let own = |path: &str, name: &str| Path::new(path) == demo.join(name);
+        match own(&config.model.path, "model") && own(&config.data.path, "data") {
+            true => Source::Demo(demo),
+            false => Source::Given,
+        }
+    }
+}
 
 const SETTINGS: &str = include_str!("../../assets/demo.toml");
 

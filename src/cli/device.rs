@@ -2,7 +2,7 @@
 
 use super::options::DeviceArgs;
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::{Cuda, Faults, architectures, driver_present};
+use crate::backend::cuda::{Cuda, DeviceSpec, Faults, architectures, driver_present};
 use crate::backend::{Backend, DType};
 use crate::config::{Config, Device, Precision};
 use crate::error::{Error, Result};
@@ -22,9 +22,13 @@ pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
         (Device::Cuda(_), Precision::F32) => {
             refuse("on a GPU layers compute in bf16", "use precision bf16 or auto, or --device cpu")
         }
-        (Device::Cuda(ordinal), _) => Cuda::open_device(ordinal),
+        (Device::Cuda(ordinal), _) => gpu(ordinal),
         (Device::Auto, precision) => auto(precision, args),
     }
+}
+
+fn gpu(ordinal: usize) -> Result<Arc<dyn Backend>> {
+    Ok(Cuda::open(DeviceSpec::gpu(ordinal).with_switches()?)?)
 }
 
 /// The SIMT machine; `GEMS_SIMT_MEMORY` (bytes) and `GEMS_SIMT_LOST_AT` (a launch) give it a GPU's faults.
@@ -34,10 +38,7 @@ fn simt(dtype: DType) -> Result<Arc<dyn Backend>> {
         Ok(text) => text.parse().map(Some).map_err(|_| Error::usage(format!("{text:?}")).at(name)),
     };
     let faults = Faults { memory: number("GEMS_SIMT_MEMORY")?, lost_at: number("GEMS_SIMT_LOST_AT")? };
-    match faults {
-        Faults { memory: None, lost_at: None } => Cuda::open_simt(dtype),
-        _ => Ok(Cuda::open_faulty(dtype, faults)),
-    }
+    Ok(Cuda::open(DeviceSpec { faults, ..DeviceSpec::simt(dtype).with_switches()? })?)
 }
 
 /// What `auto` takes: the first GPU, if it works (`None`: the CPU), and why.
@@ -51,7 +52,7 @@ pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
     if architectures().is_empty() {
         return (None, "there is a driver, but this program was built without GPU kernels".into());
     }
-    match Cuda::open_device(0) {
+    match gpu(0) {
         Ok(gpu) => (Some(gpu), "the driver, a GPU and kernels for it are there".into()),
         Err(error) => (None, error.to_string()),
     }

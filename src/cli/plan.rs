@@ -1,27 +1,23 @@
 //! `train --dry-run`: what would be done, and what it needs.
 
 use super::session::Session;
-use crate::backend::cuda::Cuda;
+use crate::backend::Backend;
+use crate::backend::cuda::{Cuda, DeviceSpec};
+use crate::data::StepSize;
 use crate::error::{Error, Kind, Result};
 use crate::gems::KnowledgeBasis;
-use crate::model::{Batch, Packed};
-use crate::train::{MemoryPlan, PlannedRun, longest_step, site_shapes};
+use crate::model::Batch;
+use crate::train::{Averaging, Batches, MemoryPlan, PlannedRun};
 use serde_json::json;
 use std::io::Write;
-
-/// Examples of a step.
-fn examples(session: &Session) -> usize {
-    let t = &session.config.train;
-    match t.batch_per_task.is_empty() {
-        true => t.batch,
-        false => t.batch_per_task.values().sum(),
-    }
-}
+use std::sync::Arc;
 
 /// The passes of a session's largest step, and what they need.
 fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<Batch>, MemoryPlan)> {
     let (config, data, model) = (&session.config, &session.data, &session.model);
-    let batches = longest_step(&session.encoder(), &data.train, &data.tasks, &config.train)?;
+    let (encoder, labels) = (session.encoder(), Averaging::Labels);
+    let batches = Batches::new(&encoder, &data.train, &data.tasks, &config.train, labels, config.seed)?;
+    let batches = batches.longest()?.batches;
     let run = PlannedRun {
         architecture: &model.architecture,
         settings: &config.tuner(),
@@ -30,7 +26,8 @@ fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<B
         batches: &batches,
         checkpointing: config.train.activation_checkpointing,
     };
-    let memory = MemoryPlan::of(&run, &Cuda::open_null(model.backend.compute_dtype()))?;
+    let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
+    let memory = MemoryPlan::of(&run, &counting)?;
     Ok((batches, memory))
 }
 
@@ -54,7 +51,7 @@ pub fn explain(error: Error, session: &Session) -> Error {
         mib(needs.method),
         mib(needs.total()),
         t.micro_batch_tokens,
-        examples(session),
+        StepSize::of(t).examples(),
         session.config.gems.rank,
     ))
 }
@@ -63,21 +60,20 @@ pub fn explain(error: Error, session: &Session) -> Error {
 pub fn print(session: &Session, knowledge: Option<&KnowledgeBasis>, json: bool) -> Result<()> {
     let (config, data, model) = (&session.config, &session.data, &session.model);
     let (batches, memory) = needs(session, knowledge)?;
-    let adapted = config.tuner().adapted(&site_shapes(model))?;
-    let rows = batches.iter().map(|b| b.decoder.rows() + b.encoder.as_ref().map_or(0, Packed::rows));
+    let adapted = config.tuner().adapted(&model.layout.sites)?;
     let parameters: usize = model.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
     let mb = |bytes: usize| bytes as f64 / 1e6;
     let learns = session.needs_basis() && knowledge.is_none();
     let facts = json!({
-        "device": model.backend.name(),
+        "device": model.backend.info().name,
         "method": config.gems.method,
         "parameters": parameters,
         "adapted_layers": adapted.iter().filter(|a| **a).count(),
         "tasks": data.tasks,
         "steps": config.train.steps,
-        "examples_a_step": examples(session),
+        "examples_a_step": StepSize::of(&config.train).examples(),
         "passes_of_the_largest_step": batches.len(),
-        "tokens_of_the_largest_pass": rows.max(),
+        "tokens_of_the_largest_pass": batches.iter().map(Batch::rows).max(),
         "training_records": data.train.records.len(),
         "learns_a_knowledge_basis": learns,
         "memory_mb": {

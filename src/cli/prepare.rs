@@ -2,7 +2,7 @@
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::configuration;
-use crate::data::{Architecture, Catalogue, DataSettings, ItemIdentity, Vocabulary};
+use crate::data::{Catalogue, DataSettings, ItemIdentity, PromptSide, Vocabulary};
 use crate::error::{Error, Result};
 use crate::eval::{SampleSettings, sample_text};
 use crate::files::write_atomically;
@@ -387,7 +387,7 @@ fn sample(args: &SampleArgs) -> Result<()> {
         Model::load(&args.model, super::device::open(&config, &args.device)?, &LoadOptions::default())?;
     // A catalogue without items adds no tokens.
     let plain = DataSettings { item_identity: ItemIdentity::Text, ..DataSettings::default() };
-    let (none, kind) = (Catalogue::default(), Architecture::DecoderOnly);
+    let (none, kind) = (Catalogue::default(), PromptSide::Decoder);
     let vocabulary = Vocabulary::new(&args.model, &none, &plain, kind, None)?;
     let (begin, quiet) = (vocabulary.encode("")?, args.output.json);
     let settings = SampleSettings { documents: args.documents, length: args.length.max(2), seed: args.seed };

@@ -157,7 +157,7 @@ fn answer(session: &Session, trie: &Trie, records: &[Record], top: usize) -> Res
     let prompts = records.iter().map(|r| encoder.prompt(r)).collect::<Result<Vec<_>>>()?;
     let requests: Vec<Request> = prompts.iter().map(|prompt| Request { prompt, trie }).collect();
     let batch_tokens = EvaluateSettings::default().batch_tokens;
-    let scores = Scorer::new(&session.model, session.architecture, batch_tokens).scores(&requests)?;
+    let scores = Scorer::new(&session.model, session.prompt_side, batch_tokens).scores(&requests)?;
     let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
     let best = scores.iter().map(|scores| order(&items, scores).into_iter().take(top).collect());
     Ok(records.iter().map(|r| r.task).zip(best).collect())

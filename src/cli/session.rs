@@ -4,13 +4,13 @@ use super::options::{DeviceArgs, SettingsArgs};
 use crate::backend::Backend;
 use crate::config::{Config, Init, Layer};
 use crate::data::{
-    Architecture, Dataset, Encoder, GeneralText, ItemIdentity, Prompts, SemanticIds, Vocabulary,
+    Dataset, Encoder, GeneralText, ItemIdentity, PromptSide, Prompts, SemanticIds, Vocabulary,
     residual_kmeans,
 };
 use crate::error::{Error, Result};
-use crate::gems::{KnowledgeBasis, Tuner};
+use crate::gems::{KnowledgeBasis, Optimizer};
 use crate::model::{Inference, LoadOptions, Model, Packed, passes};
-use crate::train::{checkpoint, dense_roles, knowledge_basis, needs_basis, restore, site_shapes};
+use crate::train::{checkpoint, knowledge_basis, needs_basis};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub struct Session {
     pub prompts: Prompts,
     pub general: GeneralText,
     pub model: Model,
-    pub architecture: Architecture,
+    pub prompt_side: PromptSide,
     /// First row of new item tokens.
     pub new_rows: Option<usize>,
     /// Vocabulary rows of the base model that are its own.
@@ -73,16 +73,13 @@ impl Session {
         let base = PathBuf::from(&config.model.path);
         let data = Dataset::load(Path::new(&config.data.path), &config.data)?;
         let described = crate::model::Architecture::read(&base)?;
-        let architecture = match described.is_encoder_decoder() {
-            true => Architecture::EncoderDecoder { decoder_start: described.decoder_start.unwrap_or(0) },
-            false => Architecture::DecoderOnly,
-        };
+        let prompt_side = PromptSide::from(&described);
         let random = (config.model.init == Init::Random).then_some(config.seed);
         let semantic = match config.data.item_identity {
-            ItemIdentity::Semantic => Some(semantic_ids(&config, &base, &data, architecture, &backend)?),
+            ItemIdentity::Semantic => Some(semantic_ids(&config, &base, &data, prompt_side, &backend)?),
             _ => None,
         };
-        let vocabulary = Vocabulary::new(&base, &data.items, &config.data, architecture, semantic.as_ref())?;
+        let vocabulary = Vocabulary::new(&base, &data.items, &config.data, prompt_side, semantic.as_ref())?;
         let rows = vocabulary.rows_for(described.vocabulary)?;
         let options = LoadOptions { random, vocabulary: rows };
         let mut model = Model::load(&base, backend, &options)?;
@@ -100,7 +97,7 @@ impl Session {
             prompts,
             general,
             model,
-            architecture,
+            prompt_side,
             new_rows,
             old_vocabulary,
         })
@@ -116,13 +113,13 @@ impl Session {
             true => checkpoint::load(&best)?,
             false => checkpoint::load_latest(&run.join("checkpoints"), |_| {})?,
         };
-        restore(&mut session.model, &mut tuner, &session.data.tasks, &found)?;
+        found.restore(&mut session.model, &mut tuner, &session.data.tasks)?;
         Ok(session)
     }
 
     /// Records to tokens.
     pub fn encoder(&self) -> Encoder<'_> {
-        Encoder::new(&self.vocabulary, &self.prompts, &self.data.tasks, self.architecture, &self.config.data)
+        Encoder::new(&self.vocabulary, &self.prompts, &self.data.tasks, self.prompt_side, &self.config.data)
     }
 
     /// Token ids of general text.
@@ -138,8 +135,8 @@ impl Session {
     /// Learns the knowledge space from the calibration text.
     pub fn learn_basis(&self, progress: &mut dyn FnMut(usize, usize)) -> Result<KnowledgeBasis> {
         let chunks = self.chunks(&self.general.calibration, self.config.null_space.tokens)?;
-        let (sites, tasks) = (site_shapes(&self.model), self.data.tasks.len());
-        knowledge_basis(&self.model, &sites, tasks, &self.config.tuner(), &chunks, self.config.seed, progress)
+        let tasks = self.data.tasks.len();
+        knowledge_basis(&self.model, tasks, &self.config.tuner(), &chunks, self.config.seed, progress)
     }
 
     /// The basis a run directory keeps.
@@ -152,13 +149,9 @@ impl Session {
     }
 
     /// The method over this model.
-    pub fn tuner(&mut self, knowledge: Option<&KnowledgeBasis>) -> Result<Tuner> {
-        let settings = self.config.tuner();
-        let roles = dense_roles(&self.model, &settings.optimizer, self.new_rows);
-        let sites = site_shapes(&self.model);
-        let backend = Arc::clone(&self.model.backend);
-        let (tasks, seed) = (self.data.tasks.len(), self.config.seed);
-        Tuner::new(settings, &sites, &roles, tasks, knowledge, &mut self.model, &backend, seed)
+    pub fn tuner(&mut self, knowledge: Option<&KnowledgeBasis>) -> Result<Optimizer> {
+        let (settings, tasks, seed) = (self.config.tuner(), self.data.tasks.len(), self.config.seed);
+        Optimizer::for_model(settings, &mut self.model, self.new_rows, tasks, knowledge, seed)
     }
 }
 
@@ -186,20 +179,20 @@ fn semantic_ids(
     config: &Config,
     base: &Path,
     data: &Dataset,
-    architecture: Architecture,
+    prompt_side: PromptSide,
     backend: &Arc<dyn Backend>,
 ) -> Result<SemanticIds> {
     let model = Model::load(base, Arc::clone(backend), &LoadOptions::default())?;
     let plain = crate::data::DataSettings { item_identity: ItemIdentity::Text, ..config.data.clone() };
-    let vocabulary = Vocabulary::new(base, &data.items, &plain, architecture, None)?;
+    let vocabulary = Vocabulary::new(base, &data.items, &plain, prompt_side, None)?;
     let dim = model.architecture.hidden;
     let items: Vec<Vec<u32>> =
         (0..data.items.len() as u32).map(|item| vocabulary.item(item).to_vec()).collect();
     let mut embeddings = Vec::with_capacity(items.len() * dim);
     for group in passes(&items) {
-        let (encoder, decoder) = match architecture {
-            Architecture::DecoderOnly => (None, Packed::new(&[group.to_vec()])),
-            Architecture::EncoderDecoder { decoder_start } => {
+        let (encoder, decoder) = match prompt_side {
+            PromptSide::Decoder => (None, Packed::new(&[group.to_vec()])),
+            PromptSide::Encoder { decoder_start } => {
                 (Some(Packed::new(&[group.to_vec()])), Packed::new(&[vec![[decoder_start]; group.len()]]))
             }
         };

@@ -1,10 +1,11 @@
 //! `gems-engine train`.
 
 use super::console::Console;
+use super::demo::{self, Source};
 use super::measure::{measure, reference};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Session, configuration, run_configuration};
-use super::{demo, plan, summary};
+use super::{plan, summary};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Kind, Result};
 use crate::eval::EvaluateSettings;
@@ -13,7 +14,7 @@ use crate::gems::{KnowledgeBasis, Side};
 use crate::model::{Model, StoredType};
 use crate::report::{Journal, Progress, read};
 use crate::train::run::RunDirectory;
-use crate::train::{Ending, Trainer, checkpoint, restore, validation};
+use crate::train::{Averaging, Batches, Ending, Trainer, checkpoint, validation};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -83,15 +84,17 @@ impl TrainArgs {
         flags
     }
 
-    fn configuration(&self) -> Result<Config> {
+    /// The settings, where the model and the data come from, and the run directory.
+    fn configuration(&self) -> Result<(Config, Source, PathBuf)> {
         if self.resume {
-            let out = self.out.as_deref().ok_or_else(|| {
+            let out = self.out.clone().ok_or_else(|| {
                 Error::usage("--resume needs to know which run").remedy("give the run's directory with --out")
             })?;
             // Only what a resumed run may change without becoming another run.
-            let mut config = run_configuration(out, &self.settings, &self.device)?;
+            let mut config = run_configuration(&out, &self.settings, &self.device)?;
             config.train.steps = self.steps.unwrap_or(config.train.steps);
-            return Ok(config);
+            let source = Source::of_run(&out, &config);
+            return Ok((config, source, out));
         }
         let settings = SettingsArgs { config: self.settings.config.clone(), set: self.settings.set.clone() };
         let mut layers = settings.layers()?;
@@ -99,53 +102,34 @@ impl TrainArgs {
         if let Some(preset) = &self.preset {
             layers.insert(0, Layer::preset(preset)?);
         }
-        if self.is_demo(&layers) {
-            let mut demo = demo::settings(&self.demo_directory())?;
-            demo.append(&mut layers);
-            layers = demo;
-        }
-        configuration(&SettingsArgs::default(), &self.device, layers)
-    }
-
-    /// Whether neither a model nor data are named: the demo is meant.
-    fn is_demo(&self, layers: &[Layer]) -> bool {
+        let all = |layers| configuration(&SettingsArgs::default(), &self.device, layers);
+        let fresh = |name: &str| RunDirectory::fresh(Path::new("runs"), name);
         let named =
             |section: &str| layers.iter().any(|l| l.get(section).and_then(|s| s.get("path")).is_some());
-        !named("model") && !named("data")
-    }
-
-    /// Where the demo's model and data lie: inside its run, so that the run is whole by itself.
-    fn demo_directory(&self) -> PathBuf {
-        self.demo_out().join("demo")
-    }
-
-    fn demo_out(&self) -> PathBuf {
-        self.out.clone().unwrap_or_else(|| RunDirectory::fresh(Path::new("runs"), "demo"))
-    }
-
-    fn out(&self, config: &Config) -> PathBuf {
-        self.out.clone().unwrap_or_else(|| {
-            if Path::new(&config.data.path).ends_with("demo/data") {
-                return self.demo_out();
-            }
-            let name = Path::new(&config.data.path)
-                .file_name()
-                .map_or("run".into(), |n| n.to_string_lossy().into_owned());
-            RunDirectory::fresh(Path::new("runs"), &name)
-        })
+        if named("model") || named("data") {
+            let config = all(layers)?;
+            let name = Path::new(&config.data.path).file_name();
+            let name = name.map_or("run".into(), |n| n.to_string_lossy());
+            let out = self.out.clone().unwrap_or_else(|| fresh(&name));
+            return Ok((config, Source::Given, out));
+        }
+        let out = self.out.clone().unwrap_or_else(|| fresh("demo"));
+        let demo = out.join(demo::INSIDE);
+        let mut beneath = demo::settings(&demo)?;
+        beneath.append(&mut layers);
+        Ok((all(beneath)?, Source::Demo(demo), out))
     }
 }
 
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
-    let config = args.configuration()?;
+    let (config, source, out) = args.configuration()?;
     let quiet = args.output.json;
-    let demo = config.model.path == args.demo_directory().join("model").display().to_string();
-    if demo && !args.resume {
+    if let (Source::Demo(directory), false) = (&source, args.resume) {
         if !quiet {
             eprintln!("no --model and no --data: running the embedded demo (see docs/demo.md)");
         }
-        demo::unpack(&args.demo_directory())?;
+        demo::unpack(directory)?;
     }
     let mut session = Session::open(config, &args.device)?;
     if session.config.train.validate_every > 0 {
@@ -156,11 +140,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         let knowledge = args.basis.as_ref().map(|path| given_basis(path, &session)).transpose()?;
         return plan::print(&session, knowledge.as_ref(), args.output.json);
     }
-    let run = RunDirectory::open(&args.out(&session.config), args.resume)?;
+    let run = RunDirectory::open(&out, args.resume)?;
     crate::files::write_atomically(&run.join("config.toml"), session.config.to_toml().as_bytes())?;
     let command = if args.resume { "train --resume" } else { "train" };
     let journal = Journal::open(&run.join("log.txt"), command, quiet)?;
-    journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.name()));
+    journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.info().name));
     for (reason, count) in &session.data.skipped {
         journal.say(&format!("{count} rows left out: {reason}"));
     }
@@ -193,8 +177,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some((step, _)) = outcome.best.filter(|(step, _)| *step != outcome.step) {
         let found = checkpoint::load(&checkpoint::directory(&run.join("checkpoints"), step))?;
         let mut tuner = session.tuner(knowledge.as_ref())?;
-        let tasks = session.data.tasks.clone();
-        restore(&mut session.model, &mut tuner, &tasks, &found)?;
+        found.restore(&mut session.model, &mut tuner, &session.data.tasks)?;
         journal.say(&format!("the best step by {} was {step}: using it", session.config.train.best_metric));
     }
     let after = match session.config.train.evaluate_after {
@@ -210,7 +193,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     });
     crate::files::write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
     summary::write_report(&run.path)?;
-    summary::print(&result, args.output.json, if demo { demo::LEGEND } else { "" })
+    let legend = if matches!(source, Source::Demo(_)) { demo::LEGEND } else { "" };
+    summary::print(&result, args.output.json, legend)
 }
 
 /// The basis given, kept by an earlier start of the run, or learned now.
@@ -261,8 +245,10 @@ fn tune(
 ) -> Result<crate::train::Outcome> {
     let mut tuner = session.tuner(knowledge)?;
     let interrupted = super::catch_interrupts()?;
-    let Session { config, data, vocabulary, prompts, model, architecture, .. } = session;
-    let encoder = crate::data::Encoder::new(vocabulary, prompts, &data.tasks, *architecture, &config.data);
+    let Session { config, data, vocabulary, prompts, model, prompt_side, .. } = session;
+    let encoder = crate::data::Encoder::new(vocabulary, prompts, &data.tasks, *prompt_side, &config.data);
+    let (averaging, t) = (Averaging::from(config.gems.side), &config.train);
+    let batches = Batches::new(&encoder, &data.train, &data.tasks, t, averaging, config.seed)?;
     let keep = match args.resume {
         true => checkpoint::list(&run.join("checkpoints"))?.last().map_or(0, |(step, _)| *step),
         false => 0,
@@ -278,15 +264,13 @@ fn tune(
     let mut trainer = Trainer {
         model,
         tuner: &mut tuner,
-        encoder: &encoder,
+        batches: &batches,
         tasks: &data.tasks,
-        train: &data.train,
         settings: &config.train,
         checkpoints: &config.checkpoint,
         run,
-        seed: config.seed,
         lr_rows: config.optimizer.lr_rows.unwrap_or(config.train.lr),
-        published: config.gems.side == Side::Published,
+        warmup_from_zero: config.gems.side == Side::Published,
         norms,
         interrupted,
     };

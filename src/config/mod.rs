@@ -10,7 +10,7 @@ const PUBLISHED: &str = include_str!("published.toml");
 use crate::data::DataSettings;
 use crate::error::{Error, Result};
 use crate::eval::EvaluateSettings;
-use crate::gems::{GemsSettings, NullSpaceSettings, OptimizerSettings, TunerSettings};
+use crate::gems::{GemsSettings, MethodSettings, NullSpaceSettings, OptimizerSettings};
 use crate::train::{CheckpointSettings, TrainSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -156,8 +156,8 @@ impl Config {
         Ok(config)
     }
     /// The settings of the method.
-    pub fn tuner(&self) -> TunerSettings {
-        TunerSettings {
+    pub fn tuner(&self) -> MethodSettings {
+        MethodSettings {
             gems: self.gems.clone(),
             null_space: self.null_space.clone(),
             optimizer: self.optimizer.clone(),

@@ -1,9 +1,10 @@
 //! From a record to token ids.
 
+use super::markup::Quotes;
 use super::prompt::Prompts;
 use super::record::Record;
 use super::settings::{DataSettings, ItemIdentity};
-use super::vocabulary::{Architecture, Vocabulary};
+use super::vocabulary::{PromptSide, Vocabulary};
 use crate::error::{Error, Result};
 
 /// One sequence to learn from.
@@ -79,7 +80,7 @@ pub struct Encoder<'a> {
     vocabulary: &'a Vocabulary,
     prompts: &'a Prompts,
     tasks: &'a [String],
-    architecture: Architecture,
+    prompt_side: PromptSide,
     max_length: usize,
     history_limit: usize,
     separator: String,
@@ -91,7 +92,7 @@ impl<'a> Encoder<'a> {
         vocabulary: &'a Vocabulary,
         prompts: &'a Prompts,
         tasks: &'a [String],
-        architecture: Architecture,
+        prompt_side: PromptSide,
         settings: &DataSettings,
     ) -> Self {
         let usual = if settings.item_identity == ItemIdentity::Text { ", " } else { " " };
@@ -99,7 +100,7 @@ impl<'a> Encoder<'a> {
             vocabulary,
             prompts,
             tasks,
-            architecture,
+            prompt_side,
             max_length: settings.max_length,
             history_limit: if settings.history_limit == 0 { usize::MAX } else { settings.history_limit },
             separator: settings.item_separator.clone().unwrap_or_else(|| usual.into()),
@@ -111,8 +112,8 @@ impl<'a> Encoder<'a> {
         self.vocabulary
     }
     /// The architecture encoded for.
-    pub fn architecture(&self) -> Architecture {
-        self.architecture
+    pub fn prompt_side(&self) -> PromptSide {
+        self.prompt_side
     }
     /// Examples a record makes: one a target; a plain text is one.
     pub fn examples(record: &Record) -> usize {
@@ -131,9 +132,9 @@ impl<'a> Encoder<'a> {
         }
         let fitted = self.fit(record)?;
         let (dropped_items, cut_query) = (fitted.dropped_items, fitted.cut_query);
-        let (encoder, mut tokens) = match self.architecture {
-            Architecture::DecoderOnly => (None, fitted.tokens),
-            Architecture::EncoderDecoder { decoder_start } => (Some(fitted.tokens), vec![decoder_start]),
+        let (encoder, mut tokens) = match self.prompt_side {
+            PromptSide::Decoder => (None, fitted.tokens),
+            PromptSide::Encoder { decoder_start } => (Some(fitted.tokens), vec![decoder_start]),
         };
         let labels_from = tokens.len();
         tokens.extend(self.vocabulary.target(record.target[nth]));
@@ -152,9 +153,9 @@ impl<'a> Encoder<'a> {
     /// Room for the prompt: an encoder has all of `max_length`; otherwise the longest target must
     /// fit behind it, so that prompts are the same whatever the target is.
     fn room(&self) -> usize {
-        match self.architecture {
-            Architecture::DecoderOnly => self.max_length.saturating_sub(self.vocabulary.longest_target()),
-            Architecture::EncoderDecoder { .. } => self.max_length,
+        match self.prompt_side {
+            PromptSide::Decoder => self.max_length.saturating_sub(self.vocabulary.longest_target()),
+            PromptSide::Encoder { .. } => self.max_length,
         }
     }
 
@@ -201,12 +202,19 @@ impl<'a> Encoder<'a> {
     }
 
     fn tokens(&self, task: u32, history: &[String], query: Option<&str>) -> Result<Vec<u32>> {
-        let text = self.prompts.render(self.task(task), history, &self.separator, query)?;
-        if self.prompts.is_chat() {
-            return self.vocabulary.plain(&text);
-        }
-        let mut tokens = self.vocabulary.encode(&text)?;
-        if self.architecture == Architecture::DecoderOnly && tokens.last() == self.vocabulary.eos().as_ref() {
+        let mut quotes = Quotes::default();
+        let mut quoted = |text: &str| self.vocabulary.quote(text, &mut quotes);
+        let query = query.map(&mut quoted).transpose()?;
+        // The names of items are their tokens, unless they are titles.
+        let history = match self.vocabulary.identity() {
+            ItemIdentity::Text => history.iter().map(|title| quoted(title)).collect::<Result<_>>()?,
+            _ => history.to_vec(),
+        };
+        let text = self.prompts.render(self.task(task), &history, &self.separator, query.as_deref())?;
+        // A chat template writes its own special tokens.
+        let mut tokens = self.vocabulary.encode_prompt(&text, &quotes, !self.prompts.is_chat())?;
+        let decoder = self.prompt_side == PromptSide::Decoder && !self.prompts.is_chat();
+        if decoder && tokens.last() == self.vocabulary.eos().as_ref() {
             tokens.pop();
         }
         Ok(tokens)
@@ -220,9 +228,9 @@ impl<'a> Encoder<'a> {
                 .at("text")
                 .remedy("remove the row"));
         }
-        let (encoder, tokens) = match self.architecture {
-            Architecture::DecoderOnly => (None, tokens),
-            Architecture::EncoderDecoder { decoder_start } => {
+        let (encoder, tokens) = match self.prompt_side {
+            PromptSide::Decoder => (None, tokens),
+            PromptSide::Encoder { decoder_start } => {
                 let rest = tokens.split_off(tokens.len() / 2);
                 (Some(tokens), std::iter::once(decoder_start).chain(rest).collect())
             }

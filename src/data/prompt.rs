@@ -1,9 +1,12 @@
 //! Prompt templates: a record's history and query as text.
 
+use super::files;
+use super::markup::SEAM;
 use super::settings::{DataSettings, PromptPreset};
+use super::tokens::content;
 use crate::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, UndefinedBehavior, Value, context};
+use minijinja::{Environment, Output, State, UndefinedBehavior, Value, context};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -49,6 +52,7 @@ impl Prompts {
     pub fn new(settings: &DataSettings, model_dir: Option<&Path>) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+        environment.set_formatter(print);
         let mut sources = BTreeMap::from(
             match settings.prompts {
                 PromptPreset::Published => [("rec", PUBLISHED_REC), ("search", PUBLISHED_SEARCH)],
@@ -111,7 +115,8 @@ impl Prompts {
         self.chat.is_some()
     }
 
-    /// The prompt of a request.
+    /// The prompt of a request, for [`Vocabulary::encode_prompt`](super::Vocabulary::encode_prompt): with seams where
+    /// the template prints. Titles and queries are to be quoted first.
     ///
     /// # Errors
     /// The template fails on this input.
@@ -150,10 +155,8 @@ impl Prompts {
 
 impl Chat {
     fn read(dir: &Path) -> Result<Self> {
-        let file = dir.join("tokenizer_config.json");
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, e))?;
-        let config: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|e| Error::model(format!("not valid JSON: {e}")).at(file.display()))?;
+        let config = files::object(dir, "tokenizer_config.json")?;
+        let map = files::object(dir, "special_tokens_map.json")?;
         let source = std::fs::read_to_string(dir.join("chat_template.jinja"))
             .ok()
             .or_else(|| named_template(&config["chat_template"]));
@@ -175,12 +178,21 @@ impl Chat {
         environment
             .add_template_owned(CHAT, source)
             .map_err(|e| fault(e).at(format!("the chat template of {}", dir.display())))?;
-        let token = |key: &str| match &config[key] {
-            serde_json::Value::String(text) => text.clone(),
-            other => other["content"].as_str().unwrap_or_default().to_string(),
-        };
+        let token = |key: &str| content(&config[key]).or(content(&map[key])).unwrap_or_default().to_string();
         Ok(Self { environment, bos: token("bos_token"), eos: token("eos_token") })
     }
+}
+
+/// Prints a value with a seam on both sides, so that no token begins in what a template says and ends in what it
+/// prints. Blanks stay outside, where templates trim them.
+fn print(out: &mut Output, _: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
+    let text = value.as_str().map_or_else(|| value.to_string().into(), std::borrow::Cow::Borrowed);
+    let inner = text.trim();
+    let (before, after) = match text.find(inner) {
+        Some(start) if !inner.is_empty() => (&text[..start], &text[start + inner.len()..]),
+        _ => return out.write_str(&text).map_err(Into::into),
+    };
+    write!(out, "{before}{SEAM}{inner}{SEAM}{after}").map_err(Into::into)
 }
 
 /// `chat_template` is one template, or a list of named ones.

@@ -16,6 +16,16 @@ pub enum StepSize {
     Whole(usize),
 }
 
+impl StepSize {
+    /// Examples of all tasks.
+    pub fn examples(&self) -> usize {
+        match self {
+            StepSize::PerTask(counts) => counts.values().sum(),
+            StepSize::Whole(n) => *n,
+        }
+    }
+}
+
 /// One training example: a record and which of its targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pick {

@@ -1,37 +1,46 @@
 //! The checkpoint's tokenizer, extended by item tokens.
 
+use super::files::TokenizerFiles;
+use super::markup::{Quotes, Reader};
 use super::record::Catalogue;
 use super::semantic::SemanticIds;
 use super::settings::{DataSettings, EndOfSequence, ItemIdentity};
+use super::tokens::{BaseTokens, content};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::model::Architecture;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// Largest tokenizer.json that is read, in bytes.
-const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
-/// Files that belong to the tokenizer and are carried along unchanged.
-const COMPANIONS: &[&str] = &["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
-
-/// How a model reads its input.
+/// Which side of a model reads the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// Prompt and target in one sequence.
-    DecoderOnly,
-    /// The prompt goes to the encoder; the decoder begins with this token.
-    EncoderDecoder {
+pub enum PromptSide {
+    /// The decoder, all there is: prompt and target in one sequence.
+    Decoder,
+    /// The encoder; the decoder begins with this token.
+    Encoder {
         /// `decoder_start_token_id`.
         decoder_start: u32,
     },
 }
 
+impl From<&Architecture> for PromptSide {
+    fn from(model: &Architecture) -> Self {
+        match model.is_encoder_decoder() {
+            true => PromptSide::Encoder { decoder_start: model.decoder_start.unwrap_or(0) },
+            false => PromptSide::Decoder,
+        }
+    }
+}
+
 /// Token ids of texts and items.
 pub struct Vocabulary {
     tokenizer: Tokenizer,
-    source: PathBuf,
+    reader: Reader,
+    files: TokenizerFiles,
     base_size: usize,
     eos: Option<u32>,
     identity: ItemIdentity,
@@ -43,28 +52,43 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads `tokenizer.json` (and the names of special tokens) of `model_dir` and gives every item
-    /// its tokens. `semantic` is needed for `item_identity = "semantic"` only.
+    /// Reads the tokens of `model_dir` from all files that name some, and gives every item its tokens.
+    /// `semantic` is needed for `item_identity = "semantic"` only.
     ///
     /// # Errors
-    /// A tokenizer that cannot be read; items whose identity needs a text they do not have.
+    /// A tokenizer that cannot be read, or whose files contradict each other; items whose identity needs a text
+    /// they do not have.
     pub fn new(
         model_dir: &Path,
         items: &Catalogue,
         settings: &DataSettings,
-        architecture: Architecture,
+        prompt_side: PromptSide,
         semantic: Option<&SemanticIds>,
     ) -> Result<Self> {
-        let tokenizer = read_tokenizer(&model_dir.join("tokenizer.json"))?;
-        let base_size = size_of(&tokenizer);
-        let eos = end_of_sequence(model_dir, &tokenizer)?;
-        let (identity, source) = (settings.item_identity, model_dir.to_path_buf());
-        let (names, tokens) = (Vec::new(), Vec::new());
-        let mut this = Self { tokenizer, source, base_size, eos, identity, names, tokens, ends: false };
-        match identity {
-            ItemIdentity::Atomic => this.name_atomically(items, &settings.item_token)?,
-            ItemIdentity::Text => this.name_by_text(items, architecture)?,
-            ItemIdentity::Semantic => this.name_by_codes(items, semantic)?,
+        let files = TokenizerFiles::read(model_dir)?;
+        let BaseTokens { mut tokenizer, size: base_size } = BaseTokens::read(&files)?;
+        let eos = end_of_sequence(&files, &tokenizer, base_size);
+        let identity = settings.item_identity;
+        let names = match identity {
+            ItemIdentity::Atomic => {
+                (0..items.len() as u32).map(|i| settings.item_token.replace("{}", items.id(i))).collect()
+            }
+            ItemIdentity::Text => Vec::new(),
+            ItemIdentity::Semantic => code_names(items, semantic)?,
+        };
+        add_tokens(&mut tokenizer, &names)?;
+        let reader = Reader::new(&tokenizer, &names.iter().map(String::as_str).collect())?;
+        let (tokens, ends) = (Vec::new(), false);
+        let mut this =
+            Self { tokenizer, reader, files, base_size, eos, identity, names: vec![], tokens, ends };
+        match (identity, semantic) {
+            (ItemIdentity::Text, _) => this.name_by_text(items, prompt_side)?,
+            (ItemIdentity::Semantic, Some(codes)) => this.name_by_codes(codes)?,
+            _ => {
+                this.tokens =
+                    names.iter().map(|name| Ok([this.token(name)?].into())).collect::<Result<_>>()?;
+                this.names = names.into_iter().map(Into::into).collect();
+            }
         }
         this.ends = match settings.eos {
             EndOfSequence::Always => true,
@@ -79,34 +103,18 @@ impl Vocabulary {
         Ok(this)
     }
 
-    fn name_atomically(&mut self, items: &Catalogue, pattern: &str) -> Result<()> {
-        self.names = (0..items.len() as u32).map(|i| pattern.replace("{}", items.id(i)).into()).collect();
-        self.add_tokens()?;
-        self.tokens = self.names.iter().map(|name| Ok([self.token(name)?].into())).collect::<Result<_>>()?;
-        Ok(())
-    }
-
-    fn name_by_codes(&mut self, items: &Catalogue, semantic: Option<&SemanticIds>) -> Result<()> {
-        let codes = semantic.ok_or_else(|| {
-            Error::usage("semantic ids need embeddings of the items").at("data.item_identity")
-        })?;
-        if codes.len() != items.len() {
-            return Err(Error::model(format!("{} semantic ids for {} items", codes.len(), items.len()))
-                .remedy("the ids were made for another catalogue: make them again"));
-        }
-        self.names = codes.token_names().into_iter().map(Into::into).collect();
-        self.add_tokens()?;
-        self.tokens = (0..items.len())
+    fn name_by_codes(&mut self, codes: &SemanticIds) -> Result<()> {
+        self.tokens = (0..codes.len())
             .map(|i| codes.names(i).map(|name| self.token(&name)).collect::<Result<_>>())
             .collect::<Result<_>>()?;
-        self.names = (0..items.len()).map(|i| codes.names(i).collect::<String>().into()).collect();
+        self.names = (0..codes.len()).map(|i| codes.names(i).collect::<String>().into()).collect();
         Ok(())
     }
 
     /// Titles as they are; where two would be the same tokens, ` #2`, ` #3` tells them apart.
-    fn name_by_text(&mut self, items: &Catalogue, architecture: Architecture) -> Result<()> {
+    fn name_by_text(&mut self, items: &Catalogue, prompt_side: PromptSide) -> Result<()> {
         // Byte-level tokenizers of decoder-only models keep the blank before a word in its token.
-        let lead = if architecture == Architecture::DecoderOnly { " " } else { "" };
+        let lead = if prompt_side == PromptSide::Decoder { " " } else { "" };
         let mut taken: HashMap<Box<[u32]>, u32> = HashMap::new();
         let mut repeats: HashMap<String, u32> = HashMap::new();
         for number in 0..items.len() as u32 {
@@ -137,27 +145,19 @@ impl Vocabulary {
         Ok(())
     }
 
-    fn add_tokens(&mut self) -> Result<()> {
-        // An existing token of the same content is used as it is: adding it again would change how
-        // the tokenizer matches it.
-        let missing = self.names.iter().filter(|n| self.tokenizer.token_to_id(n).is_none());
-        let new: Vec<AddedToken> =
-            missing.map(|n| AddedToken::from(n.to_string(), false).normalized(false)).collect();
-        self.tokenizer.add_tokens(new).map_err(|e| failed(e, &self.source))?;
-        Ok(())
-    }
-
     fn token(&self, name: &str) -> Result<u32> {
         self.tokenizer.token_to_id(name).ok_or_else(|| {
-            Error::model(format!("the tokenizer did not take the token `{name}`")).at(self.source.display())
+            Error::model(format!("the tokenizer did not take the token `{name}`"))
+                .at(self.files.dir.display())
         })
     }
 
     /// One more than the largest token id, item tokens included.
     pub fn size(&self) -> usize {
-        size_of(&self.tokenizer)
+        let added = self.tokenizer.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
+        added.max(self.base_size)
     }
-    /// One more than the largest token id before item tokens were added.
+    /// One more than the largest id that any file of the checkpoint uses.
     pub fn base_size(&self) -> usize {
         self.base_size
     }
@@ -171,7 +171,7 @@ impl Vocabulary {
                 "the tokenizer has token ids up to {}, the model only {rows} embedding rows",
                 self.base_size - 1
             ))
-            .at(self.source.display())
+            .at(self.files.dir.display())
             .remedy("use the tokenizer.json that belongs to this checkpoint"));
         }
         Ok(rows.max(self.size()))
@@ -216,39 +216,51 @@ impl Vocabulary {
         let ids = || self.tokens.iter().flat_map(|t| t.iter().copied());
         ids().min().unwrap_or(0)..ids().max().map_or(0, |m| m + 1)
     }
-    /// Tokens of a text with the special tokens the tokenizer puts around a sequence.
+    /// Tokens of a text with the special tokens the tokenizer puts around a sequence. Nothing in the text itself is
+    /// markup: `</s>` is four characters.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.ids(text, true)
+        self.reader.text(text, true)
     }
     /// Tokens of a text alone.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
     pub fn plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.ids(text, false)
+        self.reader.text(text, false)
+    }
+    /// A text of a user's or a title, for a template to print; `quotes` keeps what reads like markup in it.
+    ///
+    /// # Errors
+    /// More different markup than can be put aside.
+    pub fn quote(&self, text: &str, quotes: &mut Quotes) -> Result<String> {
+        self.reader.quote(text, quotes)
+    }
+    /// Tokens of a prompt that a template made of quoted texts: the template's tokens are tokens. `special` puts
+    /// around it what the tokenizer puts around a sequence.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn encode_prompt(&self, rendered: &str, quotes: &Quotes, special: bool) -> Result<Vec<u32>> {
+        self.reader.prompt(rendered, quotes, special)
     }
     /// The text of token ids.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.tokenizer.decode(ids, skip_special).map_err(|e| failed(e, &self.source))
+        self.tokenizer.decode(ids, skip_special).map_err(failed)
     }
 
-    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, special).map_err(|e| failed(e, &self.source))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    /// Writes `tokenizer.json`, its companions, and `items.jsonl` ({item, text, tokens, ids}, in
-    /// catalogue order) into `dir`.
+    /// Writes the tokenizer with its new tokens, all that belongs to it, to chat and to generation in the base
+    /// model's directory, and `items.jsonl` ({item, text, tokens, ids}, in catalogue order) into `dir`.
     ///
     /// # Errors
     /// The file system.
     pub fn save(&self, dir: &Path, items: &Catalogue) -> Result<()> {
-        let text = self.tokenizer.to_string(true).map_err(|e| failed(e, &self.source))?;
-        write_atomically(&dir.join("tokenizer.json"), text.as_bytes())?;
-        for name in COMPANIONS {
-            let (from, to) = (self.source.join(name), dir.join(name));
-            if from.is_file() && from != to {
-                let contents = std::fs::read(&from).map_err(|e| Error::io("read", &from, e))?;
-                write_atomically(&to, &contents)?;
-            }
-        }
+        self.files.write(&self.tokenizer, dir)?;
         let mut lines = String::new();
         for number in 0..items.len() as u32 {
             let row = json!({"item": items.id(number), "text": items.text(number),
@@ -260,59 +272,41 @@ impl Vocabulary {
     }
 }
 
-fn failed(error: tokenizers::Error, place: &Path) -> Error {
-    Error::model(format!("the tokenizer fails: {error}")).at(place.display())
+fn failed(error: tokenizers::Error) -> Error {
+    Error::model(format!("the tokenizer fails: {error}"))
 }
 
-fn size_of(tokenizer: &Tokenizer) -> usize {
-    // Ids may have gaps; what counts is the largest one.
-    let added = tokenizer.get_added_tokens_decoder().keys().max().map_or(0, |m| *m as usize + 1);
-    added.max(tokenizer.get_vocab_size(false))
-}
-
-fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let bytes = std::fs::metadata(path)
-        .map_err(|e| {
-            Error::io("read", path, e)
-                .remedy("the model directory must hold a tokenizer.json (a \"fast\" tokenizer)")
-        })?
-        .len();
-    if bytes > MAX_TOKENIZER_BYTES {
-        return Err(Error::model(format!("{bytes} bytes are too many for a tokenizer")).at(path.display()));
+/// The names of all code tokens.
+fn code_names(items: &Catalogue, semantic: Option<&SemanticIds>) -> Result<Vec<String>> {
+    let codes = semantic
+        .ok_or_else(|| Error::usage("semantic ids need embeddings of the items").at("data.item_identity"))?;
+    match codes.len() == items.len() {
+        true => Ok(codes.token_names()),
+        false => Err(Error::model(format!("{} semantic ids for {} items", codes.len(), items.len()))
+            .remedy("the ids were made for another catalogue: make them again")),
     }
-    let contents = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let mut tokenizer = Tokenizer::from_bytes(contents).map_err(|e| {
-        Error::model(format!("not a tokenizer: {e}"))
-            .at(path.display())
-            .remedy("save it again with `tokenizer.save_pretrained`")
-    })?;
-    // What a checkpoint's tokenizer was last used with must not cut or pad our sequences.
-    tokenizer.with_padding(None);
-    tokenizer.with_truncation(None).map_err(|e| failed(e, path))?;
-    Ok(tokenizer)
 }
 
-/// The end-of-sequence token: named by tokenizer_config.json, else by id in config.json.
-fn end_of_sequence(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<u32>> {
-    let read = |name: &str| -> Result<Value> {
-        let path = dir.join(name);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text)
-                .map_err(|e| Error::model(format!("not valid JSON: {e}")).at(path.display())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-            Err(e) => Err(Error::io("read", &path, e)),
-        }
-    };
-    let named = match &read("tokenizer_config.json")?["eos_token"] {
-        Value::String(token) => Some(token.clone()),
-        object => object["content"].as_str().map(Into::into),
-    };
-    if let Some(id) = named.and_then(|token| tokenizer.token_to_id(&token)) {
-        return Ok(Some(id));
+/// New tokens after all others. A token that was added before is used as it is.
+fn add_tokens(tokenizer: &mut Tokenizer, names: &[String]) -> Result<()> {
+    let known = tokenizer.get_added_tokens_decoder();
+    let known: HashSet<&str> = known.values().map(|token| token.content.as_str()).collect();
+    let missing = names.iter().filter(|name| !known.contains(name.as_str()));
+    let new: Vec<AddedToken> =
+        missing.map(|name| AddedToken::from(name.as_str(), false).normalized(false)).collect();
+    tokenizer.add_tokens(new).map_err(failed)?;
+    Ok(())
+}
+
+/// The end-of-sequence token: by name in the tokenizer's files, else by id in config.json.
+fn end_of_sequence(files: &TokenizerFiles, tokenizer: &Tokenizer, size: usize) -> Option<u32> {
+    let named = [&files.config, &files.special_map].into_iter().find_map(|f| content(&f["eos_token"]));
+    if let Some(id) = named.and_then(|token| tokenizer.token_to_id(token)) {
+        return Some(id);
     }
-    let id = match &read("config.json")?["eos_token_id"] {
+    let ids = [&files.model, &files.generation].into_iter().find_map(|f| match &f["eos_token_id"] {
         Value::Array(ids) => ids.first().and_then(Value::as_u64),
         id => id.as_u64(),
-    };
-    Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < size_of(tokenizer)))
+    });
+    ids.and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < size)
 }

@@ -1,6 +1,6 @@
 //! What was forgotten: perplexity and divergence from the base model on general text.
 
-use crate::backend::{Backend, DType, Mat, Op, Tensor};
+use crate::backend::{Backend, DType, Dots, Mat, Tensor};
 use crate::error::Result;
 use crate::model::{Model, Packed, general_pass, passes};
 use rayon::prelude::*;
@@ -68,9 +68,9 @@ impl Reference {
                 let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
                 let mut before = be.alloc(rows.len(), self.old, DType::F32)?;
                 let now = hidden.mat().row_range(rows.clone());
-                be.matmul(logits.mat_mut(), 0.0, scale, now, Op::N, head, Op::T)?;
+                be.product(logits.mat_mut(), 0.0, scale, now.n(), head.t())?;
                 let then = base.mat().row_range(rows.clone());
-                be.matmul(before.mat_mut(), 0.0, scale, then, Op::N, self.head.mat(), Op::T)?;
+                be.product(before.mat_mut(), 0.0, scale, then.n(), self.head.mat().t())?;
                 let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
                 let pairs = logits.par_chunks_exact(head.rows).zip(before.par_chunks_exact(self.old));
                 let each: Vec<[f64; 3]> = pairs
@@ -116,9 +116,9 @@ fn compare(now: &[f32], before: &[f32], target: usize) -> [f64; 3] {
 /// The device.
 pub fn drift(backend: &dyn Backend, change: Mat, second_moment: Mat) -> Result<f64> {
     let mut moved = backend.alloc(change.rows, change.cols, DType::F32)?;
-    backend.matmul(moved.mat_mut(), 0.0, 1.0, change, Op::N, second_moment, Op::N)?;
+    backend.product(moved.mat_mut(), 0.0, 1.0, change.n(), second_moment.n())?;
     let mut trace = backend.alloc(1, 1, DType::F32)?;
-    backend.dots(&[(moved.mat(), change)], trace.mat_mut())?;
+    backend.run(Dots { pairs: vec![(moved.mat(), change)], out: trace.mat_mut() })?;
     Ok(f64::from(backend.download(trace.mat())?[0]))
 }
 

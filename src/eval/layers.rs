@@ -1,7 +1,7 @@
 //! How far every layer has moved, on general text and inside the space of general knowledge.
 
 use super::knowledge::drift;
-use crate::backend::{Backend, DType, Mat, Op};
+use crate::backend::{Backend, DType, Mat};
 use crate::error::Result;
 use crate::gems::{KnowledgeBasis, NullSide, SecondMoment};
 use crate::model::{Model, Observer, general_pass, passes};
@@ -128,8 +128,8 @@ fn components(be: &Arc<dyn Backend>, change: Mat, directions: Mat, side: NullSid
     };
     let mut along = be.alloc(rows, cols, DType::F32)?;
     match side {
-        NullSide::Output => be.matmul(along.mat_mut(), 0.0, 1.0, directions, Op::N, change, Op::N)?,
-        _ => be.matmul(along.mat_mut(), 0.0, 1.0, change, Op::N, directions, Op::T)?,
+        NullSide::Output => be.product(along.mat_mut(), 0.0, 1.0, directions.n(), change.n())?,
+        _ => be.product(along.mat_mut(), 0.0, 1.0, change.n(), directions.t())?,
     }
     be.download(along.mat())
 }

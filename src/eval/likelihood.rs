@@ -6,8 +6,8 @@
 //! predicted, nothing is predicted from it.
 
 use super::trie::Trie;
-use crate::backend::{DType, Mat, Op, Tensor};
-use crate::data::Architecture;
+use crate::backend::{CrossEntropy, DType, Gather, Mat, Tensor};
+use crate::data::PromptSide;
 use crate::error::{Error, Result};
 use crate::model::{Inference, Model, Packed, Visible};
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ pub struct Request<'a> {
 /// Computes likelihoods with a model.
 pub struct Scorer<'a> {
     model: &'a Model,
-    architecture: Architecture,
+    prompt_side: PromptSide,
     batch_tokens: usize,
 }
 
@@ -52,8 +52,8 @@ struct Parent {
 
 impl<'a> Scorer<'a> {
     /// A scorer whose passes hold about `batch_tokens` rows (more only for a prompt that is longer).
-    pub fn new(model: &'a Model, architecture: Architecture, batch_tokens: usize) -> Self {
-        Self { model, architecture, batch_tokens: batch_tokens.max(1) }
+    pub fn new(model: &'a Model, prompt_side: PromptSide, batch_tokens: usize) -> Self {
+        Self { model, prompt_side, batch_tokens: batch_tokens.max(1) }
     }
 
     /// Log-likelihood of every sequence of every request's trie, in nats: the sum over its tokens of the
@@ -110,7 +110,7 @@ impl<'a> Scorer<'a> {
 
     /// Rows of a request's prompt, encoder and decoder together.
     fn rows_of(&self, request: &Request) -> usize {
-        request.prompt.len() + usize::from(self.architecture != Architecture::DecoderOnly)
+        request.prompt.len() + usize::from(self.prompt_side != PromptSide::Decoder)
     }
 
     /// Log-probability of every node given its path, of every request; of nodes that no piece wants, 0.
@@ -152,9 +152,9 @@ impl<'a> Scorer<'a> {
         let (mut wanted, mut parents) = (Vec::new(), Vec::new());
         for piece in pieces {
             let Request { prompt, trie } = requests[piece.request];
-            let stem = match self.architecture {
-                Architecture::DecoderOnly => prompt,
-                Architecture::EncoderDecoder { ref decoder_start } => {
+            let stem = match self.prompt_side {
+                PromptSide::Decoder => prompt,
+                PromptSide::Encoder { ref decoder_start } => {
                     prompts.push(prompt);
                     std::slice::from_ref(decoder_start)
                 }
@@ -265,7 +265,7 @@ impl<'a> Scorer<'a> {
             let first = self.nll(&x, &vec![tokens[0]; rows.len()])?;
             let mut logits = be.alloc(rows.len(), tokens.len(), DType::F32)?;
             let scale = model.architecture.logit_scale;
-            be.matmul(logits.mat_mut(), 0.0, scale, x.mat(), Op::N, chosen, Op::T)?;
+            be.product(logits.mat_mut(), 0.0, scale, x.mat().n(), chosen.t())?;
             let logits = be.download(logits.mat())?;
             for ((parent, nll), row) in group.iter().zip(first).zip(logits.chunks_exact(tokens.len())) {
                 for (child, logit) in children.iter().zip(row) {
@@ -283,7 +283,7 @@ impl<'a> Scorer<'a> {
         }
         let be = &self.model.backend;
         let mut rows = be.alloc(tokens.len(), head.cols, head.dtype)?;
-        be.gather_rows(head, &be.indices(tokens)?, rows.mat_mut())?;
+        be.run(Gather { from: head, rows: &be.indices(tokens)?, scale: 1.0, to: rows.mat_mut() })?;
         Ok(Some(rows))
     }
 
@@ -291,7 +291,7 @@ impl<'a> Scorer<'a> {
         let be = &self.model.backend;
         let rows: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
         let mut x = be.alloc(rows.len(), hidden.cols(), hidden.dtype())?;
-        be.gather_rows(hidden.mat(), &be.indices(&rows)?, x.mat_mut())?;
+        be.run(Gather { from: hidden.mat(), rows: &be.indices(&rows)?, scale: 1.0, to: x.mat_mut() })?;
         Ok(x)
     }
 
@@ -301,9 +301,16 @@ impl<'a> Scorer<'a> {
         let count = targets.len();
         let weights = be.tensor(&vec![1.0; count], count, 1, DType::F32)?;
         let mut nll = be.alloc(count, 1, DType::F32)?;
-        let (head, scale) = (model.parameter(model.head()), model.architecture.logit_scale);
-        let targets = be.indices(targets)?;
-        be.cross_entropy(x.mat(), head, scale, &targets, weights.mat(), nll.mat_mut(), None, None)?;
+        be.run(CrossEntropy {
+            x: x.mat(),
+            head: model.parameter(model.head()),
+            logit_scale: model.architecture.logit_scale,
+            targets: &be.indices(targets)?,
+            weights: weights.mat(),
+            nll: nll.mat_mut(),
+            dx: None,
+            head_gradient: None,
+        })?;
         be.download(nll.mat())
     }
 }

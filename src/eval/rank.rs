@@ -8,7 +8,7 @@ use super::likelihood::{Request, Scorer};
 use super::metrics::{self, Judged};
 use super::settings::{Candidates, EvaluateSettings};
 use super::trie::Trie;
-use crate::data::{Architecture, Dataset, Encoder, Record, Split, Vocabulary};
+use crate::data::{Dataset, Encoder, PromptSide, Record, Split, Vocabulary};
 use crate::error::Result;
 use crate::model::Model;
 use rayon::prelude::*;
@@ -121,13 +121,13 @@ pub fn candidate_trie(candidates: &[u32], vocabulary: &Vocabulary) -> Trie {
 pub fn score(
     model: &Model,
     vocabulary: &Vocabulary,
-    architecture: Architecture,
+    prompt_side: PromptSide,
     prompt: &[u32],
     candidates: &[u32],
 ) -> Result<Vec<f32>> {
     let trie = candidate_trie(candidates, vocabulary);
     let batch_tokens = EvaluateSettings::default().batch_tokens;
-    let scores = Scorer::new(model, architecture, batch_tokens).scores(&[Request { prompt, trie: &trie }])?;
+    let scores = Scorer::new(model, prompt_side, batch_tokens).scores(&[Request { prompt, trie: &trie }])?;
     Ok(scores.into_iter().next().unwrap_or_default())
 }
 
@@ -221,7 +221,7 @@ pub fn rank_split(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Rankings> {
     let vocabulary = encoder.vocabulary();
-    let scorer = Scorer::new(model, encoder.architecture(), settings.batch_tokens);
+    let scorer = Scorer::new(model, encoder.prompt_side(), settings.batch_tokens);
     let numbers = chosen(split, data.tasks.len(), settings.records);
     let all: Vec<u32> = (0..vocabulary.items() as u32).collect();
     let mut catalogue: Option<Trie> = None;

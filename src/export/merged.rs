@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::{write_atomically, write_directory};
-use crate::model::{Inference, LoadOptions, Model, StoredType, write_safetensors};
+use crate::model::{Family, Inference, LoadOptions, Model, StoredType, write_safetensors};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// Largest shard of a checkpoint, in bytes.
 const SHARD: usize = 5_000_000_000;
 
-/// Writes `model` into `dir` (config.json of `base` with the new vocabulary size, weights folded in f32 and rounded
+/// Writes `model` into `dir` (config.json of `base` with what changed, weights folded in f32 and rounded
 /// once, and what `tokenizer` writes), reads it back, and returns the largest difference of the logits for `probe`.
 /// The directory appears only when all of that has worked.
 ///
@@ -34,27 +34,37 @@ pub fn write_merged(
     })
 }
 
-/// config.json of `base` with this model's vocabulary and type, and its generation_config.json.
+/// config.json of `base` with this model's vocabulary, type and head.
 fn write_config(model: &Model, base: &Path, path: &Path, stored: StoredType) -> Result<()> {
     let config = base.join("config.json");
     let text = fs::read_to_string(&config).map_err(|e| Error::io("read", &config, e))?;
     let mut config: Value =
         serde_json::from_str(&text).map_err(|e| Error::model(e.to_string()).at(config.display()))?;
-    config["vocab_size"] = json!(model.architecture.vocabulary);
+    let a = &model.architecture;
+    config["vocab_size"] = json!(a.vocabulary);
     let name = if stored == StoredType::F32 { "float32" } else { "bfloat16" };
     for key in ["dtype", "torch_dtype"] {
         if config.get(key).is_some() {
             config[key] = json!(name);
         }
     }
-    let pretty = serde_json::to_vec_pretty(&config).map_err(|e| Error::model(e.to_string()))?;
-    write_atomically(&path.join("config.json"), &pretty)?;
-    let generation = base.join("generation_config.json");
-    if generation.is_file() {
-        fs::copy(&generation, path.join("generation_config.json"))
-            .map_err(|e| Error::io("copy", &generation, e))?;
+    // What is left out means tied for T5 and untied for the others.
+    let usual = a.family == Family::T5;
+    if config["tie_word_embeddings"].as_bool().unwrap_or(usual) != a.tied {
+        config["tie_word_embeddings"] = json!(a.tied);
     }
-    Ok(())
+    // A base that was saved as an encoder of texts is a language model now.
+    let class = match a.family {
+        Family::Llama => "LlamaForCausalLM",
+        Family::Qwen2 => "Qwen2ForCausalLM",
+        Family::Qwen3 => "Qwen3ForCausalLM",
+        Family::T5 => "T5ForConditionalGeneration",
+    };
+    if config.get("architectures").is_some() {
+        config["architectures"] = json!([class]);
+    }
+    let pretty = serde_json::to_vec_pretty(&config).map_err(|e| Error::model(e.to_string()))?;
+    write_atomically(&path.join("config.json"), &pretty)
 }
 
 /// The largest difference between two models' logits.

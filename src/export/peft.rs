@@ -139,7 +139,7 @@ pub fn residual(values: &[f32], factors: &Factors) -> f64 {
 
 /// What an adapter says about itself.
 pub struct AdapterHead<'a> {
-    /// Path or name of the base model, for the loader's information.
+    /// Path of the base model; it is written whole, so that the adapter finds it from any directory.
     pub base: &'a str,
     /// `CAUSAL_LM` or `SEQ_2_SEQ_LM`.
     pub task_type: &'a str,
@@ -151,6 +151,10 @@ pub struct AdapterHead<'a> {
 /// Writes the adapter directory. `lora_alpha` equals `r` for every layer, so the product is used as it is.
 pub fn write(dir: &Path, head: &AdapterHead, factors: &[Factors]) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    let base = match Path::new(head.base).canonicalize() {
+        Ok(whole) => whole.display().to_string(),
+        Err(_) => head.base.to_string(),
+    };
     let most = factors.iter().map(|f| f.rank).max().unwrap_or(1);
     let pattern: BTreeMap<&str, usize> =
         factors.iter().filter(|f| f.rank != most).map(|f| (f.name.as_str(), f.rank)).collect();
@@ -161,7 +165,7 @@ pub fn write(dir: &Path, head: &AdapterHead, factors: &[Factors]) -> Result<()> 
     let mut config = json!({
         "peft_type": "LORA",
         "task_type": head.task_type,
-        "base_model_name_or_path": head.base,
+        "base_model_name_or_path": base,
         "inference_mode": true,
         "r": most,
         "lora_alpha": most,

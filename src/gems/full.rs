@@ -1,24 +1,30 @@
 //! Every weight trained by AdamW: the upper bound to compare with, and pretraining.
 
-use super::adam::{bare, direction};
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of, task_pairs};
-use super::settings::{Decay, NullSide, NullSpaceSettings, Project};
-use crate::backend::{AdaptedLinear, Backend, DType, MatMut, OuterPart, Quantity, Tensor};
+use super::adam::adamw;
+use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
+use super::master::{Master, NullSpace};
+use super::pairs::{LayerGram, pairs_of_columns, task_pairs};
+use super::settings::Decay;
+use super::state::State;
+use crate::backend::{
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, DType, GradBlock, GramEntry, Mat, MatMut, Tensor,
+    WeightGrad,
+};
 use crate::error::Result;
+use crate::layers::LinearGradient;
 use std::sync::Arc;
 
 pub(super) struct Full {
     backend: Arc<dyn Backend>,
-    /// f32 weights, where the layer's are not.
-    master: Option<Tensor>,
+    tasks: usize,
+    master: Master,
     /// The weights the run started from, towards which a delta decays.
     start: Option<Tensor>,
-    moments: [Tensor; 2],
-    /// Gradients, task by task.
-    sums: Vec<Tensor>,
-    side: NullSide,
-    project: Project,
-    protected: Option<Arc<Tensor>>,
+    m: Tensor,
+    v: Tensor,
+    /// Gradients side by side, task by task, `[M x T N]`.
+    sums: Tensor,
+    null_space: NullSpace,
 }
 
 impl Full {
@@ -26,127 +32,92 @@ impl Full {
         backend: &Arc<dyn Backend>,
         layer: &AdaptedLinear,
         tasks: usize,
-        null: &NullSpaceSettings,
-        protected: Option<Arc<Tensor>>,
+        null_space: NullSpace,
         decays_delta: bool,
     ) -> Result<Self> {
         let (m, n) = layer.weight.shape();
-        let zeros = || backend.zeros(m, n, DType::F32);
-        let copy = || backend.duplicate(layer.weight.mat(), DType::F32);
+        let zeros = |cols| backend.zeros(m, cols, DType::F32);
+        let start = || backend.duplicate(layer.weight.mat(), DType::F32);
         Ok(Self {
-            master: if layer.weight.dtype() == DType::F32 { None } else { Some(copy()?) },
-            start: if decays_delta { Some(copy()?) } else { None },
-            moments: [zeros()?, zeros()?],
-            sums: (0..tasks).map(|_| zeros()).collect::<Result<_>>()?,
-            side: null.side,
-            project: null.project,
-            protected,
+            master: Master::of(&**backend, layer)?,
+            start: decays_delta.then(start).transpose()?,
+            m: zeros(n)?,
+            v: zeros(n)?,
+            sums: zeros(tasks * n)?,
+            tasks,
+            null_space,
             backend: Arc::clone(backend),
         })
     }
 
-    fn project(&self, x: &mut Tensor) -> Result<()> {
-        match (&self.protected, self.side) {
-            (Some(k), NullSide::Input) => self.backend.project_rows(x.mat_mut(), k.mat()),
-            (Some(k), NullSide::Output) => self.backend.project_columns(x.mat_mut(), k.mat()),
-            _ => Ok(()),
+    /// What of the weights decays.
+    fn decaying(&self, w: Mat, step: &Step) -> Result<Tensor> {
+        let be = &self.backend;
+        let mut x0 = match step.optimizer.weight_decay == 0.0 {
+            true => be.zeros(w.rows, w.cols, DType::F32)?,
+            false => be.duplicate(w, DType::F32)?,
+        };
+        if let Some(start) = &self.start {
+            be.axpy(-1.0, start.mat(), x0.mat_mut())?;
         }
+        Ok(x0)
     }
 }
 
-impl Engine for Full {
-    fn begin(&mut self) -> Result<()> {
-        self.sums.iter_mut().try_for_each(|s| self.backend.fill(s.mat_mut(), 0.0))
-    }
-
-    fn observe(&mut self, g: &Tapped, _: &Scales, _: MatMut) -> Result<()> {
-        for (sum, rows) in self.sums.iter_mut().zip(g.segments).filter(|(_, rows)| !rows.is_empty()) {
-            let part = OuterPart { rows: rows.clone(), columns: 0..g.x.cols, to: 0, scale: 1.0 };
-            self.backend.outer(g.dy, g.x, &[part], sum.mat_mut())?;
-        }
-        Ok(())
-    }
-
-    fn products(&self) -> Products<'_> {
-        let tasks = self.sums.len();
-        let mut quantities: Vec<Quantity> = task_pairs(tasks).map(|(i, j)| Quantity::Layer(i, j)).collect();
-        quantities.extend((0..tasks).map(Quantity::Own));
-        let mut pairs = gram_of(&self.sums);
-        pairs.extend(self.sums.iter().map(|s| (s.mat(), s.mat())));
-        Products { quantities, pairs }
-    }
-
-    fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
-        let be = Arc::clone(&self.backend);
-        let (m, n) = self.moments[0].shape();
-        let mut g = be.zeros(m, n, DType::F32)?;
-        for (sum, weight) in self.sums.iter().zip(&step.known.weights) {
-            be.axpy(*weight as f32, sum.mat(), g.mat_mut())?;
-        }
-        if matches!(self.project, Project::Gradient | Project::Both) {
-            self.project(&mut g)?;
-        }
-        let mut d = be.zeros(m, n, DType::F32)?;
-        let block = direction(step.optimizer, 0..n, step.t, step.rate, step.known.clip);
-        let [first, second] = &mut self.moments;
-        be.adam(vec![bare(&mut d, &g, (first, second), block)], None, None)?;
-        if matches!(self.project, Project::Update | Project::Both) {
-            self.project(&mut d)?;
-        }
-        Ok(vec![d])
-    }
-
-    fn apply(
-        &mut self,
-        layer: &mut AdaptedLinear,
-        update: Vec<Tensor>,
-        factor: f64,
-        step: &Step,
-    ) -> Result<()> {
-        let be = &self.backend;
-        let decay = (step.lr * step.optimizer.weight_decay) as f32;
-        let mut w = match &mut self.master {
-            Some(master) => master.mat_mut(),
-            None => layer.weight.mat_mut(),
+impl Adapter for Full {
+    fn observe(&mut self, g: &LinearGradient, pass: &Pass, _: MatMut) -> Result<()> {
+        let n = g.x.cols;
+        let busy = g.segments.iter().enumerate().filter(|(_, rows)| !rows.is_empty());
+        let block = |(t, rows): (usize, &std::ops::Range<usize>)| GradBlock {
+            to: t * n,
+            ..GradBlock::whole(rows.clone(), n)
         };
-        let after = step.optimizer.eps_before_correction;
-        let pull = |w: &mut crate::backend::MatMut| -> Result<()> {
-            if decay != 0.0 {
-                be.scale(w.reborrow(), 1.0 - decay)?;
-                if let (Decay::Delta, Some(start)) = (step.optimizer.decay, &self.start) {
-                    be.axpy(decay, start.mat(), w.reborrow())?;
-                }
-            }
-            Ok(())
+        let blocks: Vec<GradBlock> = busy.map(block).collect();
+        let (out, write) = (self.sums.mat_mut(), pass.write());
+        self.backend.run(WeightGrad { dy: g.dy, x: g.x, blocks: &blocks, out, write, gram: None })
+    }
+
+    fn leaves(&mut self) -> Vec<MatMut<'_>> {
+        vec![self.sums.mat_mut()]
+    }
+
+    fn gram(&self) -> LayerGram<'_> {
+        let (tasks, n) = (self.tasks, self.m.cols());
+        let mut entries: Vec<GramEntry> = task_pairs(tasks).map(|(i, j)| GramEntry::Layer(i, j)).collect();
+        entries.extend((0..tasks).map(GramEntry::Own));
+        let own = |t: usize| self.sums.mat().col_range(t * n..(t + 1) * n);
+        let mut pairs = pairs_of_columns(&self.sums, tasks, n);
+        pairs.extend((0..tasks).map(|t| (own(t), own(t))));
+        LayerGram { entries, pairs, fused: 0 }
+    }
+
+    fn update<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Result<Update<'a>> {
+        let (be, n) = (Arc::clone(&self.backend), self.m.cols());
+        for t in 0..self.tasks {
+            self.null_space.project_gradient(&*be, self.sums.mat_mut().col_range(t * n..(t + 1) * n))?;
+        }
+        let all = adamw(step.optimizer, 0..n, step.t, step.rate);
+        let blocks = vec![AdamBlock { terms: self.tasks, stride: n, ..all }];
+        let pulls = step.optimizer.decay == Decay::Delta && self.start.is_some();
+        let between = self.null_space.of_update() || pulls || step.measured_first;
+        let x0 = match between {
+            true => Some(self.decaying(self.master.values(layer), step)?),
+            false => None,
         };
-        if !after {
-            pull(&mut w)?;
-        }
-        be.axpy(factor as f32, update[0].mat(), w.reborrow())?;
-        if after {
-            pull(&mut w)?;
-        }
-        match &self.master {
-            Some(master) => be.copy(master.mat(), layer.weight.mat_mut()),
-            None => Ok(()),
-        }
+        let (to, copy) = self.master.parts(layer);
+        let Some(x0) = x0 else {
+            let (g, m, v) = (self.sums.mat(), self.m.mat_mut(), self.v.mat_mut());
+            return Ok(Update::InPlace(vec![AdamUpdate { x: to, g, m, v, blocks, copy, change: None }]));
+        };
+        let (g, moments) = (self.sums.mat(), (&mut self.m, &mut self.v));
+        let mut change = change_by_adam(&*be, x0, g, moments, blocks, step.factors)?;
+        self.null_space.project_update(&*be, change.mat_mut())?;
+        Ok(Update::Deltas(vec![Delta { change, metric: None, to, copy }]))
     }
 
-    fn state(&self, layer: &AdaptedLinear, out: &mut StateWriter) -> Result<()> {
-        out.put("w", self.master.as_ref().unwrap_or(&layer.weight).mat())?;
-        out.put("m", self.moments[0].mat())?;
-        out.put("v", self.moments[1].mat())
-    }
-
-    fn restore(&mut self, layer: &mut AdaptedLinear, from: &mut StateReader) -> Result<()> {
-        match &mut self.master {
-            Some(master) => {
-                from.get("w", master.mat_mut())?;
-                self.backend.copy(master.mat(), layer.weight.mat_mut())?;
-            }
-            None => from.get("w", layer.weight.mat_mut())?,
-        }
-        from.get("m", self.moments[0].mat_mut())?;
-        from.get("v", self.moments[1].mat_mut())
+    fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {
+        self.master.state(&*self.backend, layer, state)?;
+        state.optimizer("m", self.m.mat_mut())?;
+        state.optimizer("v", self.v.mat_mut())
     }
 }

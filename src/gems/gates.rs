@@ -1,6 +1,7 @@
 //! How much each task's own subspace counts.
 
 use super::settings::{GateKind, GateSettings};
+use crate::backend::GateRule;
 use crate::random::{Purpose, normal};
 
 /// What a step says about each task.
@@ -32,16 +33,6 @@ impl TaskSignals {
         all.extend(shares(&self.counts, 0.0));
         all
     }
-}
-
-/// The published rule: a weighted sum of the three shares, normalised.
-pub fn heuristic(signals: &TaskSignals, weights: [f64; 3]) -> Vec<f64> {
-    let tasks = signals.losses.len();
-    let features = signals.features();
-    let raw: Vec<f64> =
-        (0..tasks).map(|t| (0..3).map(|group| weights[group] * features[group * tasks + t]).sum()).collect();
-    let total: f64 = raw.iter().sum();
-    if total > 0.0 { raw.iter().map(|v| v / total).collect() } else { vec![1.0 / tasks.max(1) as f64; tasks] }
 }
 
 /// `softmax(W3 relu(W2 relu(W1 x + b1) + b2) + b3) / temperature)`: the gate network.
@@ -187,38 +178,36 @@ impl Gates {
         Self { settings: settings.clone(), network, last: None }
     }
 
-    /// The gates of a step. `effect[t]` is the change of the loss per unit of task t's gate at the last step,
-    /// `-lr <R_next, N_t>`, from the gradient at hand: the learned gates descend along it first.
-    pub fn step(&mut self, signals: &TaskSignals, effect: Option<&[f64]>) -> Vec<f64> {
-        let tasks = signals.losses.len();
-        match self.settings.kind {
-            GateKind::Fixed => vec![self.settings.fixed; tasks],
-            GateKind::Heuristic => heuristic(signals, self.settings.shares),
-            GateKind::InverseNorm => {
-                let inverse: Vec<f64> =
-                    signals.norms.iter().map(|n| if *n > 0.0 { 1.0 / n } else { 0.0 }).collect();
-                shares(&inverse, 0.0)
+    /// The learned gates of a step. `effect[t]` is the change of the loss per unit of task t's gate at the last step,
+    /// `-lr <R_next, N_t>`, from the gradient at hand: the gates descend along it first. `None` where nothing is learned.
+    pub fn learn(&mut self, signals: &TaskSignals, effect: &[f64]) -> Option<Vec<f32>> {
+        let network = self.network.as_mut()?;
+        if let Some(last) = &self.last {
+            // Only directions matter, so the effect is taken relative to its size.
+            let size = effect.iter().map(|e| e * e).sum::<f64>().sqrt();
+            if size > 0.0 && size.is_finite() {
+                let upstream: Vec<f64> = effect.iter().map(|e| e / size).collect();
+                let gradients = network.backward(last, &upstream);
+                network.descend(&gradients, self.settings.lr);
             }
-            GateKind::Learned => {
-                let Some(network) = &mut self.network else { return vec![self.settings.fixed; tasks] };
-                if let (Some(last), Some(effect)) = (&self.last, effect) {
-                    // Only directions matter, so the effect is taken relative to its size.
-                    let size = effect.iter().map(|e| e * e).sum::<f64>().sqrt();
-                    if size > 0.0 && size.is_finite() {
-                        let upstream: Vec<f64> = effect.iter().map(|e| e / size).collect();
-                        let gradients = network.backward(last, &upstream);
-                        network.descend(&gradients, self.settings.lr);
-                    }
-                }
-                let features = signals.features();
-                let gates = network.gates(&features);
-                self.last = Some(features);
-                gates
-            }
+        }
+        let features = signals.features();
+        let gates = network.gates(&features).iter().map(|g| *g as f32).collect();
+        self.last = Some(features);
+        Some(gates)
+    }
+
+    /// How a step's gates are found; `learned` are those of [`Gates::learn`].
+    pub fn rule<'a>(&self, learned: Option<&'a [f32]>) -> GateRule<'a> {
+        match (self.settings.kind, learned) {
+            (GateKind::Learned, Some(gates)) => GateRule::Given(gates),
+            (GateKind::Heuristic, _) => GateRule::Shares(self.settings.shares),
+            (GateKind::InverseNorm, _) => GateRule::InverseNorm,
+            (GateKind::Fixed | GateKind::Learned, _) => GateRule::Fixed(self.settings.fixed as f32),
         }
     }
 
-    /// Whether the effect of the last step's gates is wanted.
+    /// Whether gates are learned: the effect of the last ones is then wanted.
     pub fn learns(&self) -> bool {
         self.network.is_some()
     }

@@ -1,44 +1,345 @@
-//! The method: subspaces, null space, gates, refresh, optimizer, merge. No device code.
+//! GEMS, Gradient Multi-Subspace Tuning (arXiv 2601.09496): the method, on a page.
 //!
-//! [`Tuner`] takes a model's gradients layer by layer while they are live and gives updates back. Each
-//! adapted layer is one `Engine`: [`subspaces`](GemsSettings) (GEMS and GaLore: frozen bases A,
-//! trained coordinates B), `lora`, `full`, or `published` (the published optimizer, step for step).
-//! `readout` is what a step tells, `update` what follows from it. `window` sums gradients, `search` finds new bases in them,
-//! `refresh` has all layers do both together; `knowledge` is the null space; `resume` is what a checkpoint keeps.
+//! The gradient `G` of a weight is decomposed into one shared and one task-specific low-rank subspace a task: with the
+//! orthonormal rows `A_s` of a subspace s and the gradient `G_s` of its tokens, the coordinates are `R_s = G_s A_sᵀ`,
+//! taken without ever forming `G_s` (`Adapter::observe`). Adam in the subspaces gives `N_s`,
+//! and the weight changes by `dW = -lr Σ_s gate_s N_s A_s`. The bases lie in the null space of the
+//! protected directions K of general knowledge, so that `dW K = 0` (`nullspace`); they are renewed every few steps from
+//! sketches of the gradient (`refresh`).
+//!
+//! | file | what |
+//! | --- | --- |
+//! | this one | a step and a refresh |
+//! | `adapter` | what every way of tuning a layer offers, and how updates are applied |
+//! | `subspaces`, `lora`, `full`, `published` | the ways of tuning |
+//! | `pairs`, `gram` | inner products of a layer's gradients; of a step's, and what else it reads back |
+//! | `gates`, `adam`, `rows`, `master` | weights of the tasks' subspaces; Adam's constants; dense parameters; f32 weights |
+//! | `nullspace`, `nullspace_file` | protected directions, and their file |
+//! | `refresh` | windows of gradients, and new bases from them |
+//! | `build`, `state`, `settings`, `linalg` | construction; checkpoints; settings; decompositions |
 
 mod adam;
-mod dense;
-mod engine;
+mod adapter;
+mod build;
 mod full;
 mod gates;
-mod knowledge;
+mod gram;
 mod linalg;
 mod lora;
-mod products;
+mod master;
+mod nullspace;
+mod nullspace_file;
+mod pairs;
 mod published;
-mod readout;
 mod refresh;
-mod resume;
-mod schedule;
-mod search;
+mod report;
+mod rows;
 mod settings;
+mod state;
 mod subspaces;
-mod surgery;
-mod tuner;
-mod update;
-mod window;
 
-pub use adam::{adamw, clip_factor, direction};
-pub use dense::{DenseParameter, DenseRole};
-pub use engine::{Parameters, Scales, StateTensor, Tapped};
-pub use gates::{GateGradients, GateNetwork, Gates, TaskSignals, heuristic};
-pub use knowledge::{KnowledgeBasis, SecondMoment, Space, protected};
+pub use adam::{adamw, direction};
+pub use adapter::Scales;
+pub use build::MethodSettings;
+pub use gates::{GateGradients, GateNetwork, Gates, TaskSignals};
 pub use linalg::{RowSpace, row_space, symmetric_eigen, transpose};
+pub use master::NullSpace;
+pub use nullspace::{KnowledgeBasis, SecondMoment, Space, protected};
 pub use published::{PublishedMatrix, PublishedStep};
-pub use schedule::{Shape, factor};
+pub use report::{RefreshReport, StepInput, StepReport};
+pub use rows::DenseRole;
 pub use settings::{
     Bases, Criterion, Decay, Embeddings, GateKind, GateSettings, GemsSettings, Method, Moments, NullSide,
     NullSpaceSettings, OptimizerSettings, Project, Refresh, Side, Surgery,
 };
-pub use surgery::pcgrad_weights;
-pub use tuner::{RefreshReport, SiteShape, StepInput, StepReport, Tuner, TunerSettings};
+pub use state::{StateKind, StateTensor};
+
+use crate::backend::{Backend, ColumnSums, Mat, MatMut, PerSegment, StepFactors, Tensor, trace};
+use crate::error::Result;
+use crate::layers::{Layers, LinearGradient, Tap, Want};
+use adapter::{Adapter, Pass, Step, apply};
+use gram::{Reading, StepGram};
+use rows::DenseParameter;
+use std::ops::Range;
+use std::sync::Arc;
+use subspaces::Subspaces;
+
+/// The optimizer of a run: gradients in, layer by layer, while they are live; updates out.
+pub struct Optimizer {
+    settings: MethodSettings,
+    backend: Arc<dyn Backend>,
+    tasks: usize,
+    /// One a linear layer that is tuned.
+    adapters: Vec<Option<Box<dyn Adapter>>>,
+    /// One a dense parameter that is trained.
+    dense: Vec<Option<DenseParameter>>,
+    gram: StepGram,
+    gates: Gates,
+    /// What item rows keep off, as columns.
+    protected_rows: Option<Tensor>,
+    /// Steps done, over all and for every task.
+    step: u64,
+    task_steps: Vec<u64>,
+    observing: bool,
+    /// Whether the gradients were given out since they were observed.
+    taken: bool,
+    /// The pass at hand, and passes of this step so far.
+    pass: Pass,
+    passes: usize,
+}
+
+impl Optimizer {
+    // ---- a step -----------------------------------------------------------------------------
+
+    /// Starts a step. A window opens when a refresh is near.
+    pub fn begin_step(&mut self) -> Result<()> {
+        (self.observing, self.taken, self.passes) = (true, false, 0);
+        let every = self.settings.gems.refresh_every;
+        let window = self.settings.gems.refresh_window.min(every);
+        if self.step % every == every - window {
+            let _span = trace::span("window");
+            let be = Arc::clone(&self.backend);
+            // Before the first bases are found there is nothing to renew.
+            let layers = self.subspaces().map(|(_, s)| s).filter(|s| s.refreshes() > 0);
+            refresh::open_windows(&*be, layers.collect())?;
+        }
+        self.dense.iter_mut().flatten().for_each(DenseParameter::begin);
+        self.backend.fill(self.gram.values.mat_mut(), 0.0)
+    }
+
+    /// Starts a forward and backward pass, whose gradients come through [`Tap`]; `scales` are of the
+    /// labels that its loss is the mean over.
+    pub fn begin_pass(&mut self, scales: Scales) {
+        self.pass = Pass { scales: scales.tasks, first: self.passes == 0 };
+        self.passes += 1;
+    }
+
+    /// Adds a pass's losses: nll *f32* `[labels x 1]`, and the labels of every task.
+    pub fn observe_losses(&mut self, nll: Mat, segments: &[Range<usize>]) -> Result<()> {
+        let losses = self.gram.losses();
+        let out = self.gram.values.mat_mut().col_range(losses).reshape(self.tasks, 1);
+        self.backend.run(ColumnSums { dy: nll, sums: PerSegment { segments, out } })
+    }
+
+    /// The step's gradients and losses, all that its update depends on. Whoever takes them between the last pass and
+    /// [`Optimizer::step`] may change them, as by a sum over machines: their inner products are then taken anew.
+    pub fn leaves(&mut self) -> Result<Vec<MatMut<'_>>> {
+        self.taken = true;
+        self.dense.iter_mut().flatten().try_for_each(DenseParameter::finish)?;
+        let losses = self.gram.losses();
+        let mut leaves = vec![self.gram.values.mat_mut().col_range(losses)];
+        leaves.extend(self.adapters.iter_mut().flatten().flat_map(|a| a.leaves()));
+        if self.passes == 0 {
+            // Nothing was observed: what is there is of the step before.
+            leaves.iter_mut().try_for_each(|leaf| self.backend.fill(leaf.reborrow(), 0.0))?;
+        }
+        leaves.extend(self.dense.iter_mut().flatten().flat_map(DenseParameter::leaves));
+        Ok(leaves)
+    }
+
+    /// One step on the gradients that were observed (GEMS, algorithm 1). Nothing changes when a loss or a gradient is
+    /// not finite. Waits for the device once, at its end; once more, before the update, where that depends on the host:
+    /// learned gates, a norm to meet, the published optimizer.
+    ///
+    /// # Errors
+    /// What the device refuses, and decompositions that do not converge.
+    pub fn step(&mut self, layers: &mut dyn Layers, input: &StepInput) -> Result<StepReport> {
+        let _span = trace::span("optimizer");
+        self.observing = false;
+        let be = Arc::clone(&self.backend);
+        self.dense.iter_mut().flatten().try_for_each(DenseParameter::finish)?;
+        // <G_i, G_j> of every pair of tasks, over all layers.
+        self.gram.finish(&*be, &self.adapters, &self.dense, self.taken)?;
+        // Clipping, surgery and gates follow from them, on the device.
+        let learned = match self.gates.learns() {
+            true => self.learned_gates(input)?,
+            false => None,
+        };
+        self.find_factors(learned.as_deref(), input)?;
+        if self.depends_on_the_host(input) {
+            let reading = self.gram.read(&*be)?;
+            if !reading.finite() {
+                return self.skip(reading);
+            }
+        }
+        // N_s = Adam(R_s); dB_s = -lr gate_s N_s; off the null space; B_s += dB_s. Rows, norms and biases likewise.
+        self.update(layers, learned.as_deref(), input)?;
+        let reading = self.gram.read(&*be)?;
+        if !reading.finite() {
+            return self.skip(reading);
+        }
+        (self.step, self.task_steps) = self.next_steps(input);
+        // W += Σ_s B_s A_s; A_s = leading rows of G_s, off the protected directions and the other subspaces.
+        let refresh = match self.refresh_is_due(input) {
+            true => Some(self.refresh(layers)?),
+            false => None,
+        };
+        Ok(StepReport { refresh, ..StepReport::of(reading) })
+    }
+
+    /// Folds what was learned into the weights and finds new bases in the gradients of the window.
+    fn refresh(&mut self, layers: &mut dyn Layers) -> Result<RefreshReport> {
+        let _span = trace::span("refresh");
+        let be = Arc::clone(&self.backend);
+        Ok(RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers)?))
+    }
+
+    /// Gates learned from the effect of the last ones; `None` when the step will be skipped. Waits.
+    fn learned_gates(&mut self, input: &StepInput) -> Result<Option<Vec<f32>>> {
+        let reading = self.gram.read(&*self.backend)?;
+        if !reading.finite() {
+            return Ok(None);
+        }
+        let mean = |(sum, labels): (&f64, &usize)| if *labels > 0 { sum / *labels as f64 } else { 0.0 };
+        let signals = TaskSignals {
+            losses: reading.losses.iter().zip(&input.labels).map(mean).collect(),
+            norms: reading.sums.task_norms(),
+            counts: input.counts.clone(),
+        };
+        Ok(self.gates.learn(&signals, &reading.sums.effect))
+    }
+
+    /// Has the device work out clipping, the tasks' weights and the gates.
+    fn find_factors(&mut self, learned: Option<&[f32]>, input: &StepInput) -> Result<()> {
+        let labels: Vec<f32> = input.labels.iter().map(|n| *n as f32).collect();
+        let counts: Vec<f32> = input.counts.iter().map(|n| *n as f32).collect();
+        let values = self.gram.values.mat();
+        self.backend.run(StepFactors {
+            products: values.col_range(self.gram.products()),
+            entries: &self.gram.numbers,
+            losses: values.col_range(self.gram.losses()),
+            labels: &labels,
+            counts: &counts,
+            gates: self.gates.rule(learned),
+            pcgrad: self.settings.gems.surgery == Surgery::Pcgrad,
+            clip_norm: self.settings.optimizer.clip_norm,
+            factors: self.gram.factors.mat_mut(),
+        })
+    }
+
+    /// Whether the host must know that the step is sound before anything is changed.
+    fn depends_on_the_host(&self, input: &StepInput) -> bool {
+        let g = &self.settings.gems;
+        let published = g.method == Method::Gems && g.side == Side::Published;
+        self.gates.learns() || input.target_norm.is_some() || published
+    }
+
+    /// The step's update of everything that is trained.
+    fn update(&mut self, layers: &mut dyn Layers, learned: Option<&[f32]>, input: &StepInput) -> Result<()> {
+        let g = &self.settings.gems;
+        let scale = if matches!(g.method, Method::Gems | Method::Galore) { g.scale } else { 1.0 };
+        let (t, t_tasks) = self.next_steps(input);
+        let active: Vec<bool> = input.counts.iter().map(|c| *c > 0.0).collect();
+        let squares = self.gram.squares();
+        let step = Step {
+            optimizer: &self.settings.optimizer,
+            rate: input.lr * scale,
+            lr: input.lr,
+            factors: self.gram.factors.mat(),
+            gates: learned,
+            active: &active,
+            t,
+            t_tasks: &t_tasks,
+            measured_first: input.target_norm.is_some(),
+        };
+        let tuned = self.adapters.iter_mut().zip(layers.linears());
+        let updates = tuned.filter_map(|(a, linear)| Some(a.as_mut()?.update(linear, &step)));
+        let updates = updates.collect::<Result<Vec<_>>>()?;
+        let squares = self.gram.values.mat_mut().col_range(squares);
+        apply(&*self.backend, updates, step.factors, squares, input.target_norm)?;
+        for (i, p) in self.dense.iter_mut().enumerate() {
+            let Some(p) = p else { continue };
+            let lr = if matches!(p.role, DenseRole::Rows { .. }) { input.lr_rows } else { input.lr };
+            p.step(layers.dense(i), lr, &step, self.protected_rows.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// A step that changed nothing.
+    fn skip(&mut self, reading: Reading) -> Result<StepReport> {
+        for (_, s) in self.subspaces() {
+            if let Some(window) = &mut s.window {
+                window.clear()?;
+            }
+        }
+        Ok(StepReport { gradient_norm: f64::NAN, losses: reading.losses, ..StepReport::default() })
+    }
+
+    /// The number of this step, over all and for every task.
+    fn next_steps(&self, input: &StepInput) -> (u64, Vec<u64>) {
+        let tasks = self.task_steps.iter().zip(&input.counts);
+        (self.step + 1, tasks.map(|(steps, samples)| steps + u64::from(*samples > 0.0)).collect())
+    }
+
+    fn refresh_is_due(&mut self, input: &StepInput) -> bool {
+        let due = self.step.is_multiple_of(self.settings.gems.refresh_every) && !input.last;
+        due && self.subspaces().next().is_some()
+    }
+
+    // ---- the first bases --------------------------------------------------------------------
+
+    /// Number of tasks.
+    pub fn tasks(&self) -> usize {
+        self.tasks
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Passes over the probe batches that must come before the first step: for each round
+    /// [`Optimizer::begin_probe`], gradients of all probe batches, and at the end [`Optimizer::finish_probe`].
+    pub fn probe_rounds(&mut self) -> u64 {
+        if self.step > 0 {
+            return 0;
+        }
+        self.subspaces().filter(|(_, s)| s.refreshes() == 0).map(|(_, s)| s.probe_rounds()).max().unwrap_or(0)
+    }
+
+    /// Starts probe round `round` (from 0).
+    pub fn begin_probe(&mut self, round: u64) -> Result<()> {
+        (self.observing, self.passes) = (true, 0);
+        let be = Arc::clone(&self.backend);
+        let layers = self.subspaces().map(|(_, s)| s).filter(|s| round < s.probe_rounds()).collect();
+        refresh::open_probe(&*be, layers, round)
+    }
+
+    /// Finds the first bases.
+    pub fn finish_probe(&mut self, layers: &mut dyn Layers) -> Result<RefreshReport> {
+        self.observing = false;
+        self.refresh(layers)
+    }
+
+    /// The layers whose bases are renewed.
+    fn subspaces(&mut self) -> impl Iterator<Item = (usize, &mut Subspaces)> {
+        let adapters = self.adapters.iter_mut().enumerate();
+        adapters.filter_map(|(site, a)| Some((site, a.as_mut()?.subspaces()?)))
+    }
+}
+
+impl Tap for Optimizer {
+    fn linear(&mut self, site: usize, g: &LinearGradient) -> Result<()> {
+        match self.adapters.get_mut(site) {
+            Some(Some(adapter)) if self.observing => {
+                let products = self.gram.values.mat_mut().col_range(self.gram.sites[site].clone());
+                adapter.observe(g, &self.pass, products)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn wants(&self, index: usize) -> Want {
+        match self.dense.get(index) {
+            Some(Some(p)) => Want::Rows { first_row: p.role.first_row(), per_task: p.apart() },
+            _ => Want::Nothing,
+        }
+    }
+
+    fn dense(&mut self, index: usize, blocks: Mat) -> Result<()> {
+        match self.dense.get_mut(index) {
+            Some(Some(p)) => p.observe(blocks, &self.pass),
+            _ => Ok(()),
+        }
+    }
+}

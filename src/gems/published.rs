@@ -1,12 +1,19 @@
 //! The published optimizer, step for step: full gradients of the whole loss and of every task, a basis on the
 //! side the shape dictates, bases renewed from the gradient of steps 1, T, 2T, ... with moments kept.
 
-use super::adam::{bare, direction};
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, gram_of, task_pairs};
-use super::linalg::row_space;
-use super::settings::{Decay, NullSide, NullSpaceSettings, OptimizerSettings, Project};
-use crate::backend::{AdaptedLinear, Backend, DType, Mat, MatMut, Op, OuterPart, Quantity, Tensor};
+use super::adam::direction;
+use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
+use super::linalg::{row_space, transpose};
+use super::master::{Master, NullSpace};
+use super::pairs::{LayerGram, task_pairs};
+use super::settings::{Decay, OptimizerSettings};
+use super::state::State;
+use crate::backend::{
+    AdamBlock, AdaptedLinear, Backend, DType, GradBlock, GramEntry, Mat, MatMut, Tensor, WeightGrad, factors,
+};
 use crate::error::Result;
+use crate::layers::LinearGradient;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One matrix under the published optimizer.
@@ -17,9 +24,7 @@ pub struct PublishedMatrix {
     /// Ranks, the shared subspace first, each at most min(M, N).
     pub ranks: Vec<usize>,
     refresh_every: u64,
-    side: NullSide,
-    project: Project,
-    protected: Option<Arc<Tensor>>,
+    null_space: NullSpace,
     /// Rows `[r x N]` (M >= N) or, transposed, columns (`[r x M]`) of each subspace.
     bases: Vec<Tensor>,
     moments: Vec<[Tensor; 2]>,
@@ -33,23 +38,20 @@ pub struct PublishedStep<'a> {
     pub rate: f64,
     /// Number of the step, from 1.
     pub t: u64,
-    /// Weights of the task subspaces.
-    pub gates: &'a [f64],
-    /// Factor on the gradients.
-    pub clip: f64,
+    /// Clipping and the gates of the task subspaces ([`factors`]), *f32* `[1 x 1 + 2 tasks]`.
+    pub factors: Mat<'a>,
     /// Bases to use instead of the SVD's at a refresh.
     pub bases: Option<Vec<Tensor>>,
 }
 
 impl PublishedMatrix {
-    /// A matrix of M rows and N columns; `protected` as columns of the side's space.
+    /// A matrix of M rows and N columns.
     pub fn new(
         backend: &Arc<dyn Backend>,
         (m, n): (usize, usize),
         ranks: &[usize],
         refresh_every: u64,
-        (side, project): (NullSide, Project),
-        protected: Option<Arc<Tensor>>,
+        null_space: NullSpace,
     ) -> Result<Self> {
         let ranks: Vec<usize> = ranks.iter().map(|r| (*r).min(m).min(n)).collect();
         let right = m >= n;
@@ -62,23 +64,13 @@ impl PublishedMatrix {
             shape: (m, n),
             ranks,
             refresh_every,
-            side,
-            project,
-            protected,
+            null_space,
             backend: Arc::clone(backend),
         })
     }
 
     fn right(&self) -> bool {
         self.shape.0 >= self.shape.1
-    }
-
-    fn projected(&self, x: &mut Tensor) -> Result<()> {
-        match (&self.protected, self.side) {
-            (Some(k), NullSide::Input) => self.backend.project_rows(x.mat_mut(), k.mat()),
-            (Some(k), NullSide::Output) => self.backend.project_columns(x.mat_mut(), k.mat()),
-            _ => Ok(()),
-        }
     }
 
     /// The leading basis of a gradient on this matrix's side, as rows.
@@ -88,7 +80,7 @@ impl PublishedMatrix {
         let found = if self.right() {
             row_space(&values, m, n, rank)?
         } else {
-            row_space(&super::linalg::transpose(&values, m, n), n, m, rank)?
+            row_space(&transpose(&values, m, n), n, m, rank)?
         };
         let dim = m.min(n);
         let mut rows = found.vectors;
@@ -103,50 +95,42 @@ impl PublishedMatrix {
         let refresh = step.t == 1 || step.t.is_multiple_of(self.refresh_every.max(1));
         let mut update = be.zeros(m, n, DType::F32)?;
         let mut injected = step.bases.unwrap_or_default().into_iter();
+        let tasks = self.ranks.len() - 1;
         for (s, g) in gradients.iter_mut().enumerate().take(self.ranks.len()) {
-            if matches!(self.project, Project::Gradient | Project::Both) {
-                self.projected(g)?;
-            }
+            self.null_space.project_gradient(&*be, g.mat_mut())?;
             if refresh {
                 self.bases[s] = match injected.next() {
                     Some(basis) => basis,
                     None => self.basis(g, self.ranks[s])?,
                 };
             }
-            let gate = if s == 0 { 1.0 } else { step.gates[s - 1] };
             let (basis, right) = (self.bases[s].mat(), self.right());
             let (rows, cols) = self.moments[s][0].shape();
             let mut r = be.alloc(rows, cols, DType::F32)?;
             match right {
-                true => be.matmul(r.mat_mut(), 0.0, 1.0, g.mat(), Op::N, basis, Op::T)?,
-                false => be.matmul(r.mat_mut(), 0.0, 1.0, basis, Op::N, g.mat(), Op::N)?,
+                true => be.product(r.mat_mut(), 0.0, 1.0, g.mat().n(), basis.t())?,
+                false => be.product(r.mat_mut(), 0.0, 1.0, basis.n(), g.mat().n())?,
             }
-            let mut d = be.zeros(rows, cols, DType::F32)?;
-            let block = direction(step.optimizer, 0..cols, step.t, step.rate * gate, step.clip);
-            let [first, second] = &mut self.moments[s];
-            be.adam(vec![bare(&mut d, &r, (first, second), block)], None, None)?;
+            let gate = s.checked_sub(1).map(|task| factors::gate(tasks, task));
+            let block = AdamBlock { gate, ..direction(step.optimizer, 0..cols, step.t, step.rate) };
+            let [m, v] = &mut self.moments[s];
+            let zeros = be.zeros(rows, cols, DType::F32)?;
+            let d = change_by_adam(&*be, zeros, r.mat(), (m, v), vec![block], step.factors)?;
             match right {
-                true => be.matmul(update.mat_mut(), 1.0, 1.0, d.mat(), Op::N, basis, Op::N)?,
-                false => be.matmul(update.mat_mut(), 1.0, 1.0, basis, Op::T, d.mat(), Op::N)?,
+                true => be.product(update.mat_mut(), 1.0, 1.0, d.mat().n(), basis.n())?,
+                false => be.product(update.mat_mut(), 1.0, 1.0, basis.t(), d.mat().n())?,
             }
         }
-        if matches!(self.project, Project::Update | Project::Both) {
-            self.projected(&mut update)?;
-        }
+        self.null_space.project_update(&*be, update.mat_mut())?;
         Ok(update)
-    }
-
-    /// First moments of the subspaces.
-    pub fn first_moment(&self, s: usize) -> Mat<'_> {
-        self.moments[s][0].mat()
     }
 }
 
-/// A [`PublishedMatrix`] as one adapted layer.
+/// A [`PublishedMatrix`] as one adapted layer. Its step is read before the update: it decays whatever is there.
 pub(super) struct Published {
     backend: Arc<dyn Backend>,
     matrix: PublishedMatrix,
-    master: Option<Tensor>,
+    master: Master,
     /// Gradient of the whole loss, then of every task's.
     sums: Vec<Tensor>,
 }
@@ -157,115 +141,68 @@ impl Published {
         layer: &AdaptedLinear,
         ranks: &[usize],
         refresh_every: u64,
-        null: &NullSpaceSettings,
-        protected: Option<Arc<Tensor>>,
+        null_space: NullSpace,
     ) -> Result<Self> {
         let (m, n) = layer.weight.shape();
-        let master = match layer.weight.dtype() {
-            DType::F32 => None,
-            _ => Some(backend.duplicate(layer.weight.mat(), DType::F32)?),
-        };
         Ok(Self {
-            matrix: PublishedMatrix::new(
-                backend,
-                (m, n),
-                ranks,
-                refresh_every,
-                (null.side, null.project),
-                protected,
-            )?,
-            master,
+            matrix: PublishedMatrix::new(backend, (m, n), ranks, refresh_every, null_space)?,
+            master: Master::of(&**backend, layer)?,
             sums: ranks.iter().map(|_| backend.zeros(m, n, DType::F32)).collect::<Result<_>>()?,
             backend: Arc::clone(backend),
         })
     }
 }
 
-impl Engine for Published {
-    fn begin(&mut self) -> Result<()> {
-        self.sums.iter_mut().try_for_each(|s| self.backend.fill(s.mat_mut(), 0.0))
-    }
-
-    fn observe(&mut self, g: &Tapped, scales: &Scales, _: MatMut) -> Result<()> {
-        let columns = || 0..g.x.cols;
-        let whole = OuterPart { rows: 0..g.x.rows, columns: columns(), to: 0, scale: 1.0 };
-        self.backend.outer(g.dy, g.x, &[whole], self.sums[0].mat_mut())?;
-        for (t, sum) in self.sums[1..].iter_mut().enumerate().filter(|(t, _)| !g.segments[*t].is_empty()) {
-            let part =
-                OuterPart { rows: g.segments[t].clone(), columns: columns(), to: 0, scale: scales.tasks[t] };
-            self.backend.outer(g.dy, g.x, &[part], sum.mat_mut())?;
+impl Adapter for Published {
+    fn observe(&mut self, g: &LinearGradient, pass: &Pass, _: MatMut) -> Result<()> {
+        let whole = (0..g.x.rows, 1.0);
+        let tasks = g.segments.iter().cloned().zip(pass.scales.iter().copied());
+        let rows: Vec<(Range<usize>, f32)> = std::iter::once(whole).chain(tasks).collect();
+        for (sum, (rows, scale)) in self.sums.iter_mut().zip(rows) {
+            let blocks = &[GradBlock { scale, ..GradBlock::whole(rows, g.x.cols) }];
+            let (out, write) = (sum.mat_mut(), pass.write());
+            self.backend.run(WeightGrad { dy: g.dy, x: g.x, blocks, out, write, gram: None })?;
         }
         Ok(())
     }
 
-    fn products(&self) -> Products<'_> {
-        let tasks = self.sums.len() - 1;
-        let mut quantities: Vec<Quantity> =
-            task_pairs(tasks).map(|(i, j)| Quantity::LayerApart(i, j)).collect();
-        quantities.extend((0..tasks).map(Quantity::Own));
-        quantities.push(Quantity::Whole);
-        let mut pairs = gram_of(&self.sums[1..]);
-        pairs.extend(self.sums[1..].iter().chain(&self.sums[..1]).map(|s| (s.mat(), s.mat())));
-        Products { quantities, pairs }
+    fn leaves(&mut self) -> Vec<MatMut<'_>> {
+        self.sums.iter_mut().map(Tensor::mat_mut).collect()
     }
 
-    fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
-        let given = PublishedStep {
-            optimizer: step.optimizer,
-            rate: step.rate,
-            t: step.t,
-            gates: &step.known.gates,
-            clip: step.known.clip,
-            bases: None,
-        };
-        Ok(vec![self.matrix.step(&mut self.sums, given)?])
+    fn gram(&self) -> LayerGram<'_> {
+        let (whole, own) = (&self.sums[0], &self.sums[1..]);
+        let mut entries: Vec<GramEntry> =
+            task_pairs(own.len()).map(|(i, j)| GramEntry::LayerApart(i, j)).collect();
+        entries.extend((0..own.len()).map(GramEntry::Own));
+        entries.push(GramEntry::Whole);
+        let mut pairs: Vec<(Mat, Mat)> =
+            task_pairs(own.len()).map(|(i, j)| (own[i].mat(), own[j].mat())).collect();
+        pairs.extend(own.iter().chain([whole]).map(|s| (s.mat(), s.mat())));
+        LayerGram { entries, pairs, fused: 0 }
     }
 
-    fn apply(
-        &mut self,
-        layer: &mut AdaptedLinear,
-        update: Vec<Tensor>,
-        factor: f64,
-        step: &Step,
-    ) -> Result<()> {
-        let be = &self.backend;
-        let mut w = match &mut self.master {
-            Some(master) => master.mat_mut(),
-            None => layer.weight.mat_mut(),
-        };
-        be.axpy(factor as f32, update[0].mat(), w.reborrow())?;
-        let decay = step.lr * step.optimizer.weight_decay;
-        if decay != 0.0 && step.optimizer.decay == Decay::Weights {
-            be.scale(w, (1.0 - decay) as f32)?;
+    fn update<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Result<Update<'a>> {
+        let be = Arc::clone(&self.backend);
+        let (optimizer, rate, t, factors) = (step.optimizer, step.rate, step.t, step.factors);
+        let given = PublishedStep { optimizer, rate, t, factors, bases: None };
+        let mut change = self.matrix.step(&mut self.sums, given)?;
+        let (to, copy) = self.master.parts(layer);
+        let decay = step.lr * optimizer.weight_decay;
+        if decay != 0.0 && optimizer.decay == Decay::Weights {
+            // (W + change) (1 - decay), as the published optimizer decays after its step.
+            be.scale(change.mat_mut(), (1.0 - decay) as f32)?;
+            be.axpy(-decay as f32, to.as_mat(), change.mat_mut())?;
         }
-        match &self.master {
-            Some(master) => be.copy(master.mat(), layer.weight.mat_mut()),
-            None => Ok(()),
-        }
+        Ok(Update::Deltas(vec![Delta { change, metric: None, to, copy }]))
     }
 
-    fn state(&self, layer: &AdaptedLinear, out: &mut StateWriter) -> Result<()> {
-        out.put("w", self.master.as_ref().unwrap_or(&layer.weight).mat())?;
-        for (s, basis) in self.matrix.bases.iter().enumerate() {
-            out.put(&format!("a.{s}"), basis.mat())?;
-            out.put(&format!("m.{s}"), self.matrix.moments[s][0].mat())?;
-            out.put(&format!("v.{s}"), self.matrix.moments[s][1].mat())?;
-        }
-        Ok(())
-    }
-
-    fn restore(&mut self, layer: &mut AdaptedLinear, from: &mut StateReader) -> Result<()> {
-        match &mut self.master {
-            Some(master) => {
-                from.get("w", master.mat_mut())?;
-                self.backend.copy(master.mat(), layer.weight.mat_mut())?;
-            }
-            None => from.get("w", layer.weight.mat_mut())?,
-        }
-        for (s, basis) in self.matrix.bases.iter_mut().enumerate() {
-            from.get(&format!("a.{s}"), basis.mat_mut())?;
-            from.get(&format!("m.{s}"), self.matrix.moments[s][0].mat_mut())?;
-            from.get(&format!("v.{s}"), self.matrix.moments[s][1].mat_mut())?;
+    fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {
+        self.master.state(&*self.backend, layer, state)?;
+        for (s, (basis, [m, v])) in self.matrix.bases.iter_mut().zip(&mut self.matrix.moments).enumerate() {
+            state.weight(&format!("a.{s}"), basis.mat_mut())?;
+            state.optimizer(&format!("m.{s}"), m.mat_mut())?;
+            state.optimizer(&format!("v.{s}"), v.mat_mut())?;
         }
         Ok(())
     }

@@ -3,17 +3,21 @@
 //! Between refreshes the layer computes `x Wᵀ + (x Aᵀ) Bᵀ`; the gradient of B's columns are the
 //! coordinates `dY_sᵀ (X A_sᵀ)` of each subspace (GEMS, arXiv 2601.09496, with all subspaces from one pass).
 
-use super::adam::direction;
-use super::engine::{Engine, Products, Scales, StateReader, StateWriter, Step, Tapped, task_pairs};
-use super::search::Search;
-use super::settings::{Bases, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
-use super::window::{Pass, Streams, Window};
+use super::adam::{direction, idle};
+use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
+use super::pairs::{LayerGram, task_pairs};
+use super::refresh::search::Search;
+use super::refresh::window::{self, GradientWindow, Ranks};
+use super::settings::{Bases, GateKind, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
+use super::state::State;
 use crate::backend::{
-    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, ColumnPair, DType, Mat, MatMut, Op, OuterPart,
-    Quantity, Rounding, Tensor, factors,
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, ColumnPair, DType, Fold, GradBlock, Gram,
+    GramEntry, Mat, MatMut, ProjectColumns, Rounding, Tensor, WeightGrad, factors,
 };
 use crate::error::Result;
+use crate::layers::LinearGradient;
 use crate::random::{self, Purpose};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How a layer's gradient is seen by its engine.
@@ -39,7 +43,7 @@ impl SubspaceOptions {
             power_iterations: s.power_iterations,
             exact,
             project: (null.side == NullSide::Output).then_some(null.project),
-            learns: s.gates.kind == super::settings::GateKind::Learned,
+            learns: s.gates.kind == GateKind::Learned,
             seed,
             site: site as u64,
         }
@@ -49,7 +53,7 @@ impl SubspaceOptions {
 pub(super) struct Subspaces {
     backend: Arc<dyn Backend>,
     options: SubspaceOptions,
-    pub streams: Streams,
+    ranks: Ranks,
     m: usize,
     n: usize,
     /// Protected directions: `[k x N]` rows on the input side.
@@ -58,43 +62,57 @@ pub(super) struct Subspaces {
     protected_columns: Option<Arc<Tensor>>,
     /// Accumulated coordinates, `[M x R]` f32.
     b: Tensor,
-    moments: [Tensor; 2],
+    /// Adam's moments, `[M x R]`.
+    first: Tensor,
+    second: Tensor,
     /// Gradient coordinates: shared columns task by task, then every task's own, `[M x (T r + Σ r_t)]`.
     coordinates: Tensor,
-    /// Nothing of this step is in them yet.
-    fresh: bool,
-    /// `A Aᵀ` when the bases overlap.
-    overlap: Option<Tensor>,
-    /// For learned gates: the whole gradient along the tasks' columns, and the last update there per unit of gate.
-    learning: Option<[Tensor; 2]>,
-    pub window: Option<Window>,
+    /// `A Aᵀ`, where the rows of A are not orthonormal: by it coordinates are measured. Elsewhere orthonormality is
+    /// taken for granted in [`Subspaces::carry_moments`] (a rotation) and in the energies of a refresh.
+    metric: Option<Tensor>,
+    /// For learned gates.
+    learning: Option<Learning>,
+    pub window: Option<GradientWindow>,
     refreshes: u64,
+    /// Tasks seen by the window that a checkpoint left open.
+    resumes: Option<Vec<bool>>,
+}
+
+/// What tells the effect of the gates that were: the whole gradient along the tasks' columns `[M x Σ r_t]`, and the last
+/// change of B there, per unit of gate.
+struct Learning {
+    whole: Tensor,
+    last: Tensor,
 }
 
 impl Subspaces {
     pub fn new(
         backend: &Arc<dyn Backend>,
         options: SubspaceOptions,
-        streams: Streams,
+        ranks: Ranks,
         (m, n): (usize, usize),
         protected_rows: Option<Arc<Tensor>>,
         protected_columns: Option<Arc<Tensor>>,
     ) -> Result<Self> {
-        let total = streams.total();
-        let own = total - streams.ranks[0];
+        let total = ranks.total();
+        let own = total - ranks.shared();
         let zeros = |cols| backend.zeros(m, cols, DType::F32);
         Ok(Self {
             b: zeros(total)?,
-            moments: [zeros(total)?, zeros(total)?],
-            coordinates: zeros(streams.tasks * streams.ranks[0] + own)?,
-            fresh: true,
-            overlap: None,
-            learning: if options.learns { Some([zeros(own)?, zeros(own)?]) } else { None },
+            first: zeros(total)?,
+            second: zeros(total)?,
+            coordinates: zeros(ranks.tasks * ranks.shared() + own)?,
+            metric: None,
+            learning: match options.learns {
+                true => Some(Learning { whole: zeros(own)?, last: zeros(own)? }),
+                false => None,
+            },
             window: None,
             refreshes: 0,
+            resumes: None,
             backend: Arc::clone(backend),
             options,
-            streams,
+            ranks,
             m,
             n,
             protected_rows,
@@ -105,7 +123,7 @@ impl Subspaces {
     /// Gives the layer an empty branch.
     pub fn attach(&self, layer: &mut AdaptedLinear) -> Result<()> {
         let dtype = self.backend.compute_dtype();
-        let total = self.streams.total();
+        let total = self.ranks.total();
         let (a, b) = (self.backend.zeros(total, self.n, dtype)?, self.backend.zeros(self.m, total, dtype)?);
         layer.branch = Some(Branch { a, b });
         Ok(())
@@ -127,23 +145,21 @@ impl Subspaces {
     pub fn starts(&self) -> Vec<Mat<'_>> {
         match &self.window {
             _ if self.options.exact => Vec::new(),
-            Some(w) if w.pass == Pass::Columns => w.sums.iter().map(Tensor::mat).collect(),
+            Some(w) if w.sketch == window::Sketch::Columns => w.sums.iter().map(Tensor::mat).collect(),
             _ if self.refreshes == 0 => Vec::new(),
-            _ => (0..self.streams.ranks.len())
-                .map(|s| self.moments[0].mat().col_range(self.streams.columns(s)))
-                .collect(),
+            _ => (0..self.ranks.count()).map(|s| self.first.mat().col_range(self.ranks.columns(s))).collect(),
         }
     }
 
     /// Gaussian probes of every stream, `[M x any]` row by row. They stay among all others, so that energies can be told.
     pub fn gaussians(&self, round: u64) -> Vec<Vec<f32>> {
         let warm = !self.starts().is_empty();
-        let columns = |s: usize| self.options.oversample + if warm { 0 } else { self.streams.ranks[s] };
+        let columns = |s: usize| self.options.oversample + if warm { 0 } else { self.ranks.each[s] };
         let values = |s: usize| {
             let (stream, n) = (self.options.site << 8 | s as u64, self.m * columns(s));
             random::normal(self.options.seed, Purpose::Sketch, stream, round, n)
         };
-        if self.options.exact { Vec::new() } else { (0..self.streams.ranks.len()).map(values).collect() }
+        if self.options.exact { Vec::new() } else { (0..self.ranks.count()).map(values).collect() }
     }
 
     /// Opens a window of sketches (of full gradients for an exact layer), from `starts` of these lengths, scaled to
@@ -151,7 +167,7 @@ impl Subspaces {
     pub fn open_rows(&mut self, lengths: &[f32], gaussians: &[Vec<f32>]) -> Result<()> {
         let be = &self.backend;
         if self.options.exact {
-            self.window = Some(Window::exact(be, &self.streams, self.m, self.n)?);
+            self.window = Some(GradientWindow::exact(be, &self.ranks, self.m, self.n)?);
             return Ok(());
         }
         let starts = self.starts();
@@ -172,7 +188,7 @@ impl Subspaces {
             be.upload(&gaussians[s], probe.mat_mut().col_range(first..end))?;
             at = end;
         }
-        self.window = Some(Window::rows(be, &self.streams, (probe, widths), self.n)?);
+        self.window = Some(GradientWindow::rows(be, &self.ranks, (probe, widths), self.n)?);
         Ok(())
     }
 
@@ -186,12 +202,12 @@ impl Subspaces {
     /// From a window of sketches, whose rows are orthonormal by now, to one of coordinates along them.
     pub fn open_columns(&mut self) -> Result<()> {
         let Some(window) = self.window.take() else { return Ok(()) };
-        self.window = Some(Window::columns(&self.backend, &self.streams, &window.sums, self.m)?);
+        self.window = Some(GradientWindow::columns(&self.backend, &self.ranks, &window.sums, self.m)?);
         Ok(())
     }
 
     /// Ends the window: folds `B A` into W. New bases are then to be looked for, unless there was no gradient.
-    pub fn leave(&mut self, layer: &mut AdaptedLinear) -> Result<Option<Search>> {
+    pub fn fold(&mut self, layer: &mut AdaptedLinear) -> Result<Option<Search>> {
         let Some(window) = self.window.take().filter(|w| w.has(0)) else { return Ok(None) };
         let Some(branch) = &mut layer.branch else { return Ok(None) };
         let be = &*self.backend;
@@ -200,33 +216,39 @@ impl Subspaces {
                 DType::F32 => Rounding::Nearest,
                 _ => Rounding::Stochastic(self.options.seed ^ (self.options.site << 32) ^ self.refreshes),
             };
-            be.fold(layer.weight.mat_mut(), 1.0, 1.0, self.b.mat(), branch.a.mat(), rounding)?;
+            let (w, b, a) = (layer.weight.mat_mut(), self.b.mat(), branch.a.mat());
+            be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?;
             be.fill(self.b.mat_mut(), 0.0)?;
             be.fill(branch.b.mat_mut(), 0.0)?;
         }
         let old = (self.refreshes > 0).then(|| branch.a.mat());
         let rules = (self.complementary(), self.options.oversample);
-        Search::new(be, window, &self.streams, old, self.protected_rows.clone(), rules).map(Some)
+        Search::new(be, window, &self.ranks, old, self.protected_rows.clone(), rules).map(Some)
     }
 
     /// Takes the bases that were found.
-    pub fn enter(&mut self, layer: &mut AdaptedLinear, new: &Tensor) -> Result<()> {
+    pub fn adopt(&mut self, layer: &mut AdaptedLinear, new: &Tensor) -> Result<()> {
         let be = &Arc::clone(&self.backend);
         let Some(branch) = &mut layer.branch else { return Ok(()) };
         if self.refreshes > 0 {
             self.carry_moments(branch.a.mat(), new)?;
         }
         be.copy(new.mat(), branch.a.mat_mut())?;
-        if !self.complementary() {
-            let total = self.streams.total();
-            let mut overlap = be.alloc(total, total, DType::F32)?;
-            be.matmul(overlap.mat_mut(), 0.0, 1.0, branch.a.mat(), Op::N, branch.a.mat(), Op::T)?;
-            self.overlap = Some(overlap);
-        }
-        if let Some([_, last]) = &mut self.learning {
-            be.fill(last.mat_mut(), 0.0)?;
+        self.measure_by(branch.a.mat())?;
+        if let Some(learning) = &mut self.learning {
+            be.fill(learning.last.mat_mut(), 0.0)?;
         }
         self.refreshes += 1;
+        Ok(())
+    }
+
+    /// Finds how coordinates along the rows of A are measured.
+    fn measure_by(&mut self, a: Mat) -> Result<()> {
+        if !self.complementary() {
+            let mut metric = self.backend.alloc(a.rows, a.rows, DType::F32)?;
+            self.backend.product(metric.mat_mut(), 0.0, 1.0, a.n(), a.t())?;
+            self.metric = Some(metric);
+        }
         Ok(())
     }
 
@@ -235,22 +257,20 @@ impl Subspaces {
         match self.options.moments {
             Moments::Keep => {}
             Moments::Reset => {
-                for m in &mut self.moments {
-                    be.fill(m.mat_mut(), 0.0)?;
-                }
+                be.fill(self.first.mat_mut(), 0.0)?;
+                be.fill(self.second.mat_mut(), 0.0)?;
             }
             Moments::Rotate => {
-                // Of all streams at once: the blocks on the diagonal are wanted.
-                let total = self.streams.total();
+                // Of all subspaces at once: the blocks on the diagonal are wanted.
+                let total = self.ranks.total();
                 let mut turn = be.alloc(total, total, DType::F32)?;
-                be.matmul(turn.mat_mut(), 0.0, 1.0, old, Op::N, new.mat(), Op::T)?;
-                for s in 0..self.streams.ranks.len() {
-                    let columns = self.streams.columns(s);
+                be.product(turn.mat_mut(), 0.0, 1.0, old.n(), new.mat().t())?;
+                for s in 0..self.ranks.count() {
+                    let columns = self.ranks.columns(s);
                     let turn = turn.mat().row_range(columns.clone()).col_range(columns.clone());
-                    let before =
-                        be.duplicate(self.moments[0].mat().col_range(columns.clone()), DType::F32)?;
-                    let after = self.moments[0].mat_mut().col_range(columns);
-                    be.matmul(after, 0.0, 1.0, before.mat(), Op::N, turn, Op::N)?;
+                    let before = be.duplicate(self.first.mat().col_range(columns.clone()), DType::F32)?;
+                    let after = self.first.mat_mut().col_range(columns);
+                    be.product(after, 0.0, 1.0, before.mat().n(), turn.n())?;
                 }
             }
         }
@@ -262,274 +282,215 @@ impl Subspaces {
         self.refreshes
     }
 
-    /// Columns of task t's own coordinates within [`Subspaces::coordinates`].
-    fn own_columns(&self, t: usize) -> std::ops::Range<usize> {
-        let r = self.streams.ranks[0];
-        let columns = self.streams.columns(t + 1);
-        let shift = self.streams.tasks * r - r;
+    // ---- a step -----------------------------------------------------------------------------
+
+    /// Columns of task t's own coordinates within the gradient's.
+    fn own_columns(&self, t: usize) -> Range<usize> {
+        let r = self.ranks.shared();
+        let columns = self.ranks.columns(t + 1);
+        let shift = self.ranks.tasks * r - r;
         columns.start + shift..columns.end + shift
     }
+
+    /// Whether tasks have subspaces of their own.
     fn specific(&self) -> bool {
-        self.streams.ranks.len() > 1
+        self.ranks.count() > 1
     }
 
-    /// Whether the null space is taken out of the update, after Adam.
-    fn projects_update(&self) -> bool {
-        self.protected_columns.is_some()
-            && matches!(self.options.project, Some(Project::Update | Project::Both))
+    /// The null space, where it is taken out of the gradient, and out of the update.
+    fn projections(&self) -> (Option<&Arc<Tensor>>, Option<&Arc<Tensor>>) {
+        let when = |wanted: [Project; 2]| {
+            self.protected_columns
+                .as_ref()
+                .filter(|_| self.options.project.is_some_and(|p| wanted.contains(&p)))
+        };
+        (when([Project::Gradient, Project::Both]), when([Project::Update, Project::Both]))
     }
 
-    /// The step's gradient in all subspaces, `[M x R]`: the tasks' weighted sum, then every task's own.
-    fn gradient(&self, step: &Step) -> Result<Tensor> {
-        let be = &self.backend;
-        let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
-        let mut g = be.alloc(self.m, total, DType::F32)?;
-        for (t, weight) in step.known.weights.iter().map(|w| *w as f32).enumerate() {
-            let from = self.coordinates.mat().col_range(t * r..(t + 1) * r);
-            let mut shared = g.mat_mut().col_range(0..r);
-            match t {
-                0 => be.copy(from, shared.reborrow())?,
-                _ => be.axpy(weight, from, shared.reborrow())?,
+    /// Blocks of the coordinates: every task's rows in the shared subspace, then in its own.
+    fn gradient_blocks(&self, g: &LinearGradient, pass: &Pass) -> Vec<GradBlock> {
+        let r = self.ranks.shared();
+        let mut blocks = Vec::new();
+        for (t, rows) in g.segments.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+            blocks.push(GradBlock { rows: rows.clone(), columns: 0..r, to: t * r, scale: 1.0 });
+            if self.specific() {
+                let (columns, to) = (self.ranks.columns(t + 1), self.own_columns(t).start);
+                blocks.push(GradBlock { rows: rows.clone(), columns, to, scale: pass.scales[t] });
             }
-            if t == 0 && weight != 1.0 {
-                be.scale(shared, weight)?;
-            }
-        }
-        if self.specific() {
-            // The tasks' own columns follow each other in both.
-            let own = self.coordinates.mat().col_range(tasks * r..tasks * r + total - r);
-            be.copy(own, g.mat_mut().col_range(r..total))?;
-        }
-        if let (Some(k), Some(Project::Gradient | Project::Both)) =
-            (&self.protected_columns, self.options.project)
-        {
-            be.project_columns(g.mat_mut(), k.mat())?;
-        }
-        Ok(g)
-    }
-
-    /// Adam's constants for a [`Subspaces::gradient`]: the shared subspace, then every active task's own.
-    fn blocks(&self, step: &Step) -> Vec<AdamBlock> {
-        let (o, clip) = (step.optimizer, step.known.clip);
-        let mut blocks = vec![direction(o, 0..self.streams.ranks[0], step.t, step.rate, clip)];
-        for t in (0..self.streams.tasks).filter(|t| self.specific() && step.active[*t]) {
-            let gate = if self.learning.is_some() { 1.0 } else { step.known.gates[t] };
-            let columns = self.streams.columns(t + 1);
-            blocks.push(direction(o, columns, step.t_tasks[t], step.rate * gate, clip));
-        }
-        blocks
-    }
-
-    /// The same for [`Engine::updates`]: gradients are columns of the coordinates, factors are on the device.
-    fn blocks_at_once(&self, step: &Step) -> Vec<AdamBlock> {
-        let (o, r, tasks) = (step.optimizer, self.streams.ranks[0], self.streams.tasks);
-        let keep_before = (1.0 - step.lr * o.weight_decay) as f32;
-        let shared = direction(o, 0..r, step.t, step.rate, 1.0);
-        let mut blocks = vec![AdamBlock { from: 0, terms: tasks, stride: r, keep_before, ..shared }];
-        for t in (0..tasks).filter(|t| self.specific() && step.active[*t]) {
-            let own = direction(o, self.streams.columns(t + 1), step.t_tasks[t], step.rate, 1.0);
-            let (from, gate) = (self.own_columns(t).start, Some(factors::gate(tasks, t)));
-            blocks.push(AdamBlock { from, gate, keep_before, ..own });
         }
         blocks
     }
 
     /// Blocks of the coordinates whose products a step wants: the tasks' shared columns, then every task's own.
     fn column_pairs(&self) -> Vec<ColumnPair> {
-        let (r, tasks) = (self.streams.ranks[0], self.streams.tasks);
+        let (r, tasks) = (self.ranks.shared(), self.ranks.tasks);
         let own = |t: usize| if self.specific() { self.own_columns(t) } else { t * r..(t + 1) * r };
         let shared = task_pairs(tasks).map(|(i, j)| ColumnPair { a: i * r, b: j * r, width: r });
         let own = (0..tasks).map(own).map(|c| ColumnPair { a: c.start, b: c.start, width: c.len() });
         shared.chain(own).collect()
     }
 
-    /// An update with what its norm is measured by: where bases overlap, the update through `A Aᵀ`.
-    fn measured(&self, d: Tensor) -> Result<Vec<Tensor>> {
-        let be = &self.backend;
-        let mut update = vec![d];
-        if let Some(overlap) = &self.overlap {
-            let mut through = be.alloc(self.m, self.streams.total(), DType::F32)?;
-            be.matmul(through.mat_mut(), 0.0, 1.0, update[0].mat(), Op::N, overlap.mat(), Op::N)?;
-            update.push(through);
+    /// Adam's constants: the tasks' weighted sum in the shared subspace, then every task in its own, gated. B decays
+    /// also where a task is absent.
+    fn adam_blocks(&self, step: &Step) -> Vec<AdamBlock> {
+        let (o, r, tasks) = (step.optimizer, self.ranks.shared(), self.ranks.tasks);
+        let keep = 1.0 - step.lr * o.weight_decay;
+        let keep_before = keep as f32;
+        let shared = direction(o, 0..r, step.t, step.rate);
+        let mut blocks = vec![AdamBlock { from: 0, terms: tasks, stride: r, keep_before, ..shared }];
+        for t in (0..tasks).filter(|_| self.specific()) {
+            let (columns, from) = (self.ranks.columns(t + 1), self.own_columns(t).start);
+            blocks.push(match step.active[t] {
+                true => {
+                    let gate = Some(factors::gate(tasks, t));
+                    let own = direction(o, columns, step.t_tasks[t], step.rate);
+                    AdamBlock { from, gate, keep_before, ..own }
+                }
+                false => AdamBlock { from, ..idle(columns, keep) },
+            });
         }
-        Ok(update)
+        blocks
     }
-}
 
-impl Engine for Subspaces {
-    fn begin(&mut self) -> Result<()> {
-        if let Some([whole, _]) = &mut self.learning {
-            self.backend.fill(whole.mat_mut(), 0.0)?;
+    /// Keeps the change of the tasks' own columns per unit of gate, decay left out.
+    fn remember(&mut self, change: &Tensor, step: &Step) -> Result<()> {
+        let (be, decay) = (&self.backend, step.lr * step.optimizer.weight_decay);
+        let (Some(Learning { last, .. }), Some(gates)) = (&mut self.learning, step.gates) else {
+            return Ok(());
+        };
+        let own = self.ranks.shared()..self.ranks.total();
+        be.copy(change.mat().col_range(own.clone()), last.mat_mut())?;
+        if decay != 0.0 {
+            be.axpy(decay as f32, self.b.mat().col_range(own.clone()), last.mat_mut())?;
         }
-        self.fresh = true;
+        for (t, gate) in gates.iter().enumerate() {
+            let columns = self.ranks.columns(t + 1);
+            let columns = columns.start - own.start..columns.end - own.start;
+            be.scale(last.mat_mut().col_range(columns), if *gate > 0.0 { 1.0 / gate } else { 0.0 })?;
+        }
         Ok(())
     }
 
-    fn observe(&mut self, g: &Tapped, scales: &Scales, products: MatMut) -> Result<()> {
+    /// The change of B, whole: Adam in the subspaces, then the null space on the output side.
+    fn change(&mut self, blocks: Vec<AdamBlock>, step: &Step) -> Result<Tensor> {
+        let be = Arc::clone(&self.backend);
+        let x0 = match step.optimizer.weight_decay == 0.0 {
+            true => be.zeros(self.m, self.ranks.total(), DType::F32)?,
+            false => be.duplicate(self.b.mat(), DType::F32)?,
+        };
+        let (g, moments) = (self.coordinates.mat(), (&mut self.first, &mut self.second));
+        let mut change = change_by_adam(&*be, x0, g, moments, blocks, step.factors)?;
+        self.remember(&change, step)?;
+        if let (_, Some(k)) = self.projections() {
+            be.run(ProjectColumns { x: change.mat_mut(), k: k.mat() })?;
+        }
+        Ok(change)
+    }
+
+    /// Sets what the counters were, and opens the window that was open, to be filled by [`Adapter::state`].
+    pub fn resume(&mut self, refreshes: u64, seen: Option<Vec<bool>>) {
+        (self.refreshes, self.resumes) = (refreshes, seen);
+    }
+}
+
+impl Adapter for Subspaces {
+    fn observe(&mut self, g: &LinearGradient, pass: &Pass, products: MatMut) -> Result<()> {
         if let Some(window) = &mut self.window {
-            window.observe(&self.streams, g, scales)?;
+            window.observe(&self.ranks, g, pass)?;
         }
         let Some(h) = g.h else { return Ok(()) };
         if self.refreshes == 0 {
             return Ok(());
         }
-        let r = self.streams.ranks[0];
-        let mut parts = Vec::new();
-        for (t, rows) in g.segments.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
-            parts.push(OuterPart { rows: rows.clone(), columns: 0..r, to: t * r, scale: 1.0 });
-            if self.specific() {
-                let to = self.own_columns(t).start;
-                let (rows, columns) = (rows.clone(), self.streams.columns(t + 1));
-                parts.push(OuterPart { rows, columns, to, scale: scales.tasks[t] });
-            }
-        }
-        let pairs = self.column_pairs();
-        let (products, to) = (products.col_range(0..pairs.len()), self.coordinates.mat_mut());
-        self.backend.task_gradient(g.dy, h, &parts, to, self.fresh, &pairs, products)?;
-        self.fresh = false;
-        if let Some([whole, _]) = &mut self.learning {
-            let part = OuterPart { rows: 0..h.rows, columns: r..self.streams.total(), to: 0, scale: 1.0 };
-            self.backend.outer(g.dy, h, &[part], whole.mat_mut())?;
-        }
-        Ok(())
+        let (blocks, pairs) = (self.gradient_blocks(g, pass), self.column_pairs());
+        let products = products.col_range(0..pairs.len());
+        self.backend.run(WeightGrad {
+            dy: g.dy,
+            x: h,
+            blocks: &blocks,
+            out: self.coordinates.mat_mut(),
+            write: pass.write(),
+            gram: Some(Gram { pairs: &pairs, products }),
+        })?;
+        let Some(Learning { whole, .. }) = &mut self.learning else { return Ok(()) };
+        let (rows, columns) = (0..h.rows, self.ranks.shared()..self.ranks.total());
+        let blocks = &[GradBlock { rows, columns, to: 0, scale: 1.0 }];
+        let (out, write) = (whole.mat_mut(), pass.write());
+        self.backend.run(WeightGrad { dy: g.dy, x: h, blocks, out, write, gram: None })
     }
 
-    fn products(&self) -> Products<'_> {
-        let (r, tasks) = (self.streams.ranks[0], self.streams.tasks);
-        let mut quantities: Vec<Quantity> = task_pairs(tasks).map(|(i, j)| Quantity::Layer(i, j)).collect();
-        quantities.extend((0..tasks).map(Quantity::Own));
-        let pairs = match &self.learning {
-            Some([whole, last]) => (0..tasks)
-                .map(|t| {
-                    let columns = self.streams.columns(t + 1);
-                    let columns = columns.start - r..columns.end - r;
-                    (whole.mat().col_range(columns.clone()), last.mat().col_range(columns))
-                })
-                .collect(),
-            None => Vec::new(),
-        };
-        quantities.extend((0..pairs.len()).map(Quantity::Effect));
-        Products { quantities, pairs }
+    fn leaves(&mut self) -> Vec<MatMut<'_>> {
+        let whole = self.learning.iter_mut().map(|l| &mut l.whole);
+        std::iter::once(&mut self.coordinates).chain(whole).map(Tensor::mat_mut).collect()
     }
 
-    fn direction(&mut self, step: &Step) -> Result<Vec<Tensor>> {
+    fn gram(&self) -> LayerGram<'_> {
+        let (r, tasks) = (self.ranks.shared(), self.ranks.tasks);
+        let mut entries: Vec<GramEntry> = task_pairs(tasks).map(|(i, j)| GramEntry::Layer(i, j)).collect();
+        entries.extend((0..tasks).map(GramEntry::Own));
+        let block = |first: usize, width: usize| self.coordinates.mat().col_range(first..first + width);
+        let of = |p: ColumnPair| (block(p.a, p.width), block(p.b, p.width));
+        let mut pairs: Vec<(Mat, Mat)> = self.column_pairs().into_iter().map(of).collect();
+        let fused = pairs.len();
+        if let Some(Learning { whole, last }) = &self.learning {
+            let own = |t: usize| {
+                let columns = self.ranks.columns(t + 1);
+                columns.start - r..columns.end - r
+            };
+            entries.extend((0..tasks).map(GramEntry::Effect));
+            pairs.extend((0..tasks).map(|t| (whole.mat().col_range(own(t)), last.mat().col_range(own(t)))));
+        }
+        LayerGram { entries, pairs, fused }
+    }
+
+    fn update<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Result<Update<'a>> {
         let be = Arc::clone(&self.backend);
-        let (r, tasks, total) = (self.streams.ranks[0], self.streams.tasks, self.streams.total());
-        let (g, blocks) = (self.gradient(step)?, self.blocks(step));
-        let mut d = be.zeros(self.m, total, DType::F32)?;
-        let [m, v] = &mut self.moments;
-        let (x, m, v) = (d.mat_mut(), m.mat_mut(), v.mat_mut());
-        let update = AdamUpdate { x, g: g.mat(), m, v, blocks, copy: None, change: None };
-        be.adam(vec![update], None, None)?;
-        if let (Some(k), true) = (&self.protected_columns, self.projects_update()) {
-            be.project_columns(d.mat_mut(), k.mat())?;
+        if let (Some(k), _) = self.projections() {
+            let k = Arc::clone(k);
+            be.run(ProjectColumns { x: self.coordinates.mat_mut(), k: k.mat() })?;
         }
-        if let Some([_, last]) = &mut self.learning {
-            be.copy(d.mat().col_range(r..total), last.mat_mut())?;
-            for t in 0..tasks {
-                let gate = step.known.gates[t] as f32;
-                be.scale(d.mat_mut().col_range(self.streams.columns(t + 1)), gate)?;
-            }
-        }
-        self.measured(d)
-    }
-
-    fn at_once(&self) -> bool {
-        let projects = self.protected_columns.is_some() || self.overlap.is_some();
-        !projects && self.learning.is_none() && self.refreshes > 0
-    }
-
-    fn updates<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Vec<AdamUpdate<'a>> {
-        let blocks = self.blocks_at_once(step);
-        let [m, v] = &mut self.moments;
+        let blocks = self.adam_blocks(step);
         let copy = layer.branch.as_mut().map(|branch| (branch.b.mat_mut(), 1.0));
-        let (x, g, m, v) = (self.b.mat_mut(), self.coordinates.mat(), m.mat_mut(), v.mat_mut());
-        vec![AdamUpdate { x, g, m, v, blocks, copy, change: None }]
+        let between = self.projections().1.is_some() || self.metric.is_some() || self.learning.is_some();
+        if between || step.measured_first {
+            let change = self.change(blocks, step)?;
+            let (metric, to) = (self.metric.as_ref(), self.b.mat_mut());
+            return Ok(Update::Deltas(vec![Delta { change, metric, to, copy }]));
+        }
+        let (x, g, m, v) =
+            (self.b.mat_mut(), self.coordinates.mat(), self.first.mat_mut(), self.second.mat_mut());
+        Ok(Update::InPlace(vec![AdamUpdate { x, g, m, v, blocks, copy, change: None }]))
     }
 
-    fn change<'a>(&self, update: &'a [Tensor]) -> Vec<(Mat<'a>, Mat<'a>)> {
-        let d = update[0].mat();
-        vec![(d, update.get(1).map_or(d, |through| through.mat()))]
-    }
-
-    fn apply(
-        &mut self,
-        layer: &mut AdaptedLinear,
-        update: Vec<Tensor>,
-        factor: f64,
-        step: &Step,
-    ) -> Result<()> {
-        let decay = 1.0 - step.lr * step.optimizer.weight_decay;
-        if decay != 1.0 {
-            self.backend.scale(self.b.mat_mut(), decay as f32)?;
+    fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {
+        if state.restores() {
+            self.attach(layer)?;
         }
-        self.backend.axpy(factor as f32, update[0].mat(), self.b.mat_mut())?;
-        match &mut layer.branch {
-            Some(branch) => self.backend.copy(self.b.mat(), branch.b.mat_mut()),
-            None => Ok(()),
+        let Some(branch) = &mut layer.branch else { return Ok(()) };
+        state.weight("a", branch.a.mat_mut())?;
+        state.weight("b", self.b.mat_mut())?;
+        state.optimizer("m", self.first.mat_mut())?;
+        state.optimizer("v", self.second.mat_mut())?;
+        if let Some(learning) = &mut self.learning {
+            state.optimizer("last", learning.last.mat_mut())?;
         }
-    }
-
-    fn state(&self, layer: &AdaptedLinear, out: &mut StateWriter) -> Result<()> {
-        if let Some(branch) = &layer.branch {
-            out.put("a", branch.a.mat())?;
+        if let Some(seen) = self.resumes.take() {
+            let shape = (self.m, self.n);
+            self.window = Some(GradientWindow::reopen(&self.backend, &self.ranks, shape, seen, state)?);
         }
-        out.put("b", self.b.mat())?;
-        out.put("m", self.moments[0].mat())?;
-        out.put("v", self.moments[1].mat())?;
-        if let Some([_, last]) = &self.learning {
-            out.put("last", last.mat())?;
+        if let Some(window) = &mut self.window {
+            window.state(state)?;
         }
-        if let Some(window) = &self.window {
-            if let Some(probe) = window.probe() {
-                out.put("window.probe", probe)?;
-            }
-            for (i, sum) in window.sums.iter().enumerate() {
-                out.put(&format!("window.{i}"), sum.mat())?;
-            }
-        }
-        Ok(())
-    }
-
-    fn restore(&mut self, layer: &mut AdaptedLinear, from: &mut StateReader) -> Result<()> {
-        self.attach(layer)?;
-        self.refreshes = self.refreshes.max(1);
-        from.get("b", self.b.mat_mut())?;
-        from.get("m", self.moments[0].mat_mut())?;
-        from.get("v", self.moments[1].mat_mut())?;
-        if let Some(branch) = &mut layer.branch {
-            from.get("a", branch.a.mat_mut())?;
+        state.weight("w", layer.weight.mat_mut())?;
+        if state.restores() {
             self.backend.copy(self.b.mat(), branch.b.mat_mut())?;
-            if !matches!(self.options.bases, Bases::Complementary) {
-                let total = self.streams.total();
-                let mut overlap = self.backend.alloc(total, total, DType::F32)?;
-                self.backend.matmul(
-                    overlap.mat_mut(),
-                    0.0,
-                    1.0,
-                    branch.a.mat(),
-                    Op::N,
-                    branch.a.mat(),
-                    Op::T,
-                )?;
-                self.overlap = Some(overlap);
-            }
-        }
-        if let Some([_, last]) = &mut self.learning {
-            from.get("last", last.mat_mut())?;
+            let a = self.backend.duplicate(branch.a.mat(), branch.a.dtype())?;
+            self.measure_by(a.mat())?;
         }
         Ok(())
     }
-}
 
-impl Subspaces {
-    /// Sets what the counters were, and refills an open window: after [`Engine::restore`].
-    pub fn resume(&mut self, refreshes: u64, seen: Option<Vec<bool>>, from: &StateReader) -> Result<()> {
-        self.refreshes = refreshes;
-        self.window = match seen {
-            Some(seen) => Some(Window::restore(&self.backend, &self.streams, (self.m, self.n), seen, from)?),
-            None => None,
-        };
-        Ok(())
+    fn subspaces(&mut self) -> Option<&mut Subspaces> {
+        Some(self)
     }
 }

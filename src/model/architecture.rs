@@ -1,5 +1,6 @@
 //! What a `config.json` says: one description for decoder-only and encoder-decoder transformers.
 
+use super::diagnosis;
 use crate::backend::Activation;
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -27,6 +28,28 @@ pub struct Relative {
     pub max_distance: usize,
 }
 
+/// Where the norms of a block stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// In front: `x + f(norm(x))`.
+    Before,
+    /// Behind: `x + norm(f(x))` (OLMo 2).
+    After,
+    /// On both sides: `x + norm(f(norm(x)))` (Gemma 2 and 3).
+    Both,
+}
+
+/// Decoder layers whose attention sees a window only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sliding {
+    /// Row i sees the rows i - window + 1 ..= i.
+    pub window: usize,
+    /// Which decoder layers.
+    pub layers: Vec<bool>,
+    /// Rotary frequencies of their own (`head_dim / 2`), or those of all layers.
+    pub inv_freq: Option<Vec<f32>>,
+}
+
 /// A model's shape and constants.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
@@ -52,8 +75,12 @@ pub struct Architecture {
     pub attention_scale: f32,
     /// Added to the mean square in every norm.
     pub eps: f32,
+    /// Scaled scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
     /// Rotary frequencies (`head_dim / 2`), or none.
     pub inv_freq: Option<Vec<f32>>,
+    /// Layers that see a window, or none.
+    pub sliding: Option<Sliding>,
     /// Relative position bias, or none.
     pub relative: Option<Relative>,
     /// The feed-forward nonlinearity.
@@ -68,6 +95,12 @@ pub struct Architecture {
     pub mlp_bias: bool,
     /// Norms on q and k, per head.
     pub qk_norm: bool,
+    /// Where the blocks' norms stand.
+    pub norms: Norms,
+    /// A norm multiplies by its stored weight plus this (Gemma: 1). In memory it is part of the weight.
+    pub norm_offset: f32,
+    /// Factor on embedded tokens.
+    pub embedding_scale: f32,
     /// Whether the head is the embedding table.
     pub tied: bool,
     /// Factor on the logits (T5 with a tied head: `d_model^-0.5`).
@@ -86,7 +119,7 @@ pub struct Architecture {
     pub raw: Value,
 }
 
-const SUPPORTED: &str = "supported: llama, qwen2, qwen3, t5";
+const SUPPORTED: &str = "llama, qwen2, qwen3, t5";
 
 /// Reads fields of a JSON object with named errors and bounds.
 struct Fields<'a> {
@@ -154,8 +187,13 @@ impl Architecture {
     /// Reads `config.json` of a Hugging Face directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| Error::io("read the model's configuration", &path, e))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            let missing =
+                matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory);
+            let known = if missing { diagnosis::no_configuration(dir) } else { None };
+            known.unwrap_or_else(|| Error::io("read the model's configuration", &path, e))
+        })?;
+        diagnosis::no_pointer(&path)?;
         let raw: Value = serde_json::from_str(&text)
             .map_err(|e| Error::model(format!("not valid JSON: {e}")).at(path.display()))?;
         Self::from_json(raw, &path.display().to_string())
@@ -169,7 +207,10 @@ impl Architecture {
             Some("qwen2") => Family::Qwen2,
             Some("qwen3") => Family::Qwen3,
             Some("t5") => Family::T5,
-            _ => return Err(fields.bad("model_type", SUPPORTED.trim_start_matches("supported: "))),
+            other => {
+                let near = other.and_then(diagnosis::near_family);
+                return Err(fields.bad("model_type", near.unwrap_or(SUPPORTED)));
+            }
         };
         let architecture =
             if family == Family::T5 { Self::t5(&fields)? } else { Self::decoder(&fields, family)? };
@@ -180,10 +221,16 @@ impl Architecture {
     fn decoder(f: &Fields, family: Family) -> Result<Self> {
         let hidden = f.size("hidden_size")?;
         let heads = f.size("num_attention_heads")?;
-        let head_dim = match f.size_or("head_dim", 0)? {
-            0 if hidden % heads == 0 => hidden / heads,
-            0 => return Err(f.bad("num_attention_heads", "a divisor of hidden_size, or head_dim given")),
-            given => given,
+        // Fields that are left out have the family's defaults in transformers.
+        let head_dim = match (f.size_or("head_dim", 0)?, family) {
+            (0, Family::Qwen3) => 128,
+            (0, _) if hidden % heads == 0 => hidden / heads,
+            (0, _) => return Err(f.bad("num_attention_heads", "a divisor of hidden_size, or head_dim given")),
+            (given, _) => given,
+        };
+        let kv_heads = match f.json.get("num_key_value_heads") {
+            None if family != Family::Llama => 32,
+            _ => f.size_or("num_key_value_heads", heads)?,
         };
         if f.text_or("hidden_act", "silu")? != "silu" {
             return Err(f.bad("hidden_act", "silu"));
@@ -203,11 +250,13 @@ impl Architecture {
             layers: f.layers("num_hidden_layers", None)?,
             encoder_layers: 0,
             heads,
-            kv_heads: f.size_or("num_key_value_heads", heads)?,
+            kv_heads,
             head_dim,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
             eps: f.number_or("rms_norm_eps", 1e-6)? as f32,
+            softcap: None,
             inv_freq: Some(rope(f, head_dim)?),
+            sliding: None,
             relative: None,
             activation: Activation::Silu,
             gated: true,
@@ -215,6 +264,9 @@ impl Architecture {
             o_bias: family != Family::Qwen2 && attention_bias,
             mlp_bias: family == Family::Llama && f.flag_or("mlp_bias", false)?,
             qk_norm: family == Family::Qwen3,
+            norms: Norms::Before,
+            norm_offset: 0.0,
+            embedding_scale: 1.0,
             tied: f.flag_or("tie_word_embeddings", false)?,
             logit_scale: 1.0,
             max_positions,
@@ -251,7 +303,9 @@ impl Architecture {
             head_dim: f.size("d_kv")?,
             attention_scale: 1.0,
             eps: f.number_or("layer_norm_epsilon", 1e-6)? as f32,
+            softcap: None,
             inv_freq: None,
+            sliding: None,
             relative: Some(Relative {
                 buckets: f.size_or("relative_attention_num_buckets", 32)?,
                 max_distance: f.size_or("relative_attention_max_distance", 128)?,
@@ -262,6 +316,9 @@ impl Architecture {
             o_bias: false,
             mlp_bias: false,
             qk_norm: false,
+            norms: Norms::Before,
+            norm_offset: 0.0,
+            embedding_scale: 1.0,
             tied,
             logit_scale: if scaled { (hidden as f32).powf(-0.5) } else { 1.0 },
             max_positions: usize::MAX,

@@ -1,12 +1,17 @@
 //! The backward pass: the forward pass read upwards. Gradients leave through a [`Tap`] while they are live.
 
+use super::Model;
 use super::forward::{
-    AttentionActivations, FeedForwardActivations, Inner, Rows, SavedStack, Surroundings, Wanted,
+    AttentionActivations, FeedForwardActivations, PreNorm, Rows, SavedStack, StackContext,
+    SublayerActivations, Wanted,
 };
-use super::layout::{AttentionBlock, Block, FeedForward, Stack};
-use super::{LinearGradient, Model, Tap, Want};
-use crate::backend::{DType, Mat, RowGroups, Tensor, trace};
+use super::layout::{AttentionBlock, FeedForward, Stack, Sublayer};
+use crate::backend::{
+    ActivateBackward, AttentionBackward, ColumnSums, DType, LinearInputGrad, Mat, PerSegment,
+    RmsnormBackward, Rope, RowGroups, ScatterAdd, Tensor, trace,
+};
 use crate::error::Result;
+use crate::layers::{LinearGradient, Tap, Want};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -53,47 +58,59 @@ impl Backward<'_> {
     pub fn stack(
         &mut self,
         stack: &Stack,
-        around: &Surroundings,
+        context: &StackContext,
         saved: SavedStack,
         wanted: Wanted,
         g: Tensor,
-        need_input: bool,
-        mut memory_gradient: Option<&mut Tensor>,
+        (need_input, mut memory_gradient): (bool, Option<&mut Tensor>),
     ) -> Result<Option<Tensor>> {
         let be = &self.model.backend;
-        let own = &around.rows.segments;
+        let own = &context.rows.segments;
         let mut segments: &[Range<usize>] = wanted.map_or(own, |(_, s)| s);
-        let mut stream = be.alloc(saved.s.rows(), saved.s.cols(), saved.s.dtype())?;
-        self.norm(stack.final_norm, &saved.s, &saved.inv_rms, g.mat(), &mut stream, false, segments)?;
-        drop((g, saved.s, saved.inv_rms));
+        let mut stream = be.alloc(saved.end.x.rows(), saved.end.x.cols(), saved.end.x.dtype())?;
+        self.norm(stack.final_norm, &saved.end, &g, &mut stream, false, segments)?;
+        drop((g, saved.end));
         for (index, (block, kept)) in stack.blocks.iter().zip(saved.blocks).enumerate().rev() {
             let _span = trace::numbered(block.name(), index);
-            let inner = match kept.inner {
-                Some(inner) => inner,
+            let s = kept.s;
+            let activations = match kept.activations {
+                Some(activations) => activations,
                 None => {
-                    let n = self.model.normalise_again(&kept.s, block.norm())?;
-                    self.model.block(block, around, n, &mut None)?.1
+                    let n = block.before.map(|norm| self.model.norm(&s, norm)).transpose()?;
+                    self.model.block(block, context, &s, n.map(|(n, _)| n), &mut None)?.1
                 }
             };
-            let need = need_input || index > 0;
-            let dn = match (block, inner) {
-                (Block::FeedForward(f), Inner::FeedForward(kept)) => {
-                    self.feed_forward(f, kept, &stream, segments, need)?
+            // The gradient of the sublayer's output: the stream's own, or through the norm behind.
+            let through = match (block.after, activations.pre_norm) {
+                (Some(norm), Some(pre_norm)) => {
+                    let mut dx = be.alloc(stream.rows(), stream.cols(), stream.dtype())?;
+                    self.norm(norm, &pre_norm, &stream, &mut dx, false, segments)?;
+                    Some(dx)
                 }
-                (Block::Attention(a), Inner::Attention(kept)) => {
-                    self.attention(a, around, kept, &stream, need, memory_gradient.as_deref_mut())?
+                _ => None,
+            };
+            let (n, g) = (activations.n, through.as_ref().unwrap_or(&stream));
+            let (x, need) = (n.as_ref().unwrap_or(&s), need_input || index > 0);
+            let dx = match (&block.sublayer, activations.sublayer) {
+                (Sublayer::FeedForward(f), SublayerActivations::FeedForward(kept)) => {
+                    self.feed_forward(f, x, kept, g, segments, need)?
+                }
+                (Sublayer::Attention(a), SublayerActivations::Attention(kept)) => {
+                    self.attention(a, context, x, kept, g, (need, memory_gradient.as_deref_mut()))?
                 }
                 _ => unreachable!("activations belong to their block"),
             };
+            drop((n, through));
+            let Some(dx) = dx else { return Ok(None) };
             // The stream's gradient is written in place: what arrived, plus what went through the block.
-            match &dn {
-                Some(dn) => {
-                    self.norm(block.norm(), &kept.s, &kept.inv_rms, dn.mat(), &mut stream, true, segments)?
+            match (block.before, kept.inv_rms) {
+                (Some(norm), Some(inv_rms)) => {
+                    self.norm(norm, &PreNorm { x: s, inv_rms }, &dx, &mut stream, true, segments)?
                 }
-                None => return Ok(None),
+                _ => be.axpy(1.0, dx.mat(), stream.mat_mut())?,
             }
             if let (true, Some((rows, _))) = (index + 1 == stack.blocks.len(), wanted) {
-                stream = self.spread(&stream, &rows.host, around.rows.count())?;
+                stream = self.spread(&stream, &rows.host, context.rows.count())?;
                 segments = own;
             }
         }
@@ -106,26 +123,42 @@ impl Backward<'_> {
         let mut all = be.zeros(count, chosen.cols(), chosen.dtype())?;
         let pairs = rows.iter().enumerate().map(|(i, row)| (*row, i as u32));
         let groups = RowGroups::new(be.as_ref(), pairs)?;
-        be.scatter_add_rows(chosen.mat(), &groups, 1.0, 0, all.mat_mut())?;
+        be.run(ScatterAdd {
+            from: chosen.mat(),
+            groups: &groups,
+            scale: 1.0,
+            first_row: 0,
+            to: all.mat_mut(),
+        })?;
         Ok(all)
     }
 
+    /// Gradient through the norm of rows, or of heads where the weight is as wide as a head.
     fn norm(
         &mut self,
         norm: usize,
-        s: &Tensor,
-        inv_rms: &Tensor,
-        dy: Mat,
+        PreNorm { x, inv_rms }: &PreNorm,
+        dy: &Tensor,
         dx: &mut Tensor,
         accumulate: bool,
         segments: &[Range<usize>],
     ) -> Result<()> {
-        let model = self.model;
-        let w = model.parameter(norm);
+        let (model, w) = (self.model, self.model.parameter(norm));
+        let (width, count, per_row) = (w.cols, x.len() / w.cols, x.cols() / w.cols);
         let sum = self.sums.wanted(model, self.tap, norm, segments.len())?;
-        let parts = segments_or_whole(segments, sum.as_ref().is_some_and(|s| s.2));
-        let dw = sum.map(|(sum, _, _)| (parts.as_slice(), sum.mat_mut()));
-        model.backend.rmsnorm_backward(s.mat(), w, inv_rms.mat(), dy, dx.mat_mut(), accumulate, dw)
+        let parts: Vec<_> = segments_or_whole(segments, sum.as_ref().is_some_and(|s| s.2))
+            .into_iter()
+            .map(|s| s.start * per_row..s.end * per_row)
+            .collect();
+        model.backend.run(RmsnormBackward {
+            s: x.mat().reshape(count, width),
+            w,
+            inv_rms: inv_rms.mat(),
+            dy: dy.mat().reshape(count, width),
+            dx: dx.mat_mut().reshape(count, width),
+            accumulate,
+            dw: sum.map(|(sum, _, _)| PerSegment { segments: &parts, out: sum.mat_mut() }),
+        })
     }
 
     /// The gradient of one linear layer: to the tap, and to its input if `dx` is given.
@@ -146,24 +179,17 @@ impl Backward<'_> {
         };
         match (dx, &layer.branch, &mut z) {
             (Some((dx, accumulate)), _, z) => {
-                be.linear_input_gradient(
-                    layer,
-                    dy,
-                    z.as_mut().map(Tensor::mat_mut),
-                    dx.mat_mut(),
-                    accumulate,
-                )?;
+                let (z, dx) = (z.as_mut().map(Tensor::mat_mut), dx.mat_mut());
+                be.run(LinearInputGrad { layer, dy, z, dx, accumulate })?;
             }
-            (None, Some(branch), Some(z)) => {
-                use crate::backend::Op::N;
-                be.matmul(z.mat_mut(), 0.0, 1.0, dy, N, branch.b.mat(), N)?;
-            }
+            (None, Some(branch), Some(z)) => be.product(z.mat_mut(), 0.0, 1.0, dy.n(), branch.b.mat().n())?,
             (None, ..) => {}
         }
         if let Some(bias) = model.bias_of[site]
             && let Some((sum, _, per_task)) = self.sums.wanted(model, self.tap, bias, segments.len())?
         {
-            be.column_sums(dy, &segments_or_whole(segments, per_task), sum.mat_mut())?;
+            let segments = &segments_or_whole(segments, per_task);
+            be.run(ColumnSums { dy, sums: PerSegment { segments, out: sum.mat_mut() } })?;
         }
         let gradient =
             LinearGradient { x, dy, h: h.map(Tensor::mat), z: z.as_ref().map(Tensor::mat), segments };
@@ -173,6 +199,7 @@ impl Backward<'_> {
     fn feed_forward(
         &mut self,
         block: &FeedForward,
+        x: &Tensor,
         kept: FeedForwardActivations,
         g: &Tensor,
         segments: &[Range<usize>],
@@ -185,35 +212,45 @@ impl Backward<'_> {
         self.linear(block.down, kept.act.mat(), g.mat(), hd.as_ref(), Some((&mut dact, false)), segments)?;
         let mut dgate = like(&kept.gate)?;
         let mut dup = kept.up.as_ref().map(like).transpose()?;
-        let kind = self.model.architecture.activation;
-        let up = kept.up.as_ref().map(Tensor::mat);
-        let dup_view = dup.as_mut().map(Tensor::mat_mut);
-        be.activation_backward(kind, kept.gate.mat(), up, dact.mat(), dgate.mat_mut(), dup_view)?;
+        be.run(ActivateBackward {
+            kind: self.model.architecture.activation,
+            gate: kept.gate.mat(),
+            up: kept.up.as_ref().map(Tensor::mat),
+            dy: dact.mat(),
+            dgate: dgate.mat_mut(),
+            dup: dup.as_mut().map(Tensor::mat_mut),
+        })?;
         drop(dact);
-        let mut dn = if need_input { Some(like(&kept.n)?) } else { None };
-        let n = kept.n.mat();
+        let mut dx = if need_input { Some(like(x)?) } else { None };
         if let (Some(site), Some(dup)) = (block.up, &dup) {
-            self.linear(site, n, dup.mat(), hu.as_ref(), dn.as_mut().map(|d| (d, false)), segments)?;
+            self.linear(site, x.mat(), dup.mat(), hu.as_ref(), dx.as_mut().map(|d| (d, false)), segments)?;
         }
         let added = block.up.is_some();
-        self.linear(block.gate, n, dgate.mat(), hg.as_ref(), dn.as_mut().map(|d| (d, added)), segments)?;
-        Ok(dn)
+        self.linear(
+            block.gate,
+            x.mat(),
+            dgate.mat(),
+            hg.as_ref(),
+            dx.as_mut().map(|d| (d, added)),
+            segments,
+        )?;
+        Ok(dx)
     }
 
     fn attention(
         &mut self,
         block: &AttentionBlock,
-        around: &Surroundings,
+        context: &StackContext,
+        x: &Tensor,
         kept: AttentionActivations,
         g: &Tensor,
-        need_input: bool,
-        memory_gradient: Option<&mut Tensor>,
+        (need_input, memory_gradient): (bool, Option<&mut Tensor>),
     ) -> Result<Option<Tensor>> {
         let (model, be) = (self.model, &self.model.backend);
         let [hq, hk, hv, ho] = &kept.h;
         let [q_site, k_site, v_site, o_site] = block.sites;
         let like = |t: &Tensor| be.alloc(t.rows(), t.cols(), t.dtype());
-        let own = &around.rows.segments;
+        let own = &context.rows.segments;
         let mut dout = like(&kept.out)?;
         self.linear(o_site, kept.out.mat(), g.mat(), ho.as_ref(), Some((&mut dout, false)), own)?;
 
@@ -223,33 +260,45 @@ impl Backward<'_> {
                 Some(table) => self.sums.wanted(model, self.tap, table, own.len())?,
                 None => None,
             };
-            let sequences = around.rows.sequence_segments();
+            let sequences = context.rows.sequence_segments();
             let parts = segments_or_whole(&sequences, bias.as_ref().is_some_and(|b| b.2));
-            let dbias = bias.map(|(sum, _, _)| (parts.as_slice(), sum.mat_mut()));
-            let spec = model.attention_spec(block, around);
-            let (q, k, v) = (kept.q.mat(), kept.k.mat(), kept.v.mat());
-            let (out, lse) = (kept.out.mat(), kept.lse.mat());
-            let to = (dq.mat_mut(), dk.mat_mut(), dv.mat_mut());
-            be.attention_backward(&spec, q, k, v, out, lse, dout.mat(), to.0, to.1, to.2, dbias)?;
+            be.run(AttentionBackward {
+                spec: model.attention_spec(block, context),
+                q: kept.q.mat(),
+                k: kept.k.mat(),
+                v: kept.v.mat(),
+                out: kept.out.mat(),
+                lse: kept.lse.mat(),
+                dout: dout.mat(),
+                dq: dq.mat_mut(),
+                dk: dk.mat_mut(),
+                dv: dv.mat_mut(),
+                dbias: bias.map(|(sum, _, _)| PerSegment { segments: &parts, out: sum.mat_mut() }),
+            })?;
         }
         drop(dout);
-        let (source, source_rows): (Mat, &Rows) = match (block.cross, around.memory) {
+        let (source, source_rows): (Mat, &Rows) = match (block.cross, context.memory) {
             (true, Some((memory, rows))) => (memory.mat(), rows),
-            _ => (kept.n.mat(), around.rows),
+            _ => (x.mat(), context.rows),
         };
-        if let Some(frequencies) = &model.inv_freq {
-            let a = &model.architecture;
-            be.rope(dq.mat_mut(), &around.rows.positions, frequencies.mat(), a.heads, true)?;
-            be.rope(dk.mat_mut(), &source_rows.positions, frequencies.mat(), a.kv_heads, true)?;
+        if let Some(number) = block.rotary {
+            let (a, inv_freq) = (&model.architecture, model.rotary[number].mat());
+            let (to_q, to_k) = (&context.rows.positions, &source_rows.positions);
+            be.run(Rope { x: dq.mat_mut(), positions: to_q, inv_freq, heads: a.heads, inverse: true })?;
+            be.run(Rope { x: dk.mat_mut(), positions: to_k, inv_freq, heads: a.kv_heads, inverse: true })?;
         }
-        if let (Some([q_norm, k_norm]), Some([raw_q, raw_k])) = (block.qk_norm, &kept.raw) {
-            dq = self.head_norm(q_norm, raw_q, &dq, own)?;
-            dk = self.head_norm(k_norm, raw_k, &dk, own)?;
-        }
-        let mut dn = if need_input { Some(like(&kept.n)?) } else { None };
         let source_segments = &source_rows.segments;
-        self.linear(q_site, kept.n.mat(), dq.mat(), hq.as_ref(), dn.as_mut().map(|d| (d, false)), own)?;
-        let mut to = if block.cross { memory_gradient } else { dn.as_mut() };
+        if let (Some(norms), Some(pre_norms)) = (block.qk_norm, &kept.pre_norm) {
+            let gradients = [(&mut dq, own), (&mut dk, source_segments)];
+            for ((norm, pre_norm), (dy, segments)) in norms.into_iter().zip(pre_norms).zip(gradients) {
+                let mut dx = like(&pre_norm.x)?;
+                self.norm(norm, pre_norm, dy, &mut dx, false, segments)?;
+                *dy = dx;
+            }
+        }
+        let mut dx = if need_input { Some(like(x)?) } else { None };
+        self.linear(q_site, x.mat(), dq.mat(), hq.as_ref(), dx.as_mut().map(|d| (d, false)), own)?;
+        let mut to = if block.cross { memory_gradient } else { dx.as_mut() };
         self.linear(
             k_site,
             source,
@@ -259,30 +308,6 @@ impl Backward<'_> {
             source_segments,
         )?;
         self.linear(v_site, source, dv.mat(), hv.as_ref(), to.map(|d| (d, true)), source_segments)?;
-        Ok(dn)
-    }
-
-    /// Gradient through the per-head norm of q or k.
-    fn head_norm(
-        &mut self,
-        norm: usize,
-        (raw, inv_rms): &(Tensor, Tensor),
-        dy: &Tensor,
-        segments: &[Range<usize>],
-    ) -> Result<Tensor> {
-        let (model, be) = (self.model, &self.model.backend);
-        let d = model.architecture.head_dim;
-        let (rows, per_row) = (raw.len() / d, raw.cols() / d);
-        let mut dx = be.alloc(raw.rows(), raw.cols(), raw.dtype())?;
-        let sum = self.sums.wanted(model, self.tap, norm, segments.len())?;
-        let parts: Vec<_> = segments_or_whole(segments, sum.as_ref().is_some_and(|s| s.2))
-            .into_iter()
-            .map(|s| s.start * per_row..s.end * per_row)
-            .collect();
-        let dw = sum.map(|(sum, _, _)| (parts.as_slice(), sum.mat_mut()));
-        let view = dx.mat_mut().reshape(rows, d);
-        let (s, dy) = (raw.mat().reshape(rows, d), dy.mat().reshape(rows, d));
-        be.rmsnorm_backward(s, model.parameter(norm), inv_rms.mat(), dy, view, false, dw)?;
         Ok(dx)
     }
 
@@ -302,7 +327,8 @@ impl Backward<'_> {
                 .filter(|(token, _)| *token as usize >= first_row);
             let groups = RowGroups::new(model.backend.as_ref(), pairs)?;
             let to = sum.mat_mut().row_range(task * trained..(task + 1) * trained);
-            model.backend.scatter_add_rows(gradient.mat(), &groups, 1.0, first_row, to)?;
+            let (from, groups, scale) = (gradient.mat(), &groups, model.architecture.embedding_scale);
+            model.backend.run(ScatterAdd { from, groups, scale, first_row, to })?;
         }
         Ok(())
     }

@@ -55,6 +55,13 @@ pub struct Labels {
     pub segments: Vec<Range<usize>>,
 }
 
+impl Labels {
+    /// Labels of each task.
+    pub fn per_task(&self) -> Vec<usize> {
+        self.segments.iter().map(ExactSizeIterator::len).collect()
+    }
+}
+
 /// What one forward and backward pass works on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
@@ -64,6 +71,13 @@ pub struct Batch {
     pub decoder: Packed,
     /// What is to be predicted.
     pub labels: Labels,
+}
+
+impl Batch {
+    /// Rows (tokens) of all packings.
+    pub fn rows(&self) -> usize {
+        self.decoder.rows() + self.encoder.as_ref().map_or(0, Packed::rows)
+    }
 }
 
 /// A forward pass without gradients: hidden states of chosen rows.
@@ -87,4 +101,18 @@ pub struct Visible {
     pub offsets: Vec<u32>,
     /// Row numbers.
     pub keys: Vec<u32>,
+}
+
+impl Visible {
+    /// Of the rows that each row sees, those less than `window` positions before it.
+    pub fn within(&self, window: usize, positions: &[u32]) -> Self {
+        let mut near = Self { offsets: vec![0], keys: Vec::new() };
+        for (range, position) in self.offsets.windows(2).zip(positions) {
+            let keys = &self.keys[range[0] as usize..range[1] as usize];
+            let close = |key: &u32| ((position - positions[*key as usize]) as usize) < window;
+            near.keys.extend(keys.iter().copied().filter(close));
+            near.offsets.push(near.keys.len() as u32);
+        }
+        near
+    }
 }

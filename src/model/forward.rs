@@ -4,9 +4,12 @@
 //! the stream is written once a block. The last feed-forward block, the final norm and the head only
 //! see the rows that somebody wants: labelled rows in training, the rows asked for in inference.
 
-use super::layout::{AttentionBlock, Block, FeedForward, Stack};
+use super::layout::{AttentionBlock, Block, FeedForward, Stack, Sublayer};
 use super::{Model, Packed};
-use crate::backend::{Attention, DType, Indices, Mask, Mat, RelativeBias, Tensor, trace};
+use crate::backend::{
+    Activate, Attention, AttentionSpec, DType, Gather, Indices, Linear, Mask, Mat, RelativeBias, Rmsnorm,
+    Rope, Tensor, trace,
+};
 use crate::error::Result;
 use std::ops::Range;
 
@@ -46,62 +49,89 @@ impl Rows {
 }
 
 /// What a stack's blocks read besides the residual stream.
-pub(super) struct Surroundings<'a> {
+pub(super) struct StackContext<'a> {
     /// The stack's own rows.
     pub rows: &'a Rows,
     /// The encoder's output and rows, for cross attention.
     pub memory: Option<(&'a Tensor, &'a Rows)>,
     /// A trie's visibility instead of causal attention.
     pub visible: Option<(&'a Indices, &'a Indices)>,
+    /// The same within the window, for blocks that have one.
+    pub visible_near: Option<(&'a Indices, &'a Indices)>,
 }
+
+/// A normalised tensor, and the norms' inverse RMS.
+type Normed = (Tensor, Tensor);
 
 /// The rows wanted of a stack and the task segments among them; `None`: all rows.
 pub(super) type Wanted<'a> = Option<(&'a Indices, &'a [Range<usize>])>;
 
+/// What the backward pass of a norm reads.
+pub(super) struct PreNorm {
+    /// `[T x D]`, or q or k: what was normalised.
+    pub x: Tensor,
+    /// *f32*, `[T x 1]` or `[T heads x 1]`.
+    pub inv_rms: Tensor,
+}
+
 /// A block's activations, kept for the backward pass.
+pub(super) struct Activations {
+    /// `[T x D]`: the normalised input; without a norm in front, the input is the stream itself.
+    pub n: Option<Tensor>,
+    pub sublayer: SublayerActivations,
+    /// The sublayer's output, where a norm is behind it.
+    pub pre_norm: Option<PreNorm>,
+}
+
 #[allow(clippy::large_enum_variant, reason = "one a block, moved once")]
-pub(super) enum Inner {
+pub(super) enum SublayerActivations {
     Attention(AttentionActivations),
     FeedForward(FeedForwardActivations),
 }
 
+/// Keys and values have the rows `T_k` of the sequence they are read from: the stack's own, or the encoder's.
 pub(super) struct AttentionActivations {
-    /// The normalised input.
-    pub n: Tensor,
-    /// `x Aᵀ` of q, k, v, o.
+    /// `x Aᵀ` of q, k, v, o: `[T x R]`, `[T_k x R]` twice, `[T x R]`.
     pub h: [Option<Tensor>; 4],
-    /// q and k before their norms, with the norms' inverse RMS.
-    pub raw: Option<[(Tensor, Tensor); 2]>,
+    /// q and k before their norms.
+    pub pre_norm: Option<[PreNorm; 2]>,
+    /// `[T x H d]`, after norm and rotation.
     pub q: Tensor,
+    /// `[T_k x kv_heads d]`, after norm and rotation.
     pub k: Tensor,
+    /// `[T_k x kv_heads d]`.
     pub v: Tensor,
+    /// `[T x H d]`: what o reads.
     pub out: Tensor,
+    /// *f32* `[T x H]`: log-sum-exp of the scores.
     pub lse: Tensor,
 }
 
 pub(super) struct FeedForwardActivations {
-    pub n: Tensor,
-    /// `x Aᵀ` of gate, up, down.
+    /// `x Aᵀ` of gate, up, down: `[T x R]`.
     pub h: [Option<Tensor>; 3],
+    /// `[T x F]`, before the nonlinearity.
     pub gate: Tensor,
+    /// `[T x F]`, where gated.
     pub up: Option<Tensor>,
+    /// `[T x F]`: what down reads.
     pub act: Tensor,
 }
 
 /// A block's input, and (unless it is to be computed again) what it computed from it.
 pub(super) struct SavedBlock {
-    /// The residual stream at the block, `[T x D]`.
+    /// `[T x D]`: the residual stream at the block.
     pub s: Tensor,
-    pub inv_rms: Tensor,
-    pub inner: Option<Inner>,
+    /// *f32* `[T x 1]`: of the norm in front.
+    pub inv_rms: Option<Tensor>,
+    pub activations: Option<Activations>,
 }
 
 /// What the backward pass of a stack needs.
 pub(super) struct SavedStack {
     pub blocks: Vec<SavedBlock>,
     /// The residual stream at the final norm.
-    pub s: Tensor,
-    pub inv_rms: Tensor,
+    pub end: PreNorm,
 }
 
 /// How much of the activations to keep.
@@ -120,7 +150,7 @@ impl Model {
     pub(super) fn run_stack(
         &self,
         stack: &Stack,
-        around: &Surroundings,
+        context: &StackContext,
         embedded: Tensor,
         wanted: Wanted,
         keep: Keep,
@@ -134,90 +164,99 @@ impl Model {
             let _span = trace::numbered(block.name(), index);
             let last = index + 1 == stack.blocks.len();
             let rows = wanted.filter(|_| last).map(|(rows, _)| rows);
-            let (s, n, inv_rms) = self.advance(&mut stream, &saved, delta.take(), block.norm(), rows)?;
-            let (out, inner) = self.block(block, around, n, observer)?;
+            let (s, normed) = self.advance(&mut stream, &saved, delta.take(), block.before, rows)?;
+            let (n, inv_rms) = normed.unzip();
+            let (out, activations) = self.block(block, context, &s, n, observer)?;
             delta = Some(out);
             if keep == Keep::Nothing {
                 stream = Some(s);
             } else {
-                saved.push(SavedBlock { s, inv_rms, inner: (keep == Keep::Everything).then_some(inner) });
+                let activations = (keep == Keep::Everything).then_some(activations);
+                saved.push(SavedBlock { s, inv_rms, activations });
             }
         }
-        let (s, n, inv_rms) = self.advance(&mut stream, &saved, delta, stack.final_norm, None)?;
-        Ok((n, (keep != Keep::Nothing).then_some(SavedStack { blocks: saved, s, inv_rms })))
+        let (x, normed) = self.advance(&mut stream, &saved, delta, Some(stack.final_norm), None)?;
+        let Some((n, inv_rms)) = normed else { unreachable!("a stack ends with a norm") };
+        let end = PreNorm { x, inv_rms };
+        Ok((n, (keep != Keep::Nothing).then_some(SavedStack { blocks: saved, end })))
     }
 
-    /// Adds what the block before put out to the stream (on `rows` only, if given) and normalises.
+    /// Adds what the block before put out to the stream (on `rows` only, if given); returns the sum, and its norm.
     fn advance(
         &self,
         stream: &mut Option<Tensor>,
         saved: &[SavedBlock],
         delta: Option<Tensor>,
-        norm: usize,
+        norm: Option<usize>,
         rows: Option<&Indices>,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    ) -> Result<(Tensor, Option<Normed>)> {
         let owned = stream.take();
         let select = |t: Tensor| match rows {
             Some(rows) => self.gather(&t, rows),
             None => Ok(t),
         };
         let delta = delta.map(select).transpose()?;
-        match (owned, saved.last(), rows) {
-            (Some(owned), _, _) => {
-                let owned = select(owned)?;
-                self.norm_of_sum(owned, delta, norm)
-            }
-            (None, Some(block), Some(rows)) => self.norm_of_sum(self.gather(&block.s, rows)?, delta, norm),
+        let owned = match (owned, saved.last(), rows) {
+            (Some(owned), ..) => select(owned)?,
+            (None, Some(block), Some(rows)) => self.gather(&block.s, rows)?,
             (None, Some(block), None) => match &delta {
-                Some(delta) => self.norm_sum(&block.s, delta, norm),
+                Some(delta) => return self.sum(&block.s, delta, norm),
                 None => unreachable!("a saved block put something out"),
             },
             (None, None, _) => unreachable!("the stream is either owned or saved"),
+        };
+        match delta {
+            Some(delta) => self.sum(&owned, &delta, norm),
+            None => {
+                let normed = norm.map(|norm| self.norm(&owned, norm)).transpose()?;
+                Ok((owned, normed))
+            }
         }
     }
 
     pub(super) fn gather(&self, from: &Tensor, rows: &Indices) -> Result<Tensor> {
         let mut to = self.backend.alloc(rows.len(), from.cols(), from.dtype())?;
-        self.backend.gather_rows(from.mat(), rows, to.mat_mut())?;
+        self.backend.run(Gather { from: from.mat(), rows, scale: 1.0, to: to.mat_mut() })?;
         Ok(to)
     }
 
-    /// The norm of `stream + delta`; returns (sum, normalised, inverse RMS).
-    fn norm_of_sum(
-        &self,
-        stream: Tensor,
-        delta: Option<Tensor>,
-        norm: usize,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        if let Some(delta) = delta {
-            return self.norm_sum(&stream, &delta, norm);
-        }
-        let (mut n, mut inv_rms) = self.norm_outputs(&stream)?;
-        let (w, eps) = (self.parameter(norm), self.architecture.eps);
-        self.backend.rmsnorm(stream.mat(), None, w, eps, n.mat_mut(), inv_rms.mat_mut())?;
-        Ok((stream, n, inv_rms))
+    /// `stream + delta`, and its norm in the same pass.
+    fn sum(&self, stream: &Tensor, delta: &Tensor, norm: Option<usize>) -> Result<(Tensor, Option<Normed>)> {
+        let be = &self.backend;
+        let Some(norm) = norm else {
+            let mut sum = be.duplicate(stream.mat(), stream.dtype())?;
+            be.axpy(1.0, delta.mat(), sum.mat_mut())?;
+            return Ok((sum, None));
+        };
+        let mut n = be.alloc(stream.rows(), stream.cols(), stream.dtype())?;
+        let mut inv_rms = be.alloc(stream.rows(), 1, DType::F32)?;
+        let mut sum = be.alloc(stream.rows(), stream.cols(), stream.dtype())?;
+        be.run(Rmsnorm {
+            x: stream.mat(),
+            residual: Some((delta.mat(), sum.mat_mut())),
+            w: self.parameter(norm),
+            eps: self.architecture.eps,
+            y: n.mat_mut(),
+            inv_rms: inv_rms.mat_mut(),
+        })?;
+        Ok((sum, Some((n, inv_rms))))
     }
 
-    fn norm_sum(&self, stream: &Tensor, delta: &Tensor, norm: usize) -> Result<(Tensor, Tensor, Tensor)> {
-        let (mut n, mut inv_rms) = self.norm_outputs(stream)?;
-        let mut sum = self.backend.alloc(stream.rows(), stream.cols(), stream.dtype())?;
-        let (w, eps) = (self.parameter(norm), self.architecture.eps);
-        let residual = Some((delta.mat(), sum.mat_mut()));
-        self.backend.rmsnorm(stream.mat(), residual, w, eps, n.mat_mut(), inv_rms.mat_mut())?;
-        Ok((sum, n, inv_rms))
-    }
-
-    fn norm_outputs(&self, like: &Tensor) -> Result<(Tensor, Tensor)> {
-        let n = self.backend.alloc(like.rows(), like.cols(), like.dtype())?;
-        Ok((n, self.backend.alloc(like.rows(), 1, DType::F32)?))
-    }
-
-    /// The normalised input of a saved block, computed again.
-    pub(super) fn normalise_again(&self, s: &Tensor, norm: usize) -> Result<Tensor> {
-        let (mut n, mut inv_rms) = self.norm_outputs(s)?;
-        let (w, eps) = (self.parameter(norm), self.architecture.eps);
-        self.backend.rmsnorm(s.mat(), None, w, eps, n.mat_mut(), inv_rms.mat_mut())?;
-        Ok(n)
+    /// The norm of every row, or of every head where the weight is as wide as a head; returns it and the inverse RMS.
+    pub(super) fn norm(&self, x: &Tensor, norm: usize) -> Result<Normed> {
+        let (be, w) = (&self.backend, self.parameter(norm));
+        let (count, width) = (x.len() / w.cols, w.cols);
+        let mut y = be.alloc(x.rows(), x.cols(), x.dtype())?;
+        let mut inv_rms = be.alloc(count, 1, DType::F32)?;
+        be.run(Rmsnorm {
+            x: x.mat().reshape(count, width),
+            residual: None,
+            w,
+            eps: self.architecture.eps,
+            y: y.mat_mut().reshape(count, width),
+            inv_rms: inv_rms.mat_mut(),
+        })?;
+        Ok((y, inv_rms))
     }
 
     /// A linear layer; returns its output and `x Aᵀ`.
@@ -233,112 +272,117 @@ impl Model {
             Some(branch) => Some(be.alloc(x.rows(), branch.a.rows(), x.dtype())?),
             None => None,
         };
-        be.linear(layer, x.mat(), h.as_mut().map(Tensor::mat_mut), y.mat_mut())?;
+        be.run(Linear { layer, x: x.mat(), h: h.as_mut().map(Tensor::mat_mut), y: y.mat_mut() })?;
         if let Some(observer) = observer {
             observer.linear(site, x.mat(), y.mat())?;
         }
         Ok((y, h))
     }
 
-    /// One block on its normalised input; returns what it adds to the stream, and its activations.
+    /// One block on the stream `s` and its norm `n`; returns what it adds to the stream, and its activations.
     pub(super) fn block(
         &self,
         block: &Block,
-        around: &Surroundings,
-        n: Tensor,
+        context: &StackContext,
+        s: &Tensor,
+        n: Option<Tensor>,
         observer: &mut Option<&mut dyn Observer>,
-    ) -> Result<(Tensor, Inner)> {
-        match block {
-            Block::Attention(a) => {
-                let (out, kept) = self.attention(a, around, n, observer)?;
-                Ok((out, Inner::Attention(kept)))
+    ) -> Result<(Tensor, Activations)> {
+        let x = n.as_ref().unwrap_or(s);
+        let (out, sublayer) = match &block.sublayer {
+            Sublayer::Attention(a) => {
+                let (out, kept) = self.attention(a, context, x, observer)?;
+                (out, SublayerActivations::Attention(kept))
             }
-            Block::FeedForward(f) => {
-                let (out, kept) = self.feed_forward(f, n, observer)?;
-                Ok((out, Inner::FeedForward(kept)))
+            Sublayer::FeedForward(f) => {
+                let (out, kept) = self.feed_forward(f, x, observer)?;
+                (out, SublayerActivations::FeedForward(kept))
             }
-        }
+        };
+        let Some(norm) = block.after else { return Ok((out, Activations { n, sublayer, pre_norm: None })) };
+        let (y, inv_rms) = self.norm(&out, norm)?;
+        Ok((y, Activations { n, sublayer, pre_norm: Some(PreNorm { x: out, inv_rms }) }))
     }
 
     fn attention(
         &self,
         block: &AttentionBlock,
-        around: &Surroundings,
-        n: Tensor,
+        context: &StackContext,
+        x: &Tensor,
         observer: &mut Option<&mut dyn Observer>,
     ) -> Result<(Tensor, AttentionActivations)> {
         let (be, a) = (&self.backend, &self.architecture);
-        let (source, source_rows) = match (block.cross, around.memory) {
+        let (source, source_rows) = match (block.cross, context.memory) {
             (true, Some((memory, rows))) => (memory, rows),
-            _ => (&n, around.rows),
+            _ => (x, context.rows),
         };
         let [q_site, k_site, v_site, o_site] = block.sites;
-        let (mut q, hq) = self.linear(q_site, &n, observer)?;
+        let (mut q, hq) = self.linear(q_site, x, observer)?;
         let (mut k, hk) = self.linear(k_site, source, observer)?;
         let (v, hv) = self.linear(v_site, source, observer)?;
-        let raw = match block.qk_norm {
+        let pre_norm = match block.qk_norm {
             Some([q_norm, k_norm]) => {
-                let (normed_q, inv_q) = self.head_norm(&q, q_norm)?;
-                let (normed_k, inv_k) = self.head_norm(&k, k_norm)?;
-                let raw_q = std::mem::replace(&mut q, normed_q);
-                let raw_k = std::mem::replace(&mut k, normed_k);
-                Some([(raw_q, inv_q), (raw_k, inv_k)])
+                let (normed_q, inv_q) = self.norm(&q, q_norm)?;
+                let (normed_k, inv_k) = self.norm(&k, k_norm)?;
+                Some([
+                    PreNorm { x: std::mem::replace(&mut q, normed_q), inv_rms: inv_q },
+                    PreNorm { x: std::mem::replace(&mut k, normed_k), inv_rms: inv_k },
+                ])
             }
             None => None,
         };
-        if let Some(frequencies) = &self.inv_freq {
-            be.rope(q.mat_mut(), &around.rows.positions, frequencies.mat(), a.heads, false)?;
-            be.rope(k.mat_mut(), &source_rows.positions, frequencies.mat(), a.kv_heads, false)?;
+        if let Some(number) = block.rotary {
+            let inv_freq = self.rotary[number].mat();
+            let (to_q, to_k) = (&context.rows.positions, &source_rows.positions);
+            be.run(Rope { x: q.mat_mut(), positions: to_q, inv_freq, heads: a.heads, inverse: false })?;
+            be.run(Rope { x: k.mat_mut(), positions: to_k, inv_freq, heads: a.kv_heads, inverse: false })?;
         }
         let mut out = be.alloc(q.rows(), q.cols(), q.dtype())?;
         let mut lse = be.alloc(q.rows(), a.heads, DType::F32)?;
-        let spec = self.attention_spec(block, around);
-        be.attention(&spec, q.mat(), k.mat(), v.mat(), out.mat_mut(), lse.mat_mut())?;
+        let spec = self.attention_spec(block, context);
+        be.run(Attention {
+            spec,
+            q: q.mat(),
+            k: k.mat(),
+            v: v.mat(),
+            out: out.mat_mut(),
+            lse: lse.mat_mut(),
+        })?;
         let (y, ho) = self.linear(o_site, &out, observer)?;
-        Ok((y, AttentionActivations { n, h: [hq, hk, hv, ho], raw, q, k, v, out, lse }))
-    }
-
-    /// The norm of every head of q or k; returns it and the inverse RMS.
-    fn head_norm(&self, x: &Tensor, norm: usize) -> Result<(Tensor, Tensor)> {
-        let (be, d) = (&self.backend, self.architecture.head_dim);
-        let heads = x.len() / d;
-        let mut y = be.alloc(x.rows(), x.cols(), x.dtype())?;
-        let mut inv_rms = be.alloc(heads, 1, DType::F32)?;
-        let view = y.mat_mut().reshape(heads, d);
-        let eps = self.architecture.eps;
-        be.rmsnorm(x.mat().reshape(heads, d), None, self.parameter(norm), eps, view, inv_rms.mat_mut())?;
-        Ok((y, inv_rms))
+        Ok((y, AttentionActivations { h: [hq, hk, hv, ho], pre_norm, q, k, v, out, lse }))
     }
 
     pub(super) fn attention_spec<'a>(
         &'a self,
         block: &AttentionBlock,
-        around: &Surroundings<'a>,
-    ) -> Attention<'a> {
+        context: &StackContext<'a>,
+    ) -> AttentionSpec<'a> {
         let a = &self.architecture;
-        let source = match (block.cross, around.memory) {
+        let source = match (block.cross, context.memory) {
             (true, Some((_, rows))) => rows,
-            _ => around.rows,
+            _ => context.rows,
         };
-        let mask = match (block.causal, around.visible) {
+        let visible = if block.window.is_some() { context.visible_near } else { context.visible };
+        let mask = match (block.causal, visible) {
             (true, Some((offsets, keys))) => Mask::Listed { offsets, keys },
-            (true, None) => Mask::Causal,
+            (true, None) => Mask::Causal { window: block.window },
             (false, _) => Mask::Full,
         };
         let bias = block.bias.zip(a.relative).map(|(table, relative)| RelativeBias {
             table: self.parameter(table),
-            q_positions: &around.rows.positions,
+            q_positions: &context.rows.positions,
             k_positions: &source.positions,
             bidirectional: !block.causal,
             max_distance: relative.max_distance,
         });
-        Attention {
-            q_offsets: &around.rows.offsets,
+        AttentionSpec {
+            q_offsets: &context.rows.offsets,
             k_offsets: &source.offsets,
             heads: a.heads,
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
             scale: a.attention_scale,
+            softcap: a.softcap,
             mask,
             bias,
         }
@@ -347,21 +391,26 @@ impl Model {
     fn feed_forward(
         &self,
         block: &FeedForward,
-        n: Tensor,
+        x: &Tensor,
         observer: &mut Option<&mut dyn Observer>,
     ) -> Result<(Tensor, FeedForwardActivations)> {
         let be = &self.backend;
-        let (gate, hg) = self.linear(block.gate, &n, observer)?;
+        let (gate, hg) = self.linear(block.gate, x, observer)?;
         let (up, hu) = match block.up {
             Some(site) => {
-                let (up, h) = self.linear(site, &n, observer)?;
+                let (up, h) = self.linear(site, x, observer)?;
                 (Some(up), h)
             }
             None => (None, None),
         };
         let mut act = be.alloc(gate.rows(), gate.cols(), gate.dtype())?;
-        be.activation(self.architecture.activation, gate.mat(), up.as_ref().map(Tensor::mat), act.mat_mut())?;
+        be.run(Activate {
+            kind: self.architecture.activation,
+            gate: gate.mat(),
+            up: up.as_ref().map(Tensor::mat),
+            y: act.mat_mut(),
+        })?;
         let (y, hd) = self.linear(block.down, &act, observer)?;
-        Ok((y, FeedForwardActivations { n, h: [hg, hu, hd], gate, up, act }))
+        Ok((y, FeedForwardActivations { h: [hg, hu, hd], gate, up, act }))
     }
 }

@@ -1,8 +1,8 @@
 //! Forward passes without gradients: hidden states of chosen rows, logits.
 
-use super::forward::{Keep, Observer, Rows, Surroundings};
-use super::{Inference, Model};
-use crate::backend::{DType, Indices, Op, Tensor};
+use super::forward::{Keep, Observer, Rows, StackContext};
+use super::{Inference, Model, Visible};
+use crate::backend::{DType, Indices, Tensor};
 use crate::error::Result;
 
 impl Model {
@@ -27,28 +27,30 @@ impl Model {
         let encoder = match (&self.layout.encoder, &request.encoder) {
             (Some(stack), Some(packed)) => {
                 let rows = Rows::new(self, packed)?;
-                let around = Surroundings { rows: &rows, memory: None, visible: None };
+                let context = StackContext { rows: &rows, memory: None, visible: None, visible_near: None };
                 let embedded = self.embed(&rows)?;
                 let (memory, _) =
-                    self.run_stack(stack, &around, embedded, None, Keep::Nothing, &mut observer)?;
+                    self.run_stack(stack, &context, embedded, None, Keep::Nothing, &mut observer)?;
                 Some((rows, memory))
             }
             _ => None,
         };
         let rows = Rows::new(self, &request.decoder)?;
-        let visible = match &request.visible {
-            Some(v) => Some((be.indices(&v.offsets)?, be.indices(&v.keys)?)),
-            None => None,
-        };
-        let around = Surroundings {
+        let listed = |v: &Visible| -> Result<_> { Ok((be.indices(&v.offsets)?, be.indices(&v.keys)?)) };
+        let visible = request.visible.as_ref().map(listed).transpose()?;
+        let windowed = request.visible.as_ref().zip(self.architecture.sliding.as_ref());
+        let near =
+            windowed.map(|(v, s)| listed(&v.within(s.window, &request.decoder.positions))).transpose()?;
+        let context = StackContext {
             rows: &rows,
             memory: encoder.as_ref().map(|(rows, memory)| (memory, rows)),
             visible: visible.as_ref().map(|(offsets, keys)| (offsets, keys)),
+            visible_near: near.as_ref().map(|(offsets, keys)| (offsets, keys)),
         };
         let wanted = wanted.map(|rows| (rows, [].as_slice()));
         let stack = self.layout.decoder();
         let (hidden, _) =
-            self.run_stack(stack, &around, self.embed(&rows)?, wanted, Keep::Nothing, &mut observer)?;
+            self.run_stack(stack, &context, self.embed(&rows)?, wanted, Keep::Nothing, &mut observer)?;
         Ok(hidden)
     }
 
@@ -58,20 +60,7 @@ impl Model {
         let head = self.parameter(self.head());
         let mut logits = be.alloc(hidden.rows(), head.rows, DType::F32)?;
         let scale = self.architecture.logit_scale;
-        be.matmul(logits.mat_mut(), 0.0, scale, hidden.mat(), Op::N, head, Op::T)?;
-        Ok(logits)
-    }
-
-    /// Logits of the given tokens only, *f32* `[rows x tokens]`.
-    pub fn logits_of(&self, hidden: &Tensor, tokens: &[u32]) -> Result<Tensor> {
-        let be = &self.backend;
-        let rows = be.indices(tokens)?;
-        let head = self.parameter(self.head());
-        let mut chosen = be.alloc(tokens.len(), head.cols, head.dtype)?;
-        be.gather_rows(head, &rows, chosen.mat_mut())?;
-        let mut logits = be.alloc(hidden.rows(), tokens.len(), DType::F32)?;
-        let scale = self.architecture.logit_scale;
-        be.matmul(logits.mat_mut(), 0.0, scale, hidden.mat(), Op::N, chosen.mat(), Op::T)?;
+        be.product(logits.mat_mut(), 0.0, scale, hidden.mat().n(), head.t())?;
         Ok(logits)
     }
 }

@@ -1,60 +1,11 @@
 //! How a transformer is put together: stacks of residual blocks over numbered sites and parameters.
 //!
-//! A stack is a list of blocks `x <- x + f(norm(x))`; a decoder layer is two of them, T5's decoder
-//! layer three. Decoder-only and encoder-decoder models differ in nothing else.
+//! A stack is a list of blocks `x <- x + after(f(before(x)))`, where before and after are norms or nothing; a decoder
+//! layer is two of them, T5's decoder layer three. What a family is, is said here and in [`Architecture`]; the
+//! passes follow it.
 
-use super::architecture::{Architecture, Family};
-
-/// What a linear layer does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Projection {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// Attention output.
-    O,
-    /// The feed-forward block's first matrix (its gate, where it has one).
-    Gate,
-    /// The feed-forward block's second input matrix.
-    Up,
-    /// The feed-forward block's output matrix.
-    Down,
-}
-
-impl Projection {
-    /// The name used in settings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Projection::Q => "q",
-            Projection::K => "k",
-            Projection::V => "v",
-            Projection::O => "o",
-            Projection::Gate => "gate",
-            Projection::Up => "up",
-            Projection::Down => "down",
-        }
-    }
-}
-
-/// A linear layer: where it is and what shape it has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Site {
-    /// Its Hugging Face module name, such as `model.layers.0.self_attn.q_proj`.
-    pub name: String,
-    /// What it does.
-    pub kind: Projection,
-    /// M.
-    pub outputs: usize,
-    /// N.
-    pub inputs: usize,
-    /// Sites with the same number read the same input.
-    pub input_group: usize,
-    /// Whether it has a bias.
-    pub bias: bool,
-}
+use super::architecture::{Architecture, Family, Norms};
+use crate::layers::{Projection, Site};
 
 /// What a dense (not low-rank) parameter is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,11 +35,9 @@ pub struct DenseSpec {
     pub cols: usize,
 }
 
-/// An attention block.
+/// The attention of a block.
 #[derive(Debug, Clone)]
 pub struct AttentionBlock {
-    /// Norm in front (dense parameter).
-    pub norm: usize,
     /// Sites of q, k, v, o.
     pub sites: [usize; 4],
     /// Norms of q and k per head (dense parameters).
@@ -97,15 +46,17 @@ pub struct AttentionBlock {
     pub cross: bool,
     /// Every row sees only rows up to itself.
     pub causal: bool,
+    /// And of those the last so many.
+    pub window: Option<usize>,
+    /// Number of the rotary frequencies, or none.
+    pub rotary: Option<usize>,
     /// Relative position bias table (dense parameter).
     pub bias: Option<usize>,
 }
 
-/// A feed-forward block.
+/// The feed-forward part of a block.
 #[derive(Debug, Clone)]
 pub struct FeedForward {
-    /// Norm in front (dense parameter).
-    pub norm: usize,
     /// Site of the gate (or only) input matrix.
     pub gate: usize,
     /// Site of the second input matrix, where gated.
@@ -114,28 +65,32 @@ pub struct FeedForward {
     pub down: usize,
 }
 
-/// One residual block.
+/// What a block adds to the stream.
 #[derive(Debug, Clone)]
-pub enum Block {
+pub enum Sublayer {
     /// Attention.
     Attention(AttentionBlock),
     /// Feed-forward.
     FeedForward(FeedForward),
 }
 
+/// One residual block: `x <- x + after(sublayer(before(x)))`.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Norm in front (dense parameter).
+    pub before: Option<usize>,
+    /// What stands between the norms.
+    pub sublayer: Sublayer,
+    /// Norm behind (dense parameter).
+    pub after: Option<usize>,
+}
+
 impl Block {
     /// What it is, for traces.
     pub fn name(&self) -> &'static str {
-        match self {
-            Block::Attention(_) => "attention",
-            Block::FeedForward(_) => "feed-forward",
-        }
-    }
-    /// The norm in front.
-    pub fn norm(&self) -> usize {
-        match self {
-            Block::Attention(a) => a.norm,
-            Block::FeedForward(f) => f.norm,
+        match self.sublayer {
+            Sublayer::Attention(_) => "attention",
+            Sublayer::FeedForward(_) => "feed-forward",
         }
     }
 }
@@ -162,12 +117,13 @@ pub struct Layout {
     pub decoder: Option<Stack>,
     /// An untied head (dense parameter).
     pub head: Option<usize>,
+    /// Rotary frequencies, `head_dim / 2` each.
+    pub rotary: Vec<Vec<f32>>,
     groups: usize,
 }
 
-/// The names of one layer's modules in a family's checkpoints.
+/// The names of an attention's modules in a family's checkpoints.
 struct Names {
-    attention_norm: String,
     attention: String,
     q: &'static str,
     k: &'static str,
@@ -200,15 +156,17 @@ impl Layout {
     pub fn read_encoder(&self) -> Vec<bool> {
         let mut found = vec![false; self.sites.len()];
         for block in self.encoder.iter().flat_map(|stack| &stack.blocks) {
-            match block {
-                Block::Attention(a) => a.sites.iter().for_each(|s| found[*s] = true),
-                Block::FeedForward(f) => {
+            match &block.sublayer {
+                Sublayer::Attention(a) => a.sites.iter().for_each(|s| found[*s] = true),
+                Sublayer::FeedForward(f) => {
                     [Some(f.gate), f.up, Some(f.down)].into_iter().flatten().for_each(|s| found[s] = true);
                 }
             }
         }
         for block in &self.decoder().blocks {
-            if let Block::Attention(AttentionBlock { cross: true, sites: [_, k, v, _], .. }) = block {
+            if let Sublayer::Attention(AttentionBlock { cross: true, sites: [_, k, v, _], .. }) =
+                &block.sublayer
+            {
                 (found[*k], found[*v]) = (true, true);
             }
         }
@@ -223,7 +181,7 @@ impl Layout {
     fn site(
         &mut self,
         name: String,
-        kind: Projection,
+        projection: Projection,
         outputs: usize,
         inputs: usize,
         group: usize,
@@ -233,8 +191,12 @@ impl Layout {
         if bias {
             self.dense(format!("{name}.bias"), DenseKind::Bias(site), 1, outputs);
         }
-        self.sites.push(Site { name, kind, outputs, inputs, input_group: group, bias });
+        self.sites.push(Site { name, projection, outputs, inputs, input_group: group, bias });
         site
+    }
+
+    fn norm(&mut self, module: &str, name: &str, width: usize) -> usize {
+        self.dense(format!("{module}.{name}.weight"), DenseKind::Norm, 1, width)
     }
 
     fn group(&mut self) -> usize {
@@ -249,7 +211,6 @@ impl Layout {
         cross: Option<usize>,
         causal: bool,
     ) -> AttentionBlock {
-        let norm = self.dense(format!("{}.weight", n.attention_norm), DenseKind::Norm, 1, a.hidden);
         let own = self.group();
         let source = cross.unwrap_or(own);
         let (queries, keys) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
@@ -259,21 +220,20 @@ impl Layout {
         let v = self.site(name(n.v), Projection::V, keys, a.hidden, source, a.qkv_bias);
         let group = self.group();
         let o = self.site(name(n.o), Projection::O, a.hidden, queries, group, a.o_bias);
-        let qk_norm = a.qk_norm.then(|| {
-            [name("q_norm.weight"), name("k_norm.weight")]
-                .map(|n| self.dense(n, DenseKind::Norm, 1, a.head_dim))
-        });
-        AttentionBlock { norm, sites: [q, k, v, o], qk_norm, cross: cross.is_some(), causal, bias: None }
+        let qk_norm =
+            a.qk_norm.then(|| ["q_norm", "k_norm"].map(|norm| self.norm(&n.attention, norm, a.head_dim)));
+        AttentionBlock {
+            sites: [q, k, v, o],
+            qk_norm,
+            cross: cross.is_some(),
+            causal,
+            window: None,
+            rotary: (!self.rotary.is_empty()).then_some(0),
+            bias: None,
+        }
     }
 
-    fn feed_forward(
-        &mut self,
-        a: &Architecture,
-        norm: String,
-        module: &str,
-        names: [&str; 3],
-    ) -> FeedForward {
-        let norm = self.dense(format!("{norm}.weight"), DenseKind::Norm, 1, a.hidden);
+    fn feed_forward(&mut self, a: &Architecture, module: &str, names: [&str; 3]) -> FeedForward {
         let (input, inner) = (self.group(), self.group());
         let name = |part: &str| format!("{module}.{part}");
         let gate = self.site(name(names[0]), Projection::Gate, a.intermediate, a.hidden, input, a.mlp_bias);
@@ -281,28 +241,52 @@ impl Layout {
             .gated
             .then(|| self.site(name(names[1]), Projection::Up, a.intermediate, a.hidden, input, a.mlp_bias));
         let down = self.site(name(names[2]), Projection::Down, a.hidden, a.intermediate, inner, a.mlp_bias);
-        FeedForward { norm, gate, up, down }
+        FeedForward { gate, up, down }
     }
 
     fn decoder_only(&mut self, a: &Architecture) {
         self.dense("model.embed_tokens.weight".into(), DenseKind::Embedding, a.vocabulary, a.hidden);
+        let of_windows = a.sliding.as_ref().and_then(|s| s.inv_freq.clone());
+        self.rotary = a.inv_freq.clone().into_iter().chain(of_windows).collect();
+        // Before and after attention, before and after the feed-forward part.
+        let [attention_before, attention_after, mlp_before, mlp_after] = match a.norms {
+            Norms::Before => [Some("input_layernorm"), None, Some("post_attention_layernorm"), None],
+            Norms::After => {
+                [None, Some("post_attention_layernorm"), None, Some("post_feedforward_layernorm")]
+            }
+            Norms::Both => [
+                Some("input_layernorm"),
+                Some("post_attention_layernorm"),
+                Some("pre_feedforward_layernorm"),
+                Some("post_feedforward_layernorm"),
+            ],
+        };
         let mut blocks = Vec::new();
         for layer in 0..a.layers {
             let module = format!("model.layers.{layer}");
             let names = Names {
-                attention_norm: format!("{module}.input_layernorm"),
                 attention: format!("{module}.self_attn"),
                 q: "q_proj",
                 k: "k_proj",
                 v: "v_proj",
                 o: "o_proj",
             };
-            blocks.push(Block::Attention(self.attention(a, &names, None, true)));
-            let norm = format!("{module}.post_attention_layernorm");
+            let before = attention_before.map(|name| self.norm(&module, name, a.hidden));
+            let mut attention = self.attention(a, &names, None, true);
+            if let Some(sliding) = a.sliding.as_ref().filter(|s| s.layers[layer]) {
+                attention.window = Some(sliding.window);
+                attention.rotary = self.rotary.len().checked_sub(1); // their own, or everybody's
+            }
+            let after = attention_after.map(|name| self.norm(&module, name, a.hidden));
+            blocks.push(Block { before, sublayer: Sublayer::Attention(attention), after });
+
+            let before = mlp_before.map(|name| self.norm(&module, name, a.hidden));
             let parts = ["gate_proj", "up_proj", "down_proj"];
-            blocks.push(Block::FeedForward(self.feed_forward(a, norm, &format!("{module}.mlp"), parts)));
+            let sublayer = Sublayer::FeedForward(self.feed_forward(a, &format!("{module}.mlp"), parts));
+            let after = mlp_after.map(|name| self.norm(&module, name, a.hidden));
+            blocks.push(Block { before, sublayer, after });
         }
-        let final_norm = self.dense("model.norm.weight".into(), DenseKind::Norm, 1, a.hidden);
+        let final_norm = self.norm("model", "norm", a.hidden);
         self.decoder = Some(Stack { blocks, final_norm });
         if !a.tied {
             self.head = Some(self.dense("lm_head.weight".into(), DenseKind::Head, a.vocabulary, a.hidden));
@@ -325,30 +309,32 @@ impl Layout {
         for layer in 0..layers {
             let module = |sub: usize| format!("{stack}.block.{layer}.layer.{sub}");
             let names = |sub: usize, attention: &str| Names {
-                attention_norm: format!("{}.layer_norm", module(sub)),
                 attention: format!("{}.{attention}", module(sub)),
                 q: "q",
                 k: "k",
                 v: "v",
                 o: "o",
             };
+            let before = Some(self.norm(&module(0), "layer_norm", a.hidden));
             let mut own = self.attention(a, &names(0, "SelfAttention"), None, memory.is_some());
             let buckets = a.relative.map_or(0, |r| r.buckets);
             own.bias = Some(*table.get_or_insert_with(|| {
                 let name = format!("{}.SelfAttention.relative_attention_bias.weight", module(0));
                 self.dense(name, DenseKind::RelativeBias, buckets, a.heads)
             }));
-            blocks.push(Block::Attention(own));
+            blocks.push(Block { before, sublayer: Sublayer::Attention(own), after: None });
             if memory.is_some() {
-                blocks.push(Block::Attention(self.attention(a, &names(1, "EncDecAttention"), memory, false)));
+                let before = Some(self.norm(&module(1), "layer_norm", a.hidden));
+                let cross = self.attention(a, &names(1, "EncDecAttention"), memory, false);
+                blocks.push(Block { before, sublayer: Sublayer::Attention(cross), after: None });
             }
             let last = module(if memory.is_some() { 2 } else { 1 });
+            let before = Some(self.norm(&last, "layer_norm", a.hidden));
             let parts = if a.gated { ["wi_0", "wi_1", "wo"] } else { ["wi", "", "wo"] };
-            let ff =
-                self.feed_forward(a, format!("{last}.layer_norm"), &format!("{last}.DenseReluDense"), parts);
-            blocks.push(Block::FeedForward(ff));
+            let ff = self.feed_forward(a, &format!("{last}.DenseReluDense"), parts);
+            blocks.push(Block { before, sublayer: Sublayer::FeedForward(ff), after: None });
         }
-        let final_norm = self.dense(format!("{stack}.final_layer_norm.weight"), DenseKind::Norm, 1, a.hidden);
+        let final_norm = self.norm(stack, "final_layer_norm", a.hidden);
         Stack { blocks, final_norm }
     }
 }

@@ -1,9 +1,10 @@
 //! From a Hugging Face directory to a model on a device.
 
 use super::layout::{DenseKind, Layout};
-use super::{Architecture, Family, Model, Weights};
+use super::names::Names;
+use super::{Architecture, Checked, Model, Norms, Weights};
 use crate::backend::{AdaptedLinear, Backend, DType, Tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::random::{self, Purpose};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,37 +21,40 @@ pub struct LoadOptions {
 
 impl Model {
     /// Loads `dir` (config.json and safetensors) onto `backend`.
+    ///
+    /// # Errors
+    /// What [`Checked::open`] refuses; a device that is full.
     pub fn load(dir: &Path, backend: Arc<dyn Backend>, options: &LoadOptions) -> Result<Self> {
-        let architecture = Architecture::read(dir)?;
-        let weights = match options.random {
-            Some(_) => None,
-            None => Some(Weights::open(dir)?),
-        };
-        Self::build(architecture, weights.as_ref(), backend, options)
+        match options.random {
+            Some(_) => Self::build(Architecture::read(dir)?, None, backend, options),
+            None => Self::of_checked(Checked::open(dir)?, backend, options),
+        }
     }
 
     /// Builds a model from its parts; without weights they are random.
     pub fn build(
-        mut architecture: Architecture,
-        weights: Option<&Weights>,
+        architecture: Architecture,
+        weights: Option<Weights>,
         backend: Arc<dyn Backend>,
         options: &LoadOptions,
     ) -> Result<Self> {
-        if let (Family::T5, Some(weights)) = (architecture.family, weights) {
-            // transformers 5 writes `tie_word_embeddings: true` for every T5: the stored head decides.
-            architecture.tied = !weights.has("lm_head.weight");
-        }
-        let layout = Layout::new(&architecture);
         if let Some(weights) = weights {
-            check(&layout, weights)?;
+            return Self::of_checked(Checked::new(architecture, weights)?, backend, options);
         }
         let source = Source {
-            weights,
+            stored: None,
             seed: options.random.unwrap_or(0),
             std: architecture.initializer_range,
             block: Vec::new(),
         };
-        Self::from_source(architecture, layout, &source, backend, options.vocabulary)
+        Self::from_source(architecture, &source, backend, options.vocabulary)
+    }
+
+    fn of_checked(checked: Checked, backend: Arc<dyn Backend>, options: &LoadOptions) -> Result<Self> {
+        let Checked { architecture, weights, names } = checked;
+        let std = architecture.initializer_range;
+        let source = Source { stored: Some((&weights, &names)), seed: 0, std, block: Vec::new() };
+        Self::from_source(architecture, &source, backend, options.vocabulary)
     }
 
     /// A model for measurements: one block of random numbers, repeated, so that even a large model is ready in
@@ -60,20 +64,18 @@ impl Model {
         // A prime length: no two rows of a weight are alike.
         let mut block = random::normal(seed, Purpose::Init, 3, 0, 1_048_573);
         block.iter_mut().for_each(|v| *v *= std);
-        let source = Source { weights: None, seed, std, block };
-        let layout = Layout::new(&architecture);
-        Self::from_source(architecture, layout, &source, backend, 0)
+        let source = Source { stored: None, seed, std, block };
+        Self::from_source(architecture, &source, backend, 0)
     }
 
     fn from_source(
         mut architecture: Architecture,
-        layout: Layout,
         source: &Source,
         backend: Arc<dyn Backend>,
         vocabulary: usize,
     ) -> Result<Self> {
         let stored_vocabulary = architecture.vocabulary;
-        let fingerprint = fingerprint(&architecture, &layout, source)?;
+        let fingerprint = fingerprint(&architecture, &Layout::new(&architecture), source)?;
         architecture.vocabulary = stored_vocabulary.max(vocabulary);
         let layout = Layout::new(&architecture);
 
@@ -88,6 +90,9 @@ impl Model {
             let stored = if table { stored_vocabulary } else { spec.rows };
             let mut values = source.dense(index, &spec.name, spec.kind, stored * spec.cols)?;
             append_mean_rows(&mut values, stored, spec.rows, spec.cols);
+            if spec.kind == DenseKind::Norm && source.stored.is_some() && architecture.norm_offset != 0.0 {
+                values.iter_mut().for_each(|w| *w += architecture.norm_offset);
+            }
             dense.push(Some(backend.tensor(&values, spec.rows, spec.cols, dtype)?));
         }
         let mut linears = Vec::new();
@@ -136,11 +141,9 @@ impl Model {
                 bias_of[site] = Some(index);
             }
         }
-        let inv_freq: Option<Tensor> = match &architecture.inv_freq {
-            Some(values) => Some(backend.tensor(values, 1, values.len(), DType::F32)?),
-            None => None,
-        };
-        Ok(Self { backend, architecture, layout, linears, dense, bias_of, inv_freq, fingerprint })
+        let frequencies = layout.rotary.iter();
+        let rotary = frequencies.map(|f| backend.tensor(f, 1, f.len(), DType::F32)).collect::<Result<_>>()?;
+        Ok(Self { backend, architecture, layout, linears, dense, bias_of, rotary, fingerprint })
     }
 
     /// Sets rows of the embedding table (and of an untied head) to the mean of other rows: how a new
@@ -189,17 +192,9 @@ fn append_mean_rows(values: &mut Vec<f32>, stored: usize, rows: usize, cols: usi
     }
 }
 
-/// Other names under which checkpoints store a tensor.
-fn aliases(name: &str) -> &'static [&'static str] {
-    match name {
-        "shared.weight" => &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
-        _ => &[],
-    }
-}
-
 /// Where values come from: a checkpoint, or a random stream.
 struct Source<'a> {
-    weights: Option<&'a Weights>,
+    stored: Option<(&'a Weights, &'a Names)>,
     seed: u64,
     std: f32,
     /// Numbers to repeat instead of drawing new ones, if any.
@@ -207,10 +202,6 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn stored(&self, weights: &Weights, name: &str) -> Result<Vec<f32>> {
-        let found = std::iter::once(name).chain(aliases(name).iter().copied()).find(|n| weights.has(n));
-        weights.read(found.unwrap_or(name))
-    }
     fn normal(&self, kind: u64, index: usize, count: usize) -> Vec<f32> {
         if !self.block.is_empty() {
             let mut values = Vec::with_capacity(count);
@@ -224,63 +215,24 @@ impl Source<'_> {
         values
     }
     fn dense(&self, index: usize, name: &str, kind: DenseKind, count: usize) -> Result<Vec<f32>> {
-        match (self.weights, kind) {
-            (Some(weights), _) => self.stored(weights, name),
+        match (self.stored, kind) {
+            (Some((weights, names)), _) => weights.read(names.of(name)),
             (None, DenseKind::Norm) => Ok(vec![1.0; count]),
             (None, _) => Ok(self.normal(1, index, count)),
         }
     }
     fn linear(&self, index: usize, name: &str, count: usize) -> Result<Vec<f32>> {
-        match self.weights {
-            Some(weights) => self.stored(weights, &format!("{name}.weight")),
+        match self.stored {
+            Some((weights, names)) => weights.read(names.of(&format!("{name}.weight"))),
             None => Ok(self.normal(2, index, count)),
         }
     }
     fn bias(&self, name: &str, count: usize) -> Result<Vec<f32>> {
-        match self.weights {
-            Some(weights) => self.stored(weights, &format!("{name}.bias")),
+        match self.stored {
+            Some((weights, names)) => weights.read(names.of(&format!("{name}.bias"))),
             None => Ok(vec![0.0; count]),
         }
     }
-}
-
-/// Every tensor the layout asks for must be there in its shape, and nothing unknown beside it.
-fn check(layout: &Layout, weights: &Weights) -> Result<()> {
-    let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
-    for spec in &layout.dense {
-        let vector = matches!(spec.kind, DenseKind::Norm | DenseKind::Bias(_));
-        expected.push((spec.name.clone(), if vector { vec![spec.cols] } else { vec![spec.rows, spec.cols] }));
-    }
-    for site in &layout.sites {
-        expected.push((format!("{}.weight", site.name), vec![site.outputs, site.inputs]));
-    }
-    let (mut problems, mut known) = (Vec::new(), std::collections::HashSet::new());
-    for (name, shape) in &expected {
-        let found =
-            std::iter::once(name.as_str()).chain(aliases(name).iter().copied()).find(|n| weights.has(n));
-        known.extend(std::iter::once(name.as_str()).chain(aliases(name).iter().copied()));
-        match found.and_then(|n| weights.shape(n)) {
-            None => problems.push(format!("{name} is missing")),
-            Some(got) if got != shape.as_slice() => {
-                problems.push(format!("{name} is {got:?} instead of {shape:?}"));
-            }
-            Some(_) => {}
-        }
-    }
-    // A tied head stored beside the table, and buffers of old versions, do no harm.
-    let harmless =
-        |n: &str| n == "lm_head.weight" || n.ends_with("rotary_emb.inv_freq") || n.ends_with("masked_bias");
-    problems.extend(
-        weights.names().filter(|n| !known.contains(n) && !harmless(n)).map(|n| format!("{n} is unknown")),
-    );
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let shown = problems.iter().take(8).cloned().collect::<Vec<_>>().join("; ");
-    let more = if problems.len() > 8 { format!("; and {} more", problems.len() - 8) } else { String::new() };
-    Err(Error::model(format!("the weights do not fit config.json: {shown}{more}")).at(&weights.place).remedy(
-        "check that config.json and the safetensors belong together and that the model type is supported",
-    ))
 }
 
 /// A hash of the configuration's essentials and of every stored weight's bytes.
@@ -289,18 +241,20 @@ fn fingerprint(a: &Architecture, layout: &Layout, source: &Source) -> Result<Str
     let shape =
         (a.family, a.vocabulary, a.hidden, a.intermediate, a.layers, a.encoder_layers, a.heads, a.kv_heads);
     hasher.update(format!("{shape:?} {} {:?}", a.head_dim, a.inv_freq).as_bytes());
-    match source.weights {
+    // What the first families do not have, where a model has it: their fingerprints stay what they were.
+    let beyond = (a.norms, a.norm_offset, a.embedding_scale, a.softcap, &a.sliding);
+    if beyond != (Norms::Before, 0.0, 1.0, None, &None) {
+        hasher.update(format!("{beyond:?}").as_bytes());
+    }
+    match source.stored {
         None => {
             hasher.update(format!("random {} {}", source.seed, source.std).as_bytes());
         }
-        Some(weights) => {
+        Some((weights, stored)) => {
             let names = layout.dense.iter().map(|d| d.name.clone());
             for name in names.chain(layout.sites.iter().map(|s| format!("{}.weight", s.name))) {
-                let found = std::iter::once(name.as_str())
-                    .chain(aliases(&name).iter().copied())
-                    .find(|n| weights.has(n));
                 hasher.update(name.as_bytes());
-                hasher.update_rayon(found.and_then(|n| weights.bytes(n)).unwrap_or_default());
+                hasher.update_rayon(weights.bytes(stored.of(&name)).unwrap_or_default());
             }
         }
     }

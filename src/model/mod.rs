@@ -6,30 +6,37 @@
 mod architecture;
 mod backward;
 mod batch;
+mod checked;
+mod diagnosis;
 mod forward;
 mod infer;
 mod layout;
 mod load;
+mod names;
 mod save;
 pub mod shapes;
-mod tap;
 mod text;
 mod weights;
 
-pub use architecture::{Architecture, Family, Relative};
+pub use architecture::{Architecture, Family, Norms, Relative, Sliding};
 pub use batch::{Batch, Inference, Labels, Packed, Visible};
+pub use checked::Checked;
+pub(crate) use diagnosis::no_pointer;
 pub use forward::{Keep, Observer};
-pub use layout::{DenseKind, DenseSpec, Layout, Projection, Site};
+pub use layout::{DenseKind, DenseSpec, Layout};
 pub use load::LoadOptions;
 pub use save::{StoredType, write_safetensors};
-pub use tap::{LinearGradient, Tap, Want};
 pub use text::{general_pass, passes};
 pub use weights::Weights;
 
-use crate::backend::{AdaptedLinear, Backend, DType, HeadGradient, Indices, Mat, MatMut, Tensor, trace};
+use crate::backend::{
+    AdaptedLinear, Backend, CrossEntropy, DType, Gather, HeadGradient, Indices, Mat, MatMut, PerSegment,
+    Tensor, trace,
+};
 use crate::error::Result;
+use crate::layers::{Layers, Tap, Want};
 use backward::{Backward, DenseSums};
-use forward::{Rows, SavedStack, Surroundings};
+use forward::{Rows, SavedStack, StackContext};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -47,7 +54,8 @@ pub struct Model {
     dense: Vec<Option<Tensor>>,
     /// The dense parameter that is a site's bias.
     bias_of: Vec<Option<usize>>,
-    inv_freq: Option<Tensor>,
+    /// Rotary frequencies, numbered as `layout.rotary`.
+    rotary: Vec<Tensor>,
     /// Identifies the stored weights and configuration; binds a knowledge basis to its model.
     pub fingerprint: String,
 }
@@ -108,7 +116,8 @@ impl Model {
     fn embed(&self, rows: &Rows) -> Result<Tensor> {
         let be = &self.backend;
         let mut x = be.alloc(rows.count(), self.architecture.hidden, be.compute_dtype())?;
-        be.embed(self.parameter(Layout::EMBEDDING), &rows.tokens, 1.0, x.mat_mut())?;
+        let (from, scale) = (self.parameter(Layout::EMBEDDING), self.architecture.embedding_scale);
+        be.run(Gather { from, rows: &rows.tokens, scale, to: x.mat_mut() })?;
         Ok(x)
     }
 
@@ -125,9 +134,9 @@ impl Model {
         let encoder = match (&self.layout.encoder, &batch.encoder) {
             (Some(stack), Some(packed)) => {
                 let rows = Rows::new(self, packed)?;
-                let around = Surroundings { rows: &rows, memory: None, visible: None };
+                let context = StackContext { rows: &rows, memory: None, visible: None, visible_near: None };
                 let (memory, saved) =
-                    self.run_stack(stack, &around, self.embed(&rows)?, None, keep, &mut None)?;
+                    self.run_stack(stack, &context, self.embed(&rows)?, None, keep, &mut None)?;
                 Some((rows, saved, memory))
             }
             _ => None,
@@ -136,32 +145,39 @@ impl Model {
         let labels = &batch.labels;
         let label_rows = be.indices(&labels.rows)?;
         let memory = encoder.as_ref().map(|(rows, _, memory)| (memory, rows));
-        let around = Surroundings { rows: &rows, memory, visible: None };
+        let context = StackContext { rows: &rows, memory, visible: None, visible_near: None };
         let wanted = Some((&label_rows, labels.segments.as_slice()));
         let (x, saved) =
-            self.run_stack(self.layout.decoder(), &around, self.embed(&rows)?, wanted, keep, &mut None)?;
+            self.run_stack(self.layout.decoder(), &context, self.embed(&rows)?, wanted, keep, &mut None)?;
 
         let _span = trace::span("head");
         let count = labels.rows.len();
         let targets = be.indices(&labels.targets)?;
         let weights = be.tensor(&labels.weights, count, 1, DType::F32)?;
         let mut nll = be.alloc(count, 1, DType::F32)?;
-        let head = self.parameter(self.head());
-        let scale = self.architecture.logit_scale;
+        let loss = CrossEntropy {
+            x: x.mat(),
+            head: self.parameter(self.head()),
+            logit_scale: self.architecture.logit_scale,
+            targets: &targets,
+            weights: weights.mat(),
+            nll: nll.mat_mut(),
+            dx: None,
+            head_gradient: None,
+        };
         let (Some(tap), Some(decoder_saved)) = (tap, saved) else {
-            be.cross_entropy(x.mat(), head, scale, &targets, weights.mat(), nll.mat_mut(), None, None)?;
+            be.run(loss)?;
             return Ok(Forward { nll, saved: None });
         };
         let mut dx = be.alloc(count, self.architecture.hidden, x.dtype())?;
         let mut sums = DenseSums::default();
         let whole = [0..count];
-        let gradient =
+        let head_gradient =
             sums.wanted(self, tap, self.head(), labels.segments.len())?.map(|(sum, first_row, per_task)| {
                 let segments: &[Range<usize>] = if per_task { &labels.segments } else { &whole };
-                HeadGradient { first_row, segments, out: sum.mat_mut() }
+                HeadGradient { first_row, grad: PerSegment { segments, out: sum.mat_mut() } }
             });
-        let to = Some(dx.mat_mut());
-        be.cross_entropy(x.mat(), head, scale, &targets, weights.mat(), nll.mat_mut(), to, gradient)?;
+        be.run(CrossEntropy { dx: Some(dx.mat_mut()), head_gradient, ..loss })?;
         let encoder = encoder.and_then(|(rows, saved, memory)| saved.map(|saved| (rows, saved, memory)));
         let label_segments = labels.segments.clone();
         let saved = Saved { encoder, decoder: rows, decoder_saved, label_rows, label_segments, dx, sums };
@@ -181,20 +197,20 @@ impl Model {
             None => None,
         };
         let memory = encoder.as_ref().map(|(rows, _, memory)| (memory, rows));
-        let around = Surroundings { rows: &decoder, memory, visible: None };
+        let context = StackContext { rows: &decoder, memory, visible: None, visible_near: None };
         let wanted = Some((&label_rows, label_segments.as_slice()));
         let stack = self.layout.decoder();
         let need = self.input_wanted(&*pass.tap, stack);
-        let g = pass.stack(stack, &around, decoder_saved, wanted, dx, need, memory_gradient.as_mut())?;
+        let g = pass.stack(stack, &context, decoder_saved, wanted, dx, (need, memory_gradient.as_mut()))?;
         if let Some(g) = g {
             pass.embedding(&decoder, &g)?;
         }
         if let (Some((rows, saved, _)), Some(stack), Some(g)) =
             (encoder, &self.layout.encoder, memory_gradient)
         {
-            let around = Surroundings { rows: &rows, memory: None, visible: None };
+            let context = StackContext { rows: &rows, memory: None, visible: None, visible_near: None };
             let need = self.input_wanted(&*pass.tap, stack);
-            if let Some(g) = pass.stack(stack, &around, saved, None, g, need, None)? {
+            if let Some(g) = pass.stack(stack, &context, saved, None, g, (need, None))? {
                 pass.embedding(&rows, &g)?;
             }
         }
@@ -207,7 +223,16 @@ impl Model {
 
     /// Whether anybody wants the gradient of a stack's embedded input, or of its first norm.
     fn input_wanted(&self, tap: &dyn Tap, stack: &layout::Stack) -> bool {
-        let first = stack.blocks.first().map(layout::Block::norm);
+        let first = stack.blocks.first().and_then(|block| block.before);
         tap.wants(Layout::EMBEDDING) != Want::Nothing || first.is_some_and(|n| tap.wants(n) != Want::Nothing)
+    }
+}
+
+impl Layers for Model {
+    fn linears(&mut self) -> &mut [AdaptedLinear] {
+        &mut self.linears
+    }
+    fn dense(&mut self, index: usize) -> MatMut<'_> {
+        self.parameter_mut(index)
     }
 }

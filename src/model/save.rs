@@ -1,6 +1,7 @@
 //! safetensors out: tensor by tensor, so that no second copy of a model is ever in memory.
 
 use super::{DenseKind, Model};
+use crate::backend::DType;
 use crate::error::{Error, Result};
 use half::bf16;
 use safetensors::{Dtype, View};
@@ -122,10 +123,14 @@ impl Model {
         dense.chain(linears).collect()
     }
 
-    /// The values of a stored tensor as they act: a layer's branch is added to its weight in f32.
+    /// The values of a stored tensor: a layer's branch is added to its weight in f32, a norm's offset taken off.
     pub fn tensor(&self, name: &str) -> Result<Vec<f32>> {
         if let Some(index) = self.layout.dense.iter().position(|d| d.name == name) {
-            return self.backend.download(self.parameter(index));
+            let mut values = self.backend.download(self.parameter(index))?;
+            if self.layout.dense[index].kind == DenseKind::Norm {
+                values.iter_mut().for_each(|w| *w -= self.architecture.norm_offset);
+            }
+            return Ok(values);
         }
         let site =
             name.strip_suffix(".weight").and_then(|n| self.layout.sites.iter().position(|s| s.name == n));
@@ -137,11 +142,10 @@ impl Model {
 
     /// `W + B A` of a site in f32, row by row.
     pub fn merged(&self, site: usize) -> Result<Vec<f32>> {
-        use crate::backend::{DType, Op};
         let (be, layer) = (&self.backend, &self.linears[site]);
         let mut w = be.duplicate(layer.weight.mat(), DType::F32)?;
         if let Some(branch) = &layer.branch {
-            be.matmul(w.mat_mut(), 1.0, 1.0, branch.b.mat(), Op::N, branch.a.mat(), Op::N)?;
+            be.product(w.mat_mut(), 1.0, 1.0, branch.b.mat().n(), branch.a.mat().n())?;
         }
         be.download(w.mat())
     }

@@ -1,5 +1,6 @@
 //! safetensors in: one file or an index of shards, memory-mapped, checked before use.
 
+use super::diagnosis;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -35,11 +36,7 @@ impl Weights {
         } else if index.exists() {
             shards(dir, &index)?
         } else {
-            return Err(Error::model(
-                "no weights: neither model.safetensors nor model.safetensors.index.json",
-            )
-            .at(dir.display())
-            .remedy("give a Hugging Face directory with safetensors weights (convert .bin files first)"));
+            return Err(diagnosis::no_weights(dir));
         };
         let mut weights =
             Self { files: Vec::new(), tensors: BTreeMap::new(), place: dir.display().to_string() };
@@ -50,6 +47,7 @@ impl Weights {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
+        diagnosis::no_pointer(path)?;
         let file = File::open(path).map_err(|e| Error::io("read the weights", path, e))?;
         // SAFETY: the map is read-only and private; should another process truncate the file while it is
         // mapped, the process is ended by the system, as for every program that maps its input.
@@ -86,9 +84,20 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|p| p.shape.as_slice())
     }
-    /// Whether a tensor is stored.
-    pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+    /// How a tensor's values are stored.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).map(|p| p.dtype)
+    }
+    /// Whether two stored tensors hold the same values.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn same(&self, a: &str, b: &str) -> Result<bool> {
+        if self.shape(a) != self.shape(b) {
+            return Ok(false);
+        }
+        let bytes = self.dtype(a) == self.dtype(b) && self.bytes(a) == self.bytes(b);
+        Ok(bytes || self.read(a)? == self.read(b)?)
     }
     /// The tensor's bytes as they lie in the file.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
@@ -109,10 +118,14 @@ impl Weights {
                 bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
             }
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F64 => bytes
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes(std::array::from_fn(|i| b[i])) as f32)
+                .collect(),
             other => {
                 return Err(Error::model(format!("tensor {name} has type {other:?}"))
                     .at(&self.place)
-                    .remedy("supported: F32, BF16, F16 (dequantise the checkpoint first)"));
+                    .remedy("supported: F32, BF16, F16, F64 (dequantise the checkpoint first)"));
             }
         };
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
@@ -126,6 +139,7 @@ impl Weights {
 
 fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let bad = |what: String| Error::model(what).at(index.display());
+    diagnosis::no_pointer(index)?;
     let text =
         std::fs::read_to_string(index).map_err(|e| Error::io("read the index of weights", index, e))?;
     let json: serde_json::Value =
@@ -140,6 +154,18 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         if !names.contains(&name) {
             names.push(name);
         }
+    }
+    if names.is_empty() {
+        return Err(bad("the index lists no tensor, so there are no weights".into())
+            .remedy("download the checkpoint again; the index is a file of some kilobytes"));
+    }
+    let absent: Vec<&str> = names.iter().copied().filter(|n| !dir.join(n).exists()).collect();
+    if let Some(first) = absent.first() {
+        let what =
+            format!("{} of the {} files it lists are not here, such as {first}", absent.len(), names.len());
+        return Err(bad(what).remedy(
+            "download the missing files: `hf download NAME --local-dir DIR` goes on where it stopped",
+        ));
     }
     names.sort_unstable();
     Ok(names.into_iter().map(|n| dir.join(n)).collect())

@@ -4,7 +4,7 @@ use super::card::grouped;
 use super::leaks::{Held, Leaks};
 use super::requests::Part;
 use crate::data::{
-    Architecture, Catalogue, DataSettings, Dataset, GeneralText, ItemIdentity, Record, Split, Vocabulary,
+    Catalogue, DataSettings, Dataset, GeneralText, ItemIdentity, PromptSide, Record, Split, Vocabulary,
 };
 use crate::error::Result;
 use serde::Serialize;
@@ -189,8 +189,7 @@ impl Check {
     fn look_at_words(&mut self, data: &Dataset, model: &Path) -> Result<()> {
         // A catalogue without items adds no tokens.
         let plain = DataSettings { item_identity: ItemIdentity::Text, ..DataSettings::default() };
-        let vocabulary =
-            Vocabulary::new(model, &Catalogue::default(), &plain, Architecture::DecoderOnly, None)?;
+        let vocabulary = Vocabulary::new(model, &Catalogue::default(), &plain, PromptSide::Decoder, None)?;
         let queries = data.test.records.iter().chain(&data.train.records).filter_map(|r| r.query.as_deref());
         let texts = (0..data.items.len() as u32).filter_map(|i| data.items.text(i));
         let kinds: [(&'static str, Vec<&str>); 2] =

@@ -1,10 +1,8 @@
 //! The space of general knowledge, learned from general text streamed through the base model.
 
-use crate::backend::{Backend, Mat};
+use crate::backend::{Backend, Gather, Mat};
 use crate::error::{Error, Result};
-use crate::gems::{
-    KnowledgeBasis, NullSide, NullSpaceSettings, SecondMoment, SiteShape, Space, TunerSettings,
-};
+use crate::gems::{KnowledgeBasis, MethodSettings, NullSide, NullSpaceSettings, SecondMoment, Space};
 use crate::model::{Model, Observer, general_pass, passes};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +23,7 @@ impl Moments<'_> {
         match &self.rows {
             Some(rows) if !rows.is_empty() => {
                 let mut seen = self.backend.alloc(rows.len(), x.cols, x.dtype)?;
-                self.backend.gather_rows(x, rows, seen.mat_mut())?;
+                self.backend.run(Gather { from: x, rows, scale: 1.0, to: seen.mat_mut() })?;
                 self.sums[space].add(seen.mat())
             }
             Some(_) => Ok(()),
@@ -50,14 +48,13 @@ impl Observer for Moments<'_> {
 /// No text, or a device that fails. `progress` is told (tokens done, tokens in all).
 pub fn knowledge_basis(
     model: &Model,
-    sites: &[SiteShape],
     tasks: usize,
-    settings: &TunerSettings,
+    settings: &MethodSettings,
     chunks: &[Vec<u32>],
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<KnowledgeBasis> {
-    let null = &settings.null_space;
+    let (null, sites) = (&settings.null_space, &model.layout.sites);
     let adapted = settings.adapted(sites)?;
     let (of_site, firsts) = spaces_of(model, null.side, &adapted);
     let dim =
@@ -116,13 +113,8 @@ pub fn knowledge_basis(
 
 /// A basis that protects as much as any basis for these settings can (its directions are zeros): for the size of
 /// one that is not learned yet.
-pub fn largest_basis(
-    model: &Model,
-    sites: &[SiteShape],
-    tasks: usize,
-    settings: &TunerSettings,
-) -> Result<KnowledgeBasis> {
-    let null = &settings.null_space;
+pub fn largest_basis(model: &Model, tasks: usize, settings: &MethodSettings) -> Result<KnowledgeBasis> {
+    let (null, sites) = (&settings.null_space, &model.layout.sites);
     let (of_site, firsts) = spaces_of(model, null.side, &settings.adapted(sites)?);
     let space = |name: &str, dim: usize, room: usize| {
         let directions = vec![0.0; dim.saturating_sub(room) * dim];

@@ -4,19 +4,19 @@
 //! ```text
 //! checkpoints/step-00000500/  weights.safetensors  optimizer.safetensors  state.json
 //! ```
-//! `state.json` is written last and names the blake3 sum of each file; the directory is written
-//! aside, flushed to disk and renamed.
+//! A tensor's file says what it is ([`StateKind`]). All files are read together, so it does not matter that
+//! older builds filed LoRA's moments among the weights. `state.json` is written last and names the blake3 sum
+//! of each file; the directory is written aside, flushed to disk and renamed.
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::gems::{Optimizer, StateKind, StateTensor};
+use crate::model::Model;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-
-/// A named matrix in f32, the only type a checkpoint holds (bf16 weights are exact in f32).
-pub use crate::gems::StateTensor as NamedTensor;
 
 /// The content of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,10 +33,36 @@ const FORMAT: u32 = 1;
 pub struct Checkpoint {
     /// The last finished step.
     pub step: u64,
-    /// File stem -> tensors.
-    pub tensors: BTreeMap<String, Vec<NamedTensor>>,
+    /// Those of all files; a tensor's kind is that of the file it was in.
+    pub tensors: Vec<StateTensor>,
     /// Everything that is not a tensor.
     pub state: Value,
+}
+
+impl Checkpoint {
+    /// Puts the weights and the optimizer's state into a freshly loaded base model and its tuner.
+    ///
+    /// # Errors
+    /// Another base model, other tasks, or other settings of the method.
+    pub fn restore(&self, model: &mut Model, tuner: &mut Optimizer, tasks: &[String]) -> Result<()> {
+        if self.state["fingerprint"] != json!(model.fingerprint) {
+            return Err(Error::usage("this checkpoint belongs to another base model")
+                .remedy("give the --model the run was started with"));
+        }
+        if self.state["tasks"] != json!(tasks) {
+            return Err(Error::usage(format!("this checkpoint's tasks are {}", self.state["tasks"]))
+                .remedy("resume with the data the run was started with"));
+        }
+        tuner.restore(model, &self.tensors, &self.state["tuner"])
+    }
+}
+
+/// The file of tensors of a kind.
+fn file_of(kind: StateKind) -> &'static str {
+    match kind {
+        StateKind::Weight => "weights.safetensors",
+        StateKind::Optimizer => "optimizer.safetensors",
+    }
 }
 
 /// The directory of step `step`'s checkpoint.
@@ -46,21 +72,15 @@ pub fn directory(root: &Path, step: u64) -> PathBuf {
 
 /// Writes a checkpoint and returns its directory. Nothing that was there before is touched until the
 /// new one is whole on the disk.
-pub fn save(
-    root: &Path,
-    step: u64,
-    tensors: &BTreeMap<String, Vec<NamedTensor>>,
-    state: Value,
-) -> Result<PathBuf> {
+pub fn save(root: &Path, step: u64, tensors: &[StateTensor], state: Value) -> Result<PathBuf> {
     fs::create_dir_all(root).map_err(|e| Error::io("create the checkpoint directory", root, e))?;
     let aside = crate::files::directory_aside(root, ".writing-")
         .map_err(|e| Error::io("write a checkpoint", root, e))?;
     let mut files = BTreeMap::new();
-    for (stem, tensors) in tensors {
-        let name = format!("{stem}.safetensors");
-        let path = aside.path().join(&name);
-        write_tensors(&path, tensors)?;
-        files.insert(name, checksum(&path)?);
+    for kind in [StateKind::Weight, StateKind::Optimizer] {
+        let path = aside.path().join(file_of(kind));
+        write_tensors(&path, tensors.iter().filter(|t| t.kind == kind))?;
+        files.insert(file_of(kind).to_string(), checksum(&path)?);
     }
     let manifest = Manifest { format: FORMAT, step, files, state };
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::data(format!("state: {e}")))?;
@@ -77,9 +97,8 @@ pub fn save(
     Ok(target)
 }
 
-fn write_tensors(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
+fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = &'a StateTensor>) -> Result<()> {
     let views = tensors
-        .iter()
         .map(|t| {
             safetensors::tensor::TensorView::new(
                 safetensors::Dtype::F32,
@@ -148,19 +167,20 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
     if manifest.format != FORMAT {
         return Err(broken(format!("format {} is not the {FORMAT} this version reads", manifest.format)));
     }
-    let mut tensors = BTreeMap::new();
+    let mut tensors = Vec::new();
     for (name, expected) in &manifest.files {
         let file = path.join(name);
         if name.contains(['/', '\\']) || checksum(&file)? != *expected {
             return Err(broken(format!("{name} does not match its checksum")));
         }
-        let stem = name.trim_end_matches(".safetensors").to_string();
-        tensors.insert(stem, read_tensors(&file)?);
+        let weights = name == file_of(StateKind::Weight);
+        let kind = if weights { StateKind::Weight } else { StateKind::Optimizer };
+        tensors.extend(read_tensors(&file, kind)?);
     }
     Ok(Checkpoint { step: manifest.step, tensors, state: manifest.state })
 }
 
-fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>> {
+fn read_tensors(path: &Path, kind: StateKind) -> Result<Vec<StateTensor>> {
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let bad = |e: String| Error::data(e).at(path.display());
     let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
@@ -173,7 +193,7 @@ fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>> {
                     .chunks_exact(4)
                     .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                     .collect();
-                Ok(NamedTensor { name, rows, cols, values })
+                Ok(StateTensor { name, kind, rows, cols, values })
             }
             (dtype, shape) => {
                 Err(bad(format!("tensor {name}: {dtype:?} {shape:?} instead of an f32 matrix")))

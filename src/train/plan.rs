@@ -2,11 +2,12 @@
 //!
 //! Nothing here knows a formula of what a model or a method holds: they are run, and memory is counted.
 
-use super::{dense_roles, labels_per_task, largest_basis, micro_step, needs_basis, scales, site_shapes};
+use super::{Averaging, gradients, largest_basis, needs_basis, probe};
 use crate::backend::{Backend, Mat};
 use crate::error::Result;
-use crate::gems::{KnowledgeBasis, StepInput, Tuner, TunerSettings};
-use crate::model::{Architecture, Batch, LinearGradient, Model, Tap, Want};
+use crate::gems::{KnowledgeBasis, MethodSettings, Optimizer, StepInput};
+use crate::layers::{LinearGradient, Tap, Want};
+use crate::model::{Architecture, Batch, Model};
 use std::sync::Arc;
 
 /// Bytes of tensors by part.
@@ -28,7 +29,7 @@ pub struct PlannedRun<'a> {
     /// The model, with the vocabulary it will have.
     pub architecture: &'a Architecture,
     /// The method.
-    pub settings: &'a TunerSettings,
+    pub settings: &'a MethodSettings,
     /// First row of new item tokens.
     pub new_rows: Option<usize>,
     /// The knowledge basis; without one that is needed, the largest there can be is counted.
@@ -51,45 +52,34 @@ impl MemoryPlan {
         let mut model = Model::outline(run.architecture.clone(), Arc::clone(counting))?;
         let weights = live();
         let tasks = run.batches.first().map_or(0, |b| b.labels.segments.len());
-        let sites = site_shapes(&model);
         let mut settings = run.settings.clone();
         let protects = needs_basis(&settings.null_space, run.new_rows.is_some());
         let largest = match (protects, run.knowledge) {
-            (true, None) => Some(largest_basis(&model, &sites, tasks, &settings)?),
+            (true, None) => Some(largest_basis(&model, tasks, &settings)?),
             _ => None,
         };
         // The second step ends with a refresh: everything that recurs in a run is in two steps.
         settings.gems.refresh_every = 1;
-        let roles = dense_roles(&model, &settings.optimizer, run.new_rows);
         let knowledge = run.knowledge.or(largest.as_ref());
-        let mut tuner = Tuner::new(settings, &sites, &roles, tasks, knowledge, &mut model, counting, 0)?;
+        let mut tuner = Optimizer::for_model(settings, &mut model, run.new_rows, tasks, knowledge, 0)?;
 
-        let scales = scales(&labels_per_task(run.batches, tasks));
         let mut activations = 0;
-        let pass = |model: &Model, tuner: &mut Tuner, activations: &mut usize| -> Result<()> {
-            for batch in run.batches {
-                let before = live();
-                let forward = model.forward(batch, run.checkpointing, Some(&Nobody))?;
-                *activations = live().saturating_sub(before).max(*activations);
-                drop(forward);
-                let nll = micro_step(model, tuner, batch, &scales, run.checkpointing)?;
-                tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
-            }
-            Ok(())
-        };
-        let mut method = 0;
-        for round in 0..tuner.probe_rounds() {
-            tuner.begin_probe(round)?;
-            method = (live() - weights).max(method);
-            pass(&model, &mut tuner, &mut activations)?;
+        for batch in run.batches {
+            let before = live();
+            let _forward = model.forward(batch, run.checkpointing, Some(&Nobody))?;
+            activations = live().saturating_sub(before).max(activations);
         }
-        tuner.finish_probe(&mut model)?;
+        let mut method = 0;
+        let mut pass = |model: &Model, tuner: &mut Optimizer| {
+            method = (live() - weights).max(method);
+            gradients(model, tuner, run.batches, Averaging::Labels, run.checkpointing).map(drop)
+        };
+        probe(&mut model, &mut tuner, &mut pass)?;
         let input = StepInput { labels: vec![1; tasks], counts: vec![1.0; tasks], ..StepInput::default() };
         for _ in 0..2 {
             tuner.begin_step()?;
-            method = (live() - weights).max(method);
-            pass(&model, &mut tuner, &mut activations)?;
-            tuner.finish_step(&mut model, &input)?;
+            pass(&model, &mut tuner)?;
+            tuner.step(&mut model, &input)?;
         }
         let workspace = counting.memory().peak.saturating_sub(weights + method + activations);
         Ok(Self { weights, method, activations, workspace })

@@ -1,5 +1,6 @@
 //! Settings of the loop: sections `[train]` and `[checkpoint]`.
 
+use super::schedule::Schedule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -48,18 +49,6 @@ pub struct TrainSettings {
     pub evaluate_after: bool,
     /// Write the tuned model as a Hugging Face directory (`model/` in the run directory) at the end.
     pub export: bool,
-}
-
-/// The course of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// Half a cosine down to `final_lr_ratio`.
-    Cosine,
-    /// A straight line down to `final_lr_ratio`.
-    Linear,
-    /// No change.
-    Constant,
 }
 
 impl Default for TrainSettings {

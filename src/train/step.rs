@@ -1,36 +1,40 @@
-//! One optimizer step: where the model's gradients meet the method.
+//! One optimizer step up to its gradients: where a model meets the method.
+//!
+//! The protocol of a run is [`probe`], then for every step [`Optimizer::begin_step`], [`gradients`],
+//! [`Optimizer::step`].
 
-use crate::backend::{AdaptedLinear, Mat, MatMut, Tensor};
+use super::batches::Averaging;
+use crate::backend::Tensor;
 use crate::error::Result;
-use crate::gems::{DenseRole, Embeddings, OptimizerSettings, Parameters, Scales, SiteShape, Tapped, Tuner};
-use crate::model::{Batch, DenseKind, LinearGradient, Model, Tap, Want};
+use crate::gems::{
+    DenseRole, Embeddings, KnowledgeBasis, MethodSettings, Optimizer, OptimizerSettings, RefreshReport,
+    Scales,
+};
+use crate::model::{Batch, DenseKind, Model};
+use std::sync::Arc;
 
-impl Parameters for Model {
-    fn linears(&mut self) -> &mut [AdaptedLinear] {
-        &mut self.linears
-    }
-    fn dense(&mut self, index: usize) -> MatMut<'_> {
-        self.parameter_mut(index)
+impl Optimizer {
+    /// The method over `model`, to whose layers it attaches its branches. `new_rows` is the first row of new item
+    /// tokens (`None`: there are none).
+    ///
+    /// # Errors
+    /// Settings that do not go together, or do not fit the model; the device.
+    pub fn for_model(
+        settings: MethodSettings,
+        model: &mut Model,
+        new_rows: Option<usize>,
+        tasks: usize,
+        knowledge: Option<&KnowledgeBasis>,
+        seed: u64,
+    ) -> Result<Self> {
+        let roles = dense_roles(model, &settings.optimizer, new_rows);
+        let (sites, backend) = (model.layout.sites.clone(), Arc::clone(&model.backend));
+        Self::new(settings, &sites, &roles, tasks, knowledge, model, &backend, seed)
     }
 }
 
-/// The linear layers of a model, as the method sees them.
-pub fn site_shapes(model: &Model) -> Vec<SiteShape> {
-    model
-        .layout
-        .sites
-        .iter()
-        .map(|s| SiteShape {
-            name: s.name.clone(),
-            projection: s.kind.name(),
-            outputs: s.outputs,
-            inputs: s.inputs,
-        })
-        .collect()
-}
-
-/// Which dense parameters are trained; `new_rows` is the first row of new item tokens (`None`: there are none).
-pub fn dense_roles(
+/// Which dense parameters are trained.
+fn dense_roles(
     model: &Model,
     settings: &OptimizerSettings,
     new_rows: Option<usize>,
@@ -48,54 +52,64 @@ pub fn dense_roles(
     model.layout.dense.iter().map(|d| role(d.kind)).collect()
 }
 
-/// Labels of every task in some micro-batches.
-pub fn labels_per_task<'a>(batches: impl IntoIterator<Item = &'a Batch>, tasks: usize) -> Vec<usize> {
-    let mut counts = vec![0; tasks];
+/// Finds the first bases, if the method has any: `pass` takes the gradients of all probe batches, as often as
+/// they are needed. `None`: nothing had to be found.
+///
+/// # Errors
+/// The device, or `pass`.
+pub fn probe(
+    model: &mut Model,
+    tuner: &mut Optimizer,
+    mut pass: impl FnMut(&Model, &mut Optimizer) -> Result<()>,
+) -> Result<Option<RefreshReport>> {
+    let rounds = tuner.probe_rounds();
+    for round in 0..rounds {
+        tuner.begin_probe(round)?;
+        pass(model, tuner)?;
+    }
+    if rounds == 0 { Ok(None) } else { tuner.finish_probe(model).map(Some) }
+}
+
+/// Forward and backward passes of a whole step, whose gradients and losses go to the tuner; returns the
+/// labels of every task. `checkpointing` computes activations again. Nothing here waits for the device.
+///
+/// # Errors
+/// The device.
+pub fn gradients(
+    model: &Model,
+    tuner: &mut Optimizer,
+    batches: &[Batch],
+    averaging: Averaging,
+    checkpointing: bool,
+) -> Result<Vec<usize>> {
+    let mut labels = vec![0; tuner.tasks()];
     for batch in batches {
-        for (count, rows) in counts.iter_mut().zip(&batch.labels.segments) {
-            *count += rows.len();
-        }
+        labels.iter_mut().zip(batch.labels.per_task()).for_each(|(sum, n)| *sum += n);
     }
-    counts
-}
-
-/// Factors from a task's share of the whole gradient to the gradient of its own mean loss.
-pub fn scales(labels: &[usize]) -> Scales {
-    let all: usize = labels.iter().sum();
-    Scales { tasks: labels.iter().map(|n| if *n > 0 { all as f32 / *n as f32 } else { 0.0 }).collect() }
-}
-
-struct GradientTap<'a> {
-    tuner: &'a mut Tuner,
-    scales: &'a Scales,
-}
-
-impl Tap for GradientTap<'_> {
-    fn linear(&mut self, site: usize, g: &LinearGradient) -> Result<()> {
-        let tapped = Tapped { x: g.x, dy: g.dy, h: g.h, z: g.z, segments: g.segments };
-        self.tuner.observe_linear(site, &tapped, self.scales)
+    for batch in batches {
+        let scales = match averaging {
+            Averaging::Labels => Scales::of(&labels),
+            Averaging::Passes => Scales::of(&batch.labels.per_task()),
+        };
+        let nll = micro_step(model, tuner, batch, scales, checkpointing)?;
+        tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
     }
-    fn wants(&self, index: usize) -> Want {
-        match self.tuner.trains(index) {
-            Some((first_row, per_task)) => Want::Rows { first_row, per_task },
-            None => Want::Nothing,
-        }
-    }
-    fn dense(&mut self, index: usize, blocks: Mat) -> Result<()> {
-        self.tuner.observe_dense(index, blocks, self.scales)
-    }
+    Ok(labels)
 }
 
 /// Runs one micro-batch forward and backward and hands its gradients to the tuner; returns the negative
 /// log-likelihood of every label, `[labels x 1]` on the device: nothing here waits for it.
+///
+/// # Errors
+/// The device.
 pub fn micro_step(
     model: &Model,
-    tuner: &mut Tuner,
+    tuner: &mut Optimizer,
     batch: &Batch,
-    scales: &Scales,
+    scales: Scales,
     checkpointing: bool,
 ) -> Result<Tensor> {
-    let mut tap = GradientTap { tuner, scales };
-    let forward = model.forward(batch, checkpointing, Some(&tap))?;
-    model.backward(forward, &mut tap)
+    tuner.begin_pass(scales);
+    let forward = model.forward(batch, checkpointing, Some(&*tuner))?;
+    model.backward(forward, tuner)
 }

@@ -305,6 +305,47 @@ fn resuming_gives_the_same_weights_as_going_on() {
     assert_eq!(losses(&whole), losses(&part));
 }
 
+/// The demo is what is run when nothing is named, and not what lies in a directory of that name.
+#[test]
+fn data_of_ones_own_in_a_directory_called_demo_is_not_the_demo() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = [
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--set",
+        "train.evaluate_before=false",
+        "--set",
+        "train.evaluate_after=false",
+        "--set",
+        "train.export=false",
+        "--set",
+        "train.validate_every=0",
+        "--set",
+        "null_space.side=none",
+        "--set",
+        "null_space.item_rows=0.0",
+    ];
+    let legend = "what is bought next";
+    fs::create_dir(dir.path().join("demo")).unwrap();
+    fs::rename(world(dir.path()), dir.path().join("demo/data")).unwrap();
+    let mut command = engine();
+    command.current_dir(dir.path()).args(["train", "--data", "demo/data", "--model"]);
+    let own = command.arg(golden_model("llama_tied")).args(FAST).args(short).assert().success();
+    own.stdout(predicate::str::contains(legend).not());
+    assert!(dir.path().join("runs/data/metrics.jsonl").is_file());
+    assert!(!dir.path().join("runs/demo").exists());
+
+    let demo = engine().current_dir(dir.path()).arg("train").args(short).assert().success();
+    demo.stdout(predicate::str::contains(legend)).stderr(predicate::str::contains("the embedded demo"));
+    assert!(dir.path().join("runs/demo/demo/data/train.jsonl").is_file());
+    let mut command = engine();
+    command.current_dir(dir.path()).args(["train", "--resume", "--steps", "2", "--out", "runs/demo"]);
+    let resumed = command.assert().success();
+    resumed.stdout(predicate::str::contains(legend)).stderr(predicate::str::contains("embedded demo").not());
+}
+
 #[test]
 fn what_cannot_work_says_so() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use crate::model::load;
 use crate::support::Golden;
-use gems_engine::data::{Architecture, Catalogue, DataSettings, EndOfSequence, ItemIdentity, Vocabulary};
+use gems_engine::data::{Catalogue, DataSettings, EndOfSequence, ItemIdentity, PromptSide, Vocabulary};
 use gems_engine::eval::metrics::{Judged, all};
 use gems_engine::eval::{Reference, order, score};
 use serde_json::Value;
@@ -73,19 +73,19 @@ fn metrics_of_odd_lists() {
 }
 
 /// A vocabulary over candidate texts of a golden model; text identity.
-fn candidates(golden: &Golden, model: &str, case: &Value, start: Option<u32>) -> (Vocabulary, Architecture) {
+fn candidates(golden: &Golden, model: &str, case: &Value, start: Option<u32>) -> (Vocabulary, PromptSide) {
     let mut items = Catalogue::default();
     for (i, c) in case["candidates"].as_array().unwrap().iter().enumerate() {
         items.add(&i.to_string(), c["text"].as_str()).unwrap();
     }
-    let architecture = match start {
-        Some(decoder_start) => Architecture::EncoderDecoder { decoder_start },
-        None => Architecture::DecoderOnly,
+    let side = match start {
+        Some(decoder_start) => PromptSide::Encoder { decoder_start },
+        None => PromptSide::Decoder,
     };
     let settings =
         DataSettings { item_identity: ItemIdentity::Text, eos: EndOfSequence::Always, ..Default::default() };
     let dir = golden.dir.join("models").join(model);
-    (Vocabulary::new(&dir, &items, &settings, architecture, None).unwrap(), architecture)
+    (Vocabulary::new(&dir, &items, &settings, side, None).unwrap(), side)
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn golden_exact_likelihoods_over_the_trie() {
         let name = case["model"].as_str().unwrap();
         let model = load(&golden, name, "config.json");
         let start = case["decoder_start_token_id"].as_u64().map(|s| s as u32);
-        let (vocabulary, architecture) = candidates(&golden, name, &case, start);
+        let (vocabulary, side) = candidates(&golden, name, &case, start);
         // The recorded tokens decide which candidates ours tokenises alike (item tokens have no lead blank).
         let same: Vec<u32> = case["candidates"]
             .as_array()
@@ -119,7 +119,7 @@ fn golden_exact_likelihoods_over_the_trie() {
         let atol = golden.tolerance(&file, "score_atol", 2e-4) as f32;
         for (c, run) in case["cases"].as_array().unwrap().iter().enumerate() {
             let prompt: Vec<u32> = serde_json::from_value(run["input_ids"].clone()).unwrap();
-            let scores = score(&model, &vocabulary, architecture, &prompt, &same).unwrap();
+            let scores = score(&model, &vocabulary, side, &prompt, &same).unwrap();
             for (item, got) in same.iter().zip(&scores) {
                 let want = run["exact_log_likelihood"][*item as usize].as_f64().unwrap() as f32;
                 assert!(
@@ -128,7 +128,7 @@ fn golden_exact_likelihoods_over_the_trie() {
                 );
             }
             // One candidate alone scores as among the others.
-            let alone = score(&model, &vocabulary, architecture, &prompt, &same[..1]).unwrap();
+            let alone = score(&model, &vocabulary, side, &prompt, &same[..1]).unwrap();
             assert!((alone[0] - scores[0]).abs() < 1e-4);
         }
     }

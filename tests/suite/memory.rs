@@ -1,11 +1,10 @@
 //! What a run is said to need before it is run, against what it needs.
 
-use gems_engine::backend::{Backend, DType, cpu::Cpu, cuda::Cuda};
-use gems_engine::gems::{Method, NullSide, Refresh, StepInput, Tuner, TunerSettings};
+use gems_engine::backend::cuda::{Cuda, DeviceSpec};
+use gems_engine::backend::{Backend, cpu::Cpu};
+use gems_engine::gems::{Method, MethodSettings, NullSide, Optimizer, Refresh, Scales, StepInput};
 use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed};
-use gems_engine::train::{
-    MemoryPlan, PlannedRun, dense_roles, labels_per_task, largest_basis, micro_step, scales, site_shapes,
-};
+use gems_engine::train::{Averaging, MemoryPlan, PlannedRun, gradients, largest_basis, micro_step, probe};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -35,39 +34,35 @@ fn batch(a: &Architecture, sequences: usize, length: usize, labelled: usize) -> 
 }
 
 /// The peak of a run on the CPU: first bases, then two steps with a refresh after each.
-fn measured(a: &Architecture, settings: &TunerSettings, batch: &Batch, checkpointing: bool) -> usize {
+fn measured(a: &Architecture, settings: &MethodSettings, batch: &Batch, checkpointing: bool) -> usize {
     let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
     let options = LoadOptions { random: Some(1), vocabulary: 0 };
     let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
-    let sites = site_shapes(&model);
-    let mut basis = largest_basis(&model, &sites, 2, settings).unwrap();
+    let mut basis = largest_basis(&model, 2, settings).unwrap();
     for space in basis.spaces.iter_mut().chain(&mut basis.final_hidden) {
         let (k, n) = (space.kept(), space.dim);
         space.directions = (0..k * n).map(|i| f32::from(i / n == i % n)).collect();
     }
     let knowledge = (settings.null_space.side != NullSide::None).then_some(&basis);
-    let roles = dense_roles(&model, &settings.optimizer, Some(800));
     let mut settings = settings.clone();
     settings.gems.refresh_every = 1;
-    let mut tuner = Tuner::new(settings, &sites, &roles, 2, knowledge, &mut model, &be, 1).unwrap();
-    let factors = scales(&labels_per_task([batch], 2));
-    for round in 0..tuner.probe_rounds() {
-        tuner.begin_probe(round).unwrap();
-        micro_step(&model, &mut tuner, batch, &factors, checkpointing).unwrap();
-    }
-    tuner.finish_probe(&mut model).unwrap();
+    let mut tuner = Optimizer::for_model(settings, &mut model, Some(800), 2, knowledge, 1).unwrap();
+    let pass = |model: &Model, tuner: &mut Optimizer| {
+        gradients(model, tuner, std::slice::from_ref(batch), Averaging::Labels, checkpointing).map(drop)
+    };
+    probe(&mut model, &mut tuner, pass).unwrap();
     let input = StepInput { labels: vec![1; 2], counts: vec![1.0; 2], lr: 1e-3, ..StepInput::default() };
     for _ in 0..2 {
         tuner.begin_step().unwrap();
-        micro_step(&model, &mut tuner, batch, &factors, checkpointing).unwrap();
-        assert!(tuner.finish_step(&mut model, &input).unwrap().finite);
+        pass(&model, &mut tuner).unwrap();
+        assert!(tuner.step(&mut model, &input).unwrap().finite);
     }
     be.memory().peak
 }
 
 #[test]
 fn the_memory_plan_is_within_15_percent_of_the_measured_peak() {
-    let mut settings: Vec<(&str, TunerSettings)> = Vec::new();
+    let mut settings: Vec<(&str, MethodSettings)> = Vec::new();
     for (name, method, refresh, side) in [
         ("gems, sketches", Method::Gems, Refresh::Sketch, NullSide::None),
         ("gems, exact, inputs protected", Method::Gems, Refresh::Exact, NullSide::Input),
@@ -77,10 +72,11 @@ fn the_memory_plan_is_within_15_percent_of_the_measured_peak() {
         ("full", Method::Full, Refresh::Auto, NullSide::None),
         ("rows", Method::Rows, Refresh::Auto, NullSide::None),
     ] {
-        let mut s = TunerSettings::default();
+        let mut s = MethodSettings::default();
         (s.gems.method, s.gems.refresh, s.gems.rank, s.null_space.side) = (method, refresh, 8, side);
         settings.push((name, s));
     }
+    let cpu = Cpu::open(None).unwrap();
     for family in ["llama", "qwen2", "qwen3", "t5"] {
         let a = architecture(family);
         for (sequences, length, labelled) in [(3, 11, 2), (20, 40, 3), (8, 30, 30)] {
@@ -101,7 +97,8 @@ fn the_memory_plan_is_within_15_percent_of_the_measured_peak() {
                     let settings =
                         if settings.null_space.side == NullSide::None { &without } else { settings };
                     let run = PlannedRun { settings, ..run };
-                    let plan = MemoryPlan::of(&run, &Cuda::open_null(DType::F32)).unwrap();
+                    let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(cpu.info())).unwrap();
+                    let plan = MemoryPlan::of(&run, &counting).unwrap();
                     let measured = measured(&a, settings, &batch, checkpointing);
                     let ratio = plan.total() as f64 / measured as f64;
                     let case =
@@ -123,17 +120,15 @@ fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
     let options = LoadOptions { random: Some(1), vocabulary: 0 };
     let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
     let batch = batch(&a, 20, 40, 3);
-    let mut settings = TunerSettings::default();
+    let mut settings = MethodSettings::default();
     (settings.gems.method, settings.null_space.side) = (Method::Rows, NullSide::None);
     settings.null_space.item_rows = 0.0;
-    let roles = vec![None; model.layout.dense.len()];
-    let sites = site_shapes(&model);
-    let mut tuner = Tuner::new(settings, &sites, &roles, 2, None, &mut model, &be, 1).unwrap();
-    let factors = scales(&labels_per_task([&batch], 2));
+    let mut tuner = Optimizer::for_model(settings, &mut model, None, 2, None, 1).unwrap();
+    let factors = Scales::of(&batch.labels.per_task());
     let live = be.memory().live;
     let mut peak = |checkpointing: bool| {
         be.reset_peak_memory();
-        drop(micro_step(&model, &mut tuner, &batch, &factors, checkpointing).unwrap());
+        drop(micro_step(&model, &mut tuner, &batch, factors.clone(), checkpointing).unwrap());
         assert_eq!(be.memory().live, live);
         be.memory().peak - live
     };

@@ -3,7 +3,7 @@
 use crate::support::{Golden, assert_close};
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::data::{
-    Architecture, Catalogue, DataSettings, Dataset, Encoder, EndOfSequence, ItemIdentity, PromptPreset,
+    Catalogue, DataSettings, Dataset, Encoder, EndOfSequence, ItemIdentity, PromptPreset, PromptSide,
     Prompts, Record, Split, Vocabulary,
 };
 use gems_engine::eval::{
@@ -52,12 +52,12 @@ fn model(golden: &Golden, name: &str, vocabulary: usize) -> Model {
     Model::load(&golden.dir.join("models").join(name), Cpu::open(None).unwrap(), &options).unwrap()
 }
 
-fn kind(model: &Model) -> Architecture {
+fn kind(model: &Model) -> PromptSide {
     match model.architecture.decoder_start {
         Some(decoder_start) if model.architecture.is_encoder_decoder() => {
-            Architecture::EncoderDecoder { decoder_start }
+            PromptSide::Encoder { decoder_start }
         }
-        _ => Architecture::DecoderOnly,
+        _ => PromptSide::Decoder,
     }
 }
 
@@ -67,8 +67,8 @@ fn alone(model: &Model, prompt: &[u32], sequence: &[u32]) -> f32 {
         return 0.0;
     }
     let (encoder, stem) = match kind(model) {
-        Architecture::DecoderOnly => (None, prompt.to_vec()),
-        Architecture::EncoderDecoder { decoder_start } => {
+        PromptSide::Decoder => (None, prompt.to_vec()),
+        PromptSide::Encoder { decoder_start } => {
             (Some(Packed::new(&[vec![prompt.to_vec()]])), vec![decoder_start])
         }
     };
@@ -247,7 +247,7 @@ struct World {
     settings: DataSettings,
     prompts: Prompts,
     vocabulary: Vocabulary,
-    kind: Architecture,
+    kind: PromptSide,
 }
 
 const ITEMS: u32 = 25;

@@ -1,10 +1,11 @@
-//! Chains of launches, as CUDA graphs replay them: the same numbers, bit for bit, and few launches that change.
+//! Launches as graphs, as CUDA replays them: the same numbers, bit for bit, and few launches that change.
 
-use gems_engine::backend::cuda::Cuda;
+use crate::support::simt;
+use gems_engine::backend::cuda::{Cuda, DeviceSpec};
 use gems_engine::backend::{Backend, DType};
-use gems_engine::gems::{StepInput, Tuner, TunerSettings};
+use gems_engine::gems::{MethodSettings, Optimizer, StepInput};
 use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed};
-use gems_engine::train::{dense_roles, labels_per_task, micro_step, scales, site_shapes};
+use gems_engine::train::{Averaging, gradients, probe};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -26,42 +27,37 @@ fn batch(lengths: [usize; 2]) -> Batch {
 
 struct Run {
     model: Model,
-    tuner: Tuner,
+    tuner: Optimizer,
 }
 
 impl Run {
     fn new(be: &Arc<dyn Backend>) -> Self {
         let options = LoadOptions { random: Some(1), vocabulary: 0 };
         let mut model = Model::build(architecture(), None, Arc::clone(be), &options).unwrap();
-        let mut settings = TunerSettings::default();
+        let mut settings = MethodSettings::default();
         (settings.gems.rank, settings.gems.refresh_every, settings.optimizer.clip_norm) = (4, 3, 1.0);
-        let roles = dense_roles(&model, &settings.optimizer, Some(64));
-        let sites = site_shapes(&model);
-        let mut tuner = Tuner::new(settings, &sites, &roles, 2, None, &mut model, be, 1).unwrap();
-        for round in 0..tuner.probe_rounds() {
-            tuner.begin_probe(round).unwrap();
-            let batch = batch([9, 7]);
-            micro_step(&model, &mut tuner, &batch, &scales(&labels_per_task([&batch], 2)), false).unwrap();
-        }
-        tuner.finish_probe(&mut model).unwrap();
+        let mut tuner = Optimizer::for_model(settings, &mut model, Some(64), 2, None, 1).unwrap();
+        let pass = |model: &Model, tuner: &mut Optimizer| {
+            gradients(model, tuner, &[batch([9, 7])], Averaging::Labels, false).map(drop)
+        };
+        probe(&mut model, &mut tuner, pass).unwrap();
         Self { model, tuner }
     }
 
     /// One step; returns the tasks' losses.
     fn step(&mut self, batch: &Batch) -> Vec<f64> {
-        let labels = labels_per_task([batch], 2);
         self.tuner.begin_step().unwrap();
-        let nll = micro_step(&self.model, &mut self.tuner, batch, &scales(&labels), false).unwrap();
-        self.tuner.observe_losses(nll.mat(), &batch.labels.segments).unwrap();
+        let batches = std::slice::from_ref(batch);
+        let labels = gradients(&self.model, &mut self.tuner, batches, Averaging::Labels, false).unwrap();
         let input =
             StepInput { labels, counts: vec![1.0; 2], lr: 0.01, lr_rows: 0.01, ..StepInput::default() };
-        self.tuner.finish_step(&mut self.model, &input).unwrap().losses
+        self.tuner.step(&mut self.model, &input).unwrap().losses
     }
 }
 
-/// Steps of several sizes, with a refresh among them, on the SIMT machine with and without chains.
+/// Steps of several sizes, with a refresh among them, on the SIMT machine with and without graphs.
 #[test]
-fn chains_of_launches_compute_what_single_launches_do() {
+fn graphs_compute_what_single_launches_do() {
     for dtype in [DType::F32, DType::BF16] {
         let train = |be: Arc<dyn Backend>| {
             let mut run = Run::new(&be);
@@ -69,11 +65,11 @@ fn chains_of_launches_compute_what_single_launches_do() {
             let losses: Vec<Vec<f64>> = sizes.into_iter().map(|size| run.step(&batch(size))).collect();
             (losses, run.tuner.state(&mut run.model).unwrap())
         };
-        let want = train(Cuda::open_simt(dtype).unwrap());
-        let (be, replayed) = Cuda::open_simt_replayed(dtype);
-        let got = train(be);
+        let want = train(simt(dtype));
+        let be = Cuda::open(DeviceSpec { graphs: true, ..DeviceSpec::simt(dtype) }).unwrap();
+        let got = train(be.clone());
         assert!(got == want, "{dtype:?}: losses {:?} and {:?}", got.0, want.0);
-        let counts = replayed.counts();
+        let counts = be.replays().unwrap();
         assert!(counts.started > counts.made && counts.changed > 0, "{counts:?}");
     }
 }
@@ -82,18 +78,20 @@ fn chains_of_launches_compute_what_single_launches_do() {
 /// addresses, and everything else that is passed by value is the same.
 #[test]
 fn a_step_like_the_last_one_changes_few_launches() {
-    let (be, replayed) = Cuda::open_null_replayed(DType::BF16);
+    let spec = DeviceSpec { graphs: true, ..DeviceSpec::dry_run_of_h100(DType::BF16) };
+    let cuda = Cuda::open(spec).unwrap();
+    let be: Arc<dyn Backend> = cuda.clone();
     let mut run = Run::new(&be);
     let same = batch([9, 7]);
     run.step(&same);
-    let before = replayed.counts();
+    let before = cuda.replays().unwrap();
     run.step(&same);
-    let after = replayed.counts();
-    assert_eq!(after.made, before.made, "a step of the same kernels makes no chain");
+    let after = cuda.replays().unwrap();
+    assert_eq!(after.made, before.made, "a step of the same kernels makes no graph");
     let (launches, changed) = (after.launches - before.launches, after.changed - before.changed);
     // Three layers of seven adapted matrices, sixteen a launch; the item rows of table and head.
     assert!(launches > 100 && changed <= 4, "{changed} of {launches}: {before:?}, {after:?}");
     let other = batch([8, 8]);
     run.step(&other);
-    assert!(replayed.counts().started > after.started);
+    assert!(cuda.replays().unwrap().started > after.started);
 }

@@ -1,7 +1,8 @@
 //! Golden files, verbose closeness, and deterministic inputs. Used by every room.
 #![allow(dead_code)]
 
-use gems_engine::backend::{Backend, DType, cpu::Cpu, cuda::Cuda};
+use gems_engine::backend::cuda::{Cuda, DeviceSpec};
+use gems_engine::backend::{Backend, DType, GateRule, GramEntry, StepFactors, cpu::Cpu, factors};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -107,6 +108,12 @@ impl Golden {
 /// worst one, and NaN or infinities apart.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], want: &[f32], rtol: f64, atol: f64) {
+    assert_within(what, got, want, |i| atol + rtol * (want[i] as f64).abs());
+}
+
+/// The same with a tolerance for each element.
+#[track_caller]
+pub fn assert_within(what: &str, got: &[f32], want: &[f32], tolerance: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}: {} values instead of {}", got.len(), want.len());
     let (mut bad, mut worst, mut at, mut strange) = (0usize, 0f64, 0usize, 0usize);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
@@ -118,7 +125,7 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], rtol: f64, atol: f64)
             at = i;
             continue;
         }
-        let used = (g as f64 - w as f64).abs() / (atol + rtol * (w as f64).abs());
+        let used = (g as f64 - w as f64).abs() / tolerance(i);
         if used > 1.0 {
             bad += 1;
         }
@@ -128,10 +135,11 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], rtol: f64, atol: f64)
     }
     assert!(
         bad == 0 && strange == 0,
-        "{what}: {bad} of {} values differ, {strange} not finite; worst at {at}: got {}, want {} ({worst:.2} x the tolerance {atol:e} + {rtol:e}|w|)",
+        "{what}: {bad} of {} values differ, {strange} not finite; worst at {at}: got {}, want {} ({worst:.2} x the tolerance {:e})",
         want.len(),
         got[at],
-        want[at]
+        want[at],
+        tolerance(at)
     );
 }
 
@@ -154,8 +162,8 @@ pub fn gpu(dtype: DType) -> Option<Arc<dyn Backend>> {
         return gpu.clone();
     }
     let required = std::env::var("GEMS_REQUIRE_CUDA").is_ok_and(|v| v == "1");
-    let gpu = match Cuda::open_device_in(0, dtype) {
-        Ok(gpu) => Some(gpu),
+    let gpu = match Cuda::open(DeviceSpec { dtype, ..DeviceSpec::gpu(0) }) {
+        Ok(gpu) => Some(gpu as Arc<dyn Backend>),
         Err(error) if required => panic!("GEMS_REQUIRE_CUDA=1, but {error}"),
         Err(_) => None,
     };
@@ -163,15 +171,25 @@ pub fn gpu(dtype: DType) -> Option<Arc<dyn Backend>> {
     gpu
 }
 
+/// The host SIMT machine.
+pub fn simt(dtype: DType) -> Arc<dyn Backend> {
+    Cuda::open(DeviceSpec::simt(dtype)).unwrap()
+}
+
+/// A device that computes nothing, spread out as an H100.
+pub fn dry_run(dtype: DType) -> Arc<dyn Backend> {
+    Cuda::open(DeviceSpec::dry_run_of_h100(dtype)).unwrap()
+}
+
 /// The kernels in `dtype` on every device that runs them: the SIMT machine, and a GPU if there is one.
 pub fn kernel_devices(dtype: DType) -> Vec<Arc<dyn Backend>> {
-    std::iter::once(Cuda::open_simt(dtype).unwrap()).chain(gpu(dtype)).collect()
+    std::iter::once(simt(dtype)).chain(gpu(dtype)).collect()
 }
 
 /// The backend a test computes on, in f32: the CPU, unless it runs [`on_every_device`].
 pub fn backend() -> Arc<dyn Backend> {
     match DEVICE.get() {
-        "simt" => Cuda::open_simt(DType::F32).unwrap(),
+        "simt" => simt(DType::F32),
         "cuda" => gpu(DType::F32).unwrap(),
         _ => Cpu::open(None).unwrap(),
     }
@@ -188,4 +206,46 @@ pub fn on_every_device(test: impl Fn()) {
         test();
     }
     DEVICE.set("cpu");
+}
+
+/// A step's losses and inner products, of which clipping, surgery and gates are to be worked out.
+pub struct FactorCase {
+    pub products: Vec<(GramEntry, f64)>,
+    pub losses: Vec<f64>,
+    pub labels: Vec<f32>,
+    pub counts: Vec<f32>,
+    pub pcgrad: bool,
+    pub clip_norm: f64,
+}
+
+impl FactorCase {
+    /// Mean losses and samples of every task, and nothing else.
+    pub fn of(losses: &[f64], counts: &[f64]) -> Self {
+        let (labels, counts) = (vec![1.0; losses.len()], counts.iter().map(|c| *c as f32).collect());
+        let (products, pcgrad, clip_norm) = (Vec::new(), false, 0.0);
+        Self { products, losses: losses.to_vec(), labels, counts, pcgrad, clip_norm }
+    }
+
+    /// What a device makes of it: the clipping factor, the tasks' weights, their gates.
+    pub fn factors(&self, be: &Arc<dyn Backend>, gates: GateRule) -> Vec<f32> {
+        let tasks = self.losses.len();
+        let row = |values: Vec<f32>| be.tensor(&values, 1, values.len(), DType::F32).unwrap();
+        let products = row(self.products.iter().map(|p| p.1 as f32).collect());
+        let losses = row(self.losses.iter().map(|l| *l as f32).collect());
+        let numbers: Vec<u32> = self.products.iter().map(|p| p.0.number(tasks) as u32).collect();
+        let mut out = be.alloc(1, factors::count(tasks), DType::F32).unwrap();
+        be.run(StepFactors {
+            products: products.mat(),
+            entries: &be.indices(&numbers).unwrap(),
+            losses: losses.mat(),
+            labels: &self.labels,
+            counts: &self.counts,
+            gates,
+            pcgrad: self.pcgrad,
+            clip_norm: self.clip_norm,
+            factors: out.mat_mut(),
+        })
+        .unwrap();
+        be.download(out.mat()).unwrap()
+    }
 }

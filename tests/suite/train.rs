@@ -1,41 +1,51 @@
 //! Run directory, checkpoints and layered settings.
 
 use gems_engine::config::{Layer, merge};
-use gems_engine::train::checkpoint::{self, NamedTensor};
+use gems_engine::gems::{StateKind, StateTensor};
+use gems_engine::train::checkpoint;
 use gems_engine::train::run::RunDirectory;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 
-fn tensors(seed: u64) -> BTreeMap<String, Vec<NamedTensor>> {
-    let one = |name: &str, rows: usize, cols: usize| NamedTensor {
-        name: name.into(),
-        rows,
-        cols,
-        values: crate::support::numbers(seed, rows * cols),
+fn tensors(seed: u64) -> Vec<StateTensor> {
+    let one = |name: &str, kind: StateKind, rows: usize, cols: usize| {
+        let (name, values) = (name.to_string(), crate::support::numbers(seed, rows * cols));
+        StateTensor { name, kind, rows, cols, values }
     };
-    BTreeMap::from([
-        ("weights".to_string(), vec![one("a", 3, 5), one("empty", 0, 4), one("z.b", 1, 1)]),
-        ("optimizer".to_string(), vec![one("m", 7, 2)]),
-    ])
+    vec![
+        one("a", StateKind::Weight, 3, 5),
+        one("m.a", StateKind::Optimizer, 7, 2),
+        one("empty", StateKind::Weight, 0, 4),
+        one("z.b", StateKind::Weight, 1, 1),
+    ]
+}
+
+/// The names in a file of a checkpoint, in order.
+fn names(checkpoint: &std::path::Path, file: &str) -> Vec<String> {
+    let bytes = std::fs::read(checkpoint.join(file)).unwrap();
+    let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names: Vec<String> = read.names().into_iter().map(String::from).collect();
+    names.sort();
+    names
 }
 
 #[test]
 fn a_checkpoint_comes_back_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let written = tensors(1);
-    checkpoint::save(dir.path(), 12, &written, json!({"lr": 0.1, "best": null})).unwrap();
+    let path = checkpoint::save(dir.path(), 12, &written, json!({"lr": 0.1, "best": null})).unwrap();
     let read = checkpoint::load_latest(dir.path(), |e| panic!("{e}")).unwrap();
     assert_eq!(read.step, 12);
     assert_eq!(read.state["lr"], 0.1);
-    for (stem, list) in &written {
-        let mut list = list.clone();
-        list.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut got = read.tensors[stem].clone();
-        got.sort_by(|a, b| a.name.cmp(&b.name));
-        assert_eq!(list, got);
-    }
+    let by_name = |mut all: Vec<StateTensor>| {
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    };
+    assert_eq!(by_name(written), by_name(read.tensors));
+    assert_eq!(names(&path, "weights.safetensors"), ["a", "empty", "z.b"]);
+    assert_eq!(names(&path, "optimizer.safetensors"), ["m.a"]);
 }
 
 #[test]

@@ -2,26 +2,36 @@
 //!
 //! This is the specification of every operation: written to be read, and as fast as that allows.
 
+mod activation;
+mod adam;
 mod attention;
-mod loss;
-mod method;
-mod products;
+mod column_sums;
+mod cross_entropy;
+mod dots;
+mod elementwise;
+mod fold;
+mod gather;
+mod linear;
+mod matmul;
+mod orthonormalize;
+mod project;
+mod rmsnorm;
+mod rope;
 mod rows;
 mod simd;
+mod step_factors;
+mod weight_grad;
 
 use super::*;
 use crate::error::{Error, Kind, Result};
-use rayon::prelude::*;
 use std::sync::Arc;
-
-pub(in crate::backend) use loss::LOGITS;
-
-pub use attention::bucket as relative_position_bucket;
 
 /// The CPU backend.
 pub struct Cpu {
+    info: DeviceInfo,
     threads: usize,
     pool: HostPool,
+    stopwatch: Stopwatch,
 }
 
 impl Cpu {
@@ -35,7 +45,23 @@ impl Cpu {
             // A second call fails harmlessly: the pool exists already.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         }
-        Ok(Arc::new(Self { threads: rayon::current_num_threads(), pool: HostPool::default() }))
+        let (threads, pool) = (rayon::current_num_threads(), HostPool::default());
+        Ok(Arc::new(Self { info: info(threads), threads, pool, stopwatch: Stopwatch::default() }))
+    }
+}
+
+fn info(threads: usize) -> DeviceInfo {
+    DeviceInfo {
+        name: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
+        compute_dtype: DType::F32,
+        max_logits: cross_entropy::LOGITS,
+        peaks: None,
+        computes: true,
+        sms: 0,
+        max_shared: 0,
+        hopper: false,
+        blas: false,
+        caches: true,
     }
 }
 
@@ -59,22 +85,9 @@ fn host_mut<'a>(m: &'a mut MatMut<'_>) -> &'a mut [f32] {
     }
 }
 
-fn fill(m: &mut MatMut, value: f32) {
-    rows::each_row(m, |_, row| row.fill(value));
-}
-
-fn copy(from: Mat, mut to: MatMut) {
-    assert_eq!(from.shape(), to.shape(), "copy");
-    let data = host(from);
-    rows::each_row(&mut to, |i, out| out.copy_from_slice(rows::row(data, &from, i)));
-}
-
 impl Backend for Cpu {
-    fn name(&self) -> String {
-        format!("cpu ({} thread{})", self.threads, if self.threads == 1 { "" } else { "s" })
-    }
-    fn compute_dtype(&self) -> DType {
-        DType::F32
+    fn info(&self) -> &DeviceInfo {
+        &self.info
     }
     fn memory(&self) -> MemoryUse {
         self.pool.usage()
@@ -84,6 +97,16 @@ impl Backend for Cpu {
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+    fn record(&self) -> Result<()> {
+        self.stopwatch.start();
+        Ok(())
+    }
+    fn recorded(&self) -> Result<Vec<trace::Record>> {
+        Ok(self.stopwatch.stop())
+    }
+    fn stopwatch(&self) -> Option<&Stopwatch> {
+        Some(&self.stopwatch)
     }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
@@ -95,7 +118,7 @@ impl Backend for Cpu {
         let mut tensor = Tensor::new(Storage::Host(self.pool.take(rows * cols)), rows, cols, dtype);
         if cfg!(debug_assertions) {
             // Reading what nobody wrote shows.
-            fill(&mut tensor.mat_mut(), f32::NAN);
+            elementwise::fill(Fill { x: tensor.mat_mut(), value: f32::NAN });
         }
         Ok(tensor)
     }
@@ -110,211 +133,41 @@ impl Backend for Cpu {
     }
     fn download(&self, from: Mat) -> Result<Vec<f32>> {
         let data = host(from);
-        Ok((0..from.rows).flat_map(|i| rows::row(data, &from, i).iter().copied()).collect())
-    }
-    fn copy(&self, from: Mat, to: MatMut) -> Result<()> {
-        copy(from, to);
-        Ok(())
-    }
-    fn fill(&self, mut x: MatMut, value: f32) -> Result<()> {
-        fill(&mut x, value);
-        Ok(())
+        let rows = if from.cols == 0 { 0 } else { from.rows };
+        Ok((0..rows).flat_map(|i| rows::row(data, &from, i).iter().copied()).collect())
     }
 
-    fn matmul(&self, c: MatMut, beta: f32, alpha: f32, a: Mat, op_a: Op, b: Mat, op_b: Op) -> Result<()> {
-        products::matmul(self.threads, c, beta, alpha, a, op_a, b, op_b);
-        Ok(())
-    }
-    fn linear(&self, layer: &AdaptedLinear, x: Mat, h: Option<MatMut>, mut y: MatMut) -> Result<()> {
-        products::matmul(self.threads, y.reborrow(), 0.0, 1.0, x, Op::N, layer.weight.mat(), Op::T);
-        if let Some(bias) = &layer.bias {
-            let values = host(bias.mat());
-            rows::each_row(&mut y, |_, out| simd::axpy(1.0, values, out));
+    fn execute(&self, op: Operation) -> Result<()> {
+        let (threads, pool) = (self.threads, &self.pool);
+        match op {
+            Operation::Copy(op) => elementwise::copy(op),
+            Operation::Fill(op) => elementwise::fill(op),
+            Operation::Scale(op) => elementwise::scale(op),
+            Operation::Axpy(op) => elementwise::axpy(op),
+            Operation::Gather(op) => gather::gather(op),
+            Operation::ScatterAdd(op) => gather::scatter_add(op),
+            Operation::Matmul(op) => matmul::matmul(threads, op),
+            Operation::MatmulMany(op) => matmul::matmul_many(threads, op),
+            Operation::Linear(op) => linear::linear(threads, op),
+            Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, op),
+            Operation::WeightGrad(op) => weight_grad::weight_grad(threads, op),
+            Operation::ColumnSums(op) => column_sums::column_sums(op),
+            Operation::Rmsnorm(op) => rmsnorm::rmsnorm(op),
+            Operation::RmsnormBackward(op) => rmsnorm::rmsnorm_backward(op),
+            Operation::Rope(op) => rope::rope(op),
+            Operation::Attention(op) => attention::attention(op),
+            Operation::AttentionBackward(op) => attention::attention_backward(op),
+            Operation::Activate(op) => activation::activate(op),
+            Operation::ActivateBackward(op) => activation::activate_backward(op),
+            Operation::CrossEntropy(op) => cross_entropy::cross_entropy(threads, pool, op),
+            Operation::Dots(op) => dots::dots(op),
+            Operation::StepFactors(op) => step_factors::step_factors(op),
+            Operation::Adam(op) => adam::adam(op),
+            Operation::ProjectRows(op) => project::project_rows(threads, pool, op),
+            Operation::ProjectColumns(op) => project::project_columns(threads, pool, op),
+            Operation::Fold(op) => fold::fold(threads, op),
+            Operation::OrthonormalizeRows(op) => orthonormalize::orthonormalize_rows(op),
         }
-        match (&layer.branch, h) {
-            (Some(branch), Some(mut h)) => {
-                products::matmul(self.threads, h.reborrow(), 0.0, 1.0, x, Op::N, branch.a.mat(), Op::T);
-                products::matmul(self.threads, y, 1.0, 1.0, h.as_mat(), Op::N, branch.b.mat(), Op::T);
-            }
-            (None, None) => {}
-            _ => panic!("linear: h goes with a branch"),
-        }
-        Ok(())
-    }
-    fn linear_input_gradient(
-        &self,
-        layer: &AdaptedLinear,
-        dy: Mat,
-        z: Option<MatMut>,
-        mut dx: MatMut,
-        accumulate: bool,
-    ) -> Result<()> {
-        let beta = if accumulate { 1.0 } else { 0.0 };
-        products::matmul(self.threads, dx.reborrow(), beta, 1.0, dy, Op::N, layer.weight.mat(), Op::N);
-        match (&layer.branch, z) {
-            (Some(branch), Some(mut z)) => {
-                products::matmul(self.threads, z.reborrow(), 0.0, 1.0, dy, Op::N, branch.b.mat(), Op::N);
-                products::matmul(self.threads, dx, 1.0, 1.0, z.as_mat(), Op::N, branch.a.mat(), Op::N);
-            }
-            (None, None) => {}
-            _ => panic!("linear_input_gradient: z goes with a branch"),
-        }
-        Ok(())
-    }
-    fn outer(&self, y: Mat, x: Mat, parts: &[OuterPart], out: MatMut) -> Result<()> {
-        products::outer(self.threads, y, x, parts, out);
-        Ok(())
-    }
-
-    fn embed(&self, table: Mat, ids: &Indices, scale: f32, y: MatMut) -> Result<()> {
-        rows::gather(table, &ids.host, scale, y);
-        Ok(())
-    }
-    fn gather_rows(&self, from: Mat, rows: &Indices, to: MatMut) -> Result<()> {
-        self::rows::gather(from, &rows.host, 1.0, to);
-        Ok(())
-    }
-    fn scatter_add_rows(
-        &self,
-        from: Mat,
-        groups: &RowGroups,
-        scale: f32,
-        first_row: usize,
-        to: MatMut,
-    ) -> Result<()> {
-        rows::scatter_add(from, groups, scale, first_row, to);
-        Ok(())
-    }
-    fn rmsnorm(
-        &self,
-        x: Mat,
-        residual: Option<(Mat, MatMut)>,
-        w: Mat,
-        eps: f32,
-        y: MatMut,
-        inv_rms: MatMut,
-    ) -> Result<()> {
-        rows::rmsnorm(x, residual, w, eps, y, inv_rms);
-        Ok(())
-    }
-    fn rmsnorm_backward(
-        &self,
-        s: Mat,
-        w: Mat,
-        inv_rms: Mat,
-        dy: Mat,
-        dx: MatMut,
-        accumulate: bool,
-        dw: Option<(&[Range<usize>], MatMut)>,
-    ) -> Result<()> {
-        rows::rmsnorm_backward(s, w, inv_rms, dy, dx, accumulate, dw);
-        Ok(())
-    }
-    fn rope(&self, x: MatMut, positions: &Indices, inv_freq: Mat, heads: usize, inverse: bool) -> Result<()> {
-        rows::rope(x, positions, inv_freq, heads, inverse);
-        Ok(())
-    }
-    fn attention(&self, spec: &Attention, q: Mat, k: Mat, v: Mat, out: MatMut, lse: MatMut) -> Result<()> {
-        attention::forward(spec, q, k, v, out, lse);
-        Ok(())
-    }
-    fn attention_backward(
-        &self,
-        spec: &Attention,
-        q: Mat,
-        k: Mat,
-        v: Mat,
-        out: Mat,
-        lse: Mat,
-        dout: Mat,
-        dq: MatMut,
-        dk: MatMut,
-        dv: MatMut,
-        dbias: Option<(&[Range<usize>], MatMut)>,
-    ) -> Result<()> {
-        attention::backward(spec, (q, k, v), (out, lse), dout, (dq, dk, dv), dbias);
-        Ok(())
-    }
-    fn activation(&self, kind: Activation, gate: Mat, up: Option<Mat>, y: MatMut) -> Result<()> {
-        rows::activation(kind, gate, up, y);
-        Ok(())
-    }
-    fn activation_backward(
-        &self,
-        kind: Activation,
-        gate: Mat,
-        up: Option<Mat>,
-        dy: Mat,
-        dgate: MatMut,
-        dup: Option<MatMut>,
-    ) -> Result<()> {
-        rows::activation_backward(kind, gate, up, dy, dgate, dup);
-        Ok(())
-    }
-    fn cross_entropy(
-        &self,
-        x: Mat,
-        head: Mat,
-        logit_scale: f32,
-        targets: &Indices,
-        weights: Mat,
-        nll: MatMut,
-        dx: Option<MatMut>,
-        head_gradient: Option<HeadGradient>,
-    ) -> Result<()> {
-        let pool = &self.pool;
-        loss::cross_entropy(
-            self.threads,
-            pool,
-            x,
-            head,
-            logit_scale,
-            targets,
-            weights,
-            nll,
-            dx,
-            head_gradient,
-        );
-        Ok(())
-    }
-    fn axpy(&self, alpha: f32, x: Mat, y: MatMut) -> Result<()> {
-        method::axpy(alpha, x, y);
-        Ok(())
-    }
-    fn scale(&self, x: MatMut, alpha: f32) -> Result<()> {
-        method::scale(x, alpha);
-        Ok(())
-    }
-    fn column_sums(&self, dy: Mat, segments: &[Range<usize>], out: MatMut) -> Result<()> {
-        rows::column_sums(dy, segments, out);
-        Ok(())
-    }
-
-    fn dots(&self, pairs: &[(Mat, Mat)], out: MatMut) -> Result<()> {
-        method::dots(pairs, out);
-        Ok(())
-    }
-    fn adam(&self, updates: Vec<AdamUpdate>, factors: Option<Mat>, squares: Option<MatMut>) -> Result<()> {
-        method::adam(updates, factors, squares);
-        Ok(())
-    }
-    fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {
-        method::project_rows(self.threads, &self.pool, x, k);
-        Ok(())
-    }
-    fn project_columns(&self, x: MatMut, k: Mat) -> Result<()> {
-        method::project_columns(self.threads, &self.pool, x, k);
-        Ok(())
-    }
-    fn fold(&self, mut w: MatMut, keep: f32, scale: f32, b: Mat, a: Mat, _rounding: Rounding) -> Result<()> {
-        if keep != 1.0 {
-            method::scale(w.reborrow(), keep);
-        }
-        products::matmul(self.threads, w, 1.0, scale, b, Op::N, a, Op::N);
-        Ok(())
-    }
-    fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()> {
-        matrices.par_iter_mut().for_each(method::orthonormalize_rows);
         Ok(())
     }
 }

@@ -1,65 +1,21 @@
 //! Attention: `kernels/attention*.cu`.
 
 use super::Cuda;
-use super::driver::Shape;
-use super::launch::{View, address, tag, view, view_mut};
-use super::rows::{Segment, segments};
-use crate::backend::cpu::relative_position_bucket;
-use crate::backend::trace::{Work, bytes};
-use crate::backend::{Attention, DType, Indices, Mask, Mat, MatMut, RelativeBias};
+use super::abi::{
+    ATTENTION_QUERIES_64, ATTENTION_QUERIES_128, ATTENTION_SCRATCH, ATTENTION_THREADS, ATTENTION_TILE,
+    ATTENTION_WARPS, AttentionArguments, AttentionBiasArguments, AttentionBiasSumArguments, BIAS_THREADS,
+    Launch, Matrix, SEGMENTS, segments,
+};
+use super::launch::{address, tag, view, view_mut};
+use crate::backend::relative_bias::relative_position_bucket;
+use crate::backend::work::{Work, bytes, bytes_mut};
+use crate::backend::{
+    Attention, AttentionBackward, AttentionPass, AttentionSpec, DType, Indices, Mask, Mat, PerSegment,
+    RelativeBias,
+};
 use crate::error::Result;
-use bytemuck::{Pod, Zeroable};
-use std::ops::Range;
+use bytemuck::Zeroable;
 use std::sync::Arc;
-
-/// `struct AttentionArguments` of `kernels/attention.cuh`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct AttentionArguments {
-    q: View,
-    k: View,
-    v: View,
-    out: View,
-    lse: View,
-    dout: View,
-    delta: View,
-    dq: View,
-    dk: View,
-    dv: View,
-    bias_table: View,
-    q_offsets: u64,
-    k_offsets: u64,
-    listed_offsets: u64,
-    listed_keys: u64,
-    q_positions: u64,
-    k_positions: u64,
-    buckets: u64,
-    heads: i32,
-    kv_heads: i32,
-    head_dim: i32,
-    causal: i32,
-    max_distance: i32,
-    scale: f32,
-}
-
-/// `struct AttentionBiasArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct AttentionBiasArguments {
-    attention: AttentionArguments,
-    partial: View,
-}
-
-/// `struct AttentionBiasSumArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct AttentionBiasSumArguments {
-    partial: View,
-    dbias: View,
-    buckets: i32,
-    unused: i32,
-    segment: [Segment; 64],
-}
 
 /// The bucket of every clamped distance, on the device: one table a kind of bias.
 pub(super) type BucketTables = std::collections::HashMap<(bool, usize, usize), Arc<Indices>>;
@@ -80,9 +36,9 @@ impl Cuda {
         }
         // Distances beyond max_distance all fall into the last bucket, so a clamped distance is enough.
         let most = bias.max_distance as i64;
-        let bucket =
+        let of =
             |d| relative_position_bucket(d, bias.bidirectional, bias.table.rows, bias.max_distance) as u32;
-        let list: Vec<u32> = (-most..=most).map(bucket).collect();
+        let list: Vec<u32> = (-most..=most).map(of).collect();
         let table = Arc::new(self.upload_indices(&list)?);
         tables.insert(key, table.clone());
         Ok(table)
@@ -90,12 +46,9 @@ impl Cuda {
 
     fn attention_arguments(
         &self,
-        spec: &Attention,
+        spec: &AttentionSpec,
         (q, k, v): (Mat, Mat, Mat),
     ) -> Result<AttentionArguments> {
-        assert!(q.cols == spec.heads * spec.head_dim && k.cols == spec.kv_heads * spec.head_dim, "attention");
-        assert!(k.shape() == v.shape() && q.dtype == k.dtype && q.dtype == v.dtype, "attention");
-        assert!((1..=256).contains(&spec.head_dim), "attention: head size {}", spec.head_dim);
         let mut a = AttentionArguments {
             q: view(q),
             k: view(k),
@@ -105,15 +58,19 @@ impl Cuda {
             heads: spec.heads as i32,
             kv_heads: spec.kv_heads as i32,
             head_dim: spec.head_dim as i32,
-            causal: i32::from(matches!(spec.mask, Mask::Causal)),
+            window: match spec.mask {
+                Mask::Causal { window } => window.map_or(i32::MAX, |w| w.try_into().unwrap_or(i32::MAX)),
+                Mask::Full | Mask::Listed { .. } => 0,
+            },
             scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+            inverse_softcap: spec.softcap.map_or(0.0, f32::recip),
             ..AttentionArguments::zeroed()
         };
         if let Mask::Listed { offsets, keys } = spec.mask {
             (a.listed_offsets, a.listed_keys) = (address(offsets), address(keys));
         }
         if let Some(bias) = &spec.bias {
-            assert_eq!(bias.table.dtype, q.dtype, "attention bias");
             a.bias_table = view(bias.table);
             (a.q_positions, a.k_positions) = (address(bias.q_positions), address(bias.k_positions));
             a.buckets = address(&*self.buckets(bias)?);
@@ -123,7 +80,7 @@ impl Cuda {
     }
 
     /// The size of a tensor-core kernel's tiles, if the tensor-core kernels take this call.
-    fn tile_size(spec: &Attention, dtype: DType, matrices: &[View]) -> Option<usize> {
+    fn tile_size(spec: &AttentionSpec, dtype: DType, matrices: &[Matrix]) -> Option<usize> {
         let aligned = matrices.iter().all(|m| m.aligned(dtype));
         let listed = matches!(spec.mask, Mask::Listed { .. });
         let fits = spec.head_dim.is_multiple_of(8) && spec.head_dim <= 128;
@@ -153,52 +110,35 @@ impl Cuda {
             let shift = 4 * start as u64;
             let arguments =
                 AttentionArguments { q_offsets: a.q_offsets + shift, k_offsets: a.k_offsets + shift, ..*a };
-            let shape = Shape::line(tiles, 128).grid_yz(heads, end - start).shared(shared);
+            let shape = Launch::line(tiles, ATTENTION_THREADS).grid_yz(heads, end - start).shared(shared);
             let work = if start == 0 { work } else { Work::default() };
             self.launch(kernel, shape, &arguments, work)?;
         }
         Ok(())
     }
 
-    /// See [`crate::backend::Backend::attention`].
-    pub(super) fn attention(
-        &self,
-        spec: &Attention,
-        qkv: (Mat, Mat, Mat),
-        out: MatMut,
-        lse: MatMut,
-    ) -> Result<()> {
-        let dtype = qkv.0.dtype;
-        let a = self.attention_arguments(spec, qkv)?;
+    pub(super) fn attention(&self, op: Attention) -> Result<()> {
+        let work = op.work();
+        let Attention { spec, q, k, v, out, lse } = op;
+        let (spec, dtype) = (&spec, q.dtype);
+        let a = self.attention_arguments(spec, (q, k, v))?;
         let a = AttentionArguments { out: view_mut(&out), lse: view_mut(&lse), ..a };
-        let work = Work::attention(spec, dtype, (2, 2, 2));
         match Self::tile_size(spec, dtype, &[a.q, a.k, a.v]) {
             Some(d) => {
-                let over = (spec.q_offsets, 64, spec.heads);
-                self.over_sequences(&format!("attention_tc_{d}"), over, 3 * 64 * d * 2, &a, work)
+                let over = (spec.q_offsets, ATTENTION_TILE, spec.heads);
+                self.over_sequences(&format!("attention_tc_{d}"), over, 3 * ATTENTION_TILE * d * 2, &a, work)
             }
             None => {
-                let over = (spec.q_offsets, 4, spec.heads);
+                let over = (spec.q_offsets, ATTENTION_WARPS, spec.heads);
                 let name = format!("attention_rows_{}", tag(dtype));
                 self.over_sequences(&name, over, rows_shared(spec.head_dim), &a, work)
             }
         }
     }
 
-    /// See [`crate::backend::Backend::attention_backward`].
-    pub(super) fn attention_backward(
-        &self,
-        spec: &Attention,
-        qkv: (Mat, Mat, Mat),
-        (out, lse, dout): (Mat, Mat, Mat),
-        (dq, dk, dv): (MatMut, MatMut, MatMut),
-        dbias: Option<(&[Range<usize>], MatMut)>,
-    ) -> Result<()> {
-        assert!(
-            !matches!(spec.mask, Mask::Listed { .. }),
-            "attention_backward: listed masks are forward only"
-        );
-        let dtype = qkv.0.dtype;
+    pub(super) fn attention_backward(&self, op: AttentionBackward) -> Result<()> {
+        let AttentionBackward { spec, q, k, v, out, lse, dout, dq, dk, dv, dbias } = op;
+        let (spec, dtype) = (&spec, q.dtype);
         let delta = self.scratch(out.rows, spec.heads)?;
         let a = AttentionArguments {
             out: view(out),
@@ -208,27 +148,37 @@ impl Cuda {
             dq: view_mut(&dq),
             dk: view_mut(&dk),
             dv: view_mut(&dv),
-            ..self.attention_arguments(spec, qkv)?
+            ..self.attention_arguments(spec, (q, k, v))?
         };
         if out.rows > 0 {
             let threads = out.rows * spec.heads * 32;
             let work = Work::new(2 * bytes(out) + bytes(delta.mat()), 2 * (out.rows * out.cols) as u64);
-            self.launch(&format!("attention_delta_{}", tag(dtype)), Shape::cover(threads), &a, work)?;
+            self.launch(&format!("attention_delta_{}", tag(dtype)), Launch::cover(threads), &a, work)?;
         }
-        // Both compute scores and their gradients: three products for dq, four for dk and dv.
-        let work_q = Work::attention(spec, dtype, (3, 2, 3));
-        let work_k = Work::attention(spec, dtype, (2, 4, 4));
+        let work_q = Work::attention(spec, dtype, AttentionPass::Dq);
+        let work_k = Work::attention(spec, dtype, AttentionPass::Dkv);
         match Self::tile_size(spec, dtype, &[a.q, a.k, a.v, a.dout]) {
             Some(d) => {
-                let queries = if d == 64 { 64 } else { 32 };
-                let (over_q, over_k) =
-                    ((spec.q_offsets, 64, spec.heads), (spec.k_offsets, 64, spec.kv_heads));
-                self.over_sequences(&format!("attention_dq_tc_{d}"), over_q, 4 * 64 * d * 2, &a, work_q)?;
-                let shared = (2 * 64 + 2 * queries) * d * 2 + 8 * queries;
+                let queries = if d == 64 { ATTENTION_QUERIES_64 } else { ATTENTION_QUERIES_128 };
+                let (over_q, over_k) = (
+                    (spec.q_offsets, ATTENTION_TILE, spec.heads),
+                    (spec.k_offsets, ATTENTION_TILE, spec.kv_heads),
+                );
+                self.over_sequences(
+                    &format!("attention_dq_tc_{d}"),
+                    over_q,
+                    4 * ATTENTION_TILE * d * 2,
+                    &a,
+                    work_q,
+                )?;
+                let shared = (2 * ATTENTION_TILE + 2 * queries) * d * 2 + 8 * queries;
                 self.over_sequences(&format!("attention_dkv_tc_{d}"), over_k, shared, &a, work_k)?;
             }
             None => {
-                let (over_q, over_k) = ((spec.q_offsets, 4, spec.heads), (spec.k_offsets, 4, spec.kv_heads));
+                let (over_q, over_k) = (
+                    (spec.q_offsets, ATTENTION_WARPS, spec.heads),
+                    (spec.k_offsets, ATTENTION_WARPS, spec.kv_heads),
+                );
                 let shared = rows_shared(spec.head_dim);
                 self.over_sequences(
                     &format!("attention_dq_rows_{}", tag(dtype)),
@@ -247,20 +197,20 @@ impl Cuda {
             }
         }
         match (dbias, &spec.bias) {
-            (Some((ranges, dbias)), Some(bias)) => self.bias_gradient(spec, bias, dtype, &a, ranges, dbias),
+            (Some(dbias), Some(bias)) => self.bias_gradient(spec, bias, dtype, &a, dbias),
             _ => Ok(()),
         }
     }
 
     fn bias_gradient(
         &self,
-        spec: &Attention,
+        spec: &AttentionSpec,
         bias: &RelativeBias,
         dtype: DType,
         a: &AttentionArguments,
-        ranges: &[Range<usize>],
-        mut dbias: MatMut,
+        dbias: PerSegment,
     ) -> Result<()> {
+        let PerSegment { segments: ranges, out: mut dbias } = dbias;
         let (buckets, sequences) = (bias.table.rows, spec.q_offsets.len().saturating_sub(1));
         assert!(
             buckets <= 512 && sequences <= 65_535,
@@ -271,13 +221,14 @@ impl Cuda {
         }
         let partial = self.scratch(sequences * buckets, spec.heads)?;
         let arguments = AttentionBiasArguments { attention: *a, partial: view(partial.mat()) };
-        let shape = Shape::line(1, 64).grid_yz(spec.heads, sequences).shared(64 * buckets * 4);
+        let shape =
+            Launch::line(1, BIAS_THREADS).grid_yz(spec.heads, sequences).shared(BIAS_THREADS * buckets * 4);
         // Scores and their gradients once more, of every pair.
-        let pairs = Work::attention(spec, dtype, (2, 2, 2));
+        let pairs = Work::attention(spec, dtype, AttentionPass::Forward);
         let work = Work::new(pairs.bytes + bytes(partial.mat()), pairs.flops);
         self.launch(&format!("attention_bias_{}", tag(dtype)), shape, &arguments, work)?;
-        for (i, ranges) in ranges.chunks(64).enumerate() {
-            let first = i * 64 * buckets;
+        for (i, ranges) in ranges.chunks(SEGMENTS).enumerate() {
+            let first = i * SEGMENTS * buckets;
             let rows = dbias.reborrow().row_range(first..first + ranges.len() * buckets);
             let arguments = AttentionBiasSumArguments {
                 partial: view(partial.mat()),
@@ -286,15 +237,15 @@ impl Cuda {
                 unused: 0,
                 segment: segments(ranges),
             };
-            let shape = Shape::cover(buckets * spec.heads).grid_yz(ranges.len(), 1);
-            let work = Work::new(bytes(partial.mat()) + 2 * bytes(rows.as_mat()), bytes(partial.mat()) / 4);
+            let shape = Launch::cover(buckets * spec.heads).grid_yz(ranges.len(), 1);
+            let work = Work::new(bytes(partial.mat()) + 2 * bytes_mut(&rows), bytes(partial.mat()) / 4);
             self.launch("attention_bias_sum", shape, &arguments, work)?;
         }
         Ok(())
     }
 }
 
-/// Shared memory of the row kernels: four warps of 2 d + 96 values.
+/// Shared memory of the row kernels: what every warp keeps of its row.
 fn rows_shared(d: usize) -> usize {
-    4 * (2 * d + 96) * 4
+    ATTENTION_WARPS * (2 * d + ATTENTION_SCRATCH) * 4
 }

@@ -1,46 +1,16 @@
 //! From matrices to kernel arguments.
 
 use super::Cuda;
-use super::driver::Shape;
-use crate::backend::trace::Work;
+use super::abi::{CHUNK, Launch, Matrix};
+use crate::backend::work::Work;
 use crate::backend::{DType, Indices, Mat, MatMut, Storage};
 use crate::error::Result;
-use bytemuck::{Pod, Zeroable};
-
-/// `struct Matrix` of `kernels/common.cuh`.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub struct View {
-    /// Address of the first element; 0 for a matrix that an operation does without.
-    pub data: u64,
-    /// Number of rows.
-    pub rows: i32,
-    /// Number of columns.
-    pub cols: i32,
-    /// Elements from one row to the next.
-    pub ld: i64,
-}
-
-impl View {
-    /// No matrix.
-    pub const NONE: View = View { data: 0, rows: 0, cols: 0, ld: 0 };
-
-    /// Whether base and rows are aligned to 16 bytes, as the tensor-core kernels need it.
-    pub fn aligned(&self, dtype: DType) -> bool {
-        let row = self.ld as usize * dtype.bytes();
-        self.data.is_multiple_of(16) && (row.is_multiple_of(16) || self.rows <= 1)
-    }
-}
-
-/// `struct TensorMap` of `kernels/hopper.cuh`: opaque, made by the driver.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(128))]
-pub struct TensorMap(pub [u64; 16]);
+use bytemuck::Pod;
 
 /// What a kernel sees of a matrix.
-pub fn view(m: Mat) -> View {
+pub fn view(m: Mat) -> Matrix {
     let Storage::Device(buffer) = m.storage else { unreachable!("a host tensor reached the kernel backend") };
-    View {
+    Matrix {
         data: buffer.address + (m.offset * m.dtype.bytes()) as u64,
         rows: m.rows as i32,
         cols: m.cols as i32,
@@ -49,13 +19,13 @@ pub fn view(m: Mat) -> View {
 }
 
 /// What a kernel sees of a matrix that it writes.
-pub fn view_mut(m: &MatMut) -> View {
+pub fn view_mut(m: &MatMut) -> Matrix {
     view(m.as_mat())
 }
 
 /// What a kernel sees of a matrix that may be missing.
-pub fn view_or_none(m: Option<Mat>) -> View {
-    m.map_or(View::NONE, view)
+pub fn view_or_none(m: Option<Mat>) -> Matrix {
+    m.map_or(Matrix::NONE, view)
 }
 
 /// Address of a list's device copy (0 for an empty list, which no kernel reads).
@@ -71,15 +41,22 @@ pub fn tag(dtype: DType) -> &'static str {
     }
 }
 
-/// Threads that go over all elements of a matrix, 8 each (`my_chunk` of `kernels/common.cuh`).
-pub fn chunks(m: &View) -> Shape {
-    Shape::cover(m.rows as usize * (m.cols as usize).div_ceil(8))
+/// Threads that go over all elements of a matrix, [`CHUNK`] each (`my_chunk` of `kernels/common.cuh`).
+pub fn chunks(m: &Matrix) -> Launch {
+    Launch::cover(m.rows as usize * (m.cols as usize).div_ceil(CHUNK))
 }
 
 impl Cuda {
     /// Starts a kernel with its one structure of arguments; `work` is its floor.
-    pub(super) fn launch<A: Pod>(&self, kernel: &str, shape: Shape, arguments: &A, work: Work) -> Result<()> {
-        let start = || self.driver.launch(kernel, shape, bytemuck::bytes_of(arguments)).map(|()| true);
-        self.recorder.run(self.driver.as_ref(), (kernel, shape.blocks()), work, start).map(drop)
+    pub(super) fn launch<A: Pod>(
+        &self,
+        kernel: &str,
+        launch: Launch,
+        arguments: &A,
+        work: Work,
+    ) -> Result<()> {
+        const { assert!(size_of::<A>() <= 4096, "a launch takes 4 KB of arguments") };
+        let start = || self.driver.launch(kernel, launch, bytemuck::bytes_of(arguments)).map(|()| true);
+        self.recorder.run(self.driver.as_ref(), (kernel, launch.blocks()), work, start).map(drop)
     }
 }

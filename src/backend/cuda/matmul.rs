@@ -1,78 +1,30 @@
 //! Matrix products: `kernels/matmul.cu` and, on Hopper, `kernels/matmul_sm90a.cu`; which of them, and why.
 
 use super::Cuda;
-use super::driver::Shape;
-use super::launch::{TensorMap, View, tag, view, view_mut, view_or_none};
-use super::library::PlainProduct;
-use crate::backend::trace::{Work, bytes};
-use crate::backend::{DType, Mat, MatMut, Op, Rounding};
+use super::abi::{
+    BRANCH_TILE_N, HOPPER_M, HOPPER_SHARED_128, HOPPER_SHARED_256, HOPPER_THREADS, HopperArguments, Launch,
+    LinearArguments, MatmulArguments, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE, TILE_M, TILE_N, TILE_SHARED,
+    TILE_THREADS,
+};
+use super::driver::PlainProduct;
+use super::launch::{tag, view, view_mut, view_or_none};
+use crate::backend::work::{Work, bytes, bytes_mut};
+use crate::backend::{DType, Mat, MatMut, Matmul, Operand, Rounding};
 use crate::error::Result;
-use bytemuck::{Pod, Zeroable};
-
-/// `struct MatmulArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct MatmulArguments {
-    a0: View,
-    b0: View,
-    a1: View,
-    b1: View,
-    c: View,
-    bias: View,
-    m: i32,
-    n: i32,
-    k0: i32,
-    k1: i32,
-    transpose_a: i32,
-    transpose_b: i32,
-    alpha: f32,
-    beta: f32,
-    stochastic: i32,
-    unused: i32,
-    seed: u64,
-}
-
-/// `struct HopperArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(128))]
-struct HopperArguments {
-    a0: TensorMap,
-    b0: TensorMap,
-    a1: TensorMap,
-    b1: TensorMap,
-    branch_b: TensorMap,
-    product: MatmulArguments,
-    branch: MatmulArguments,
-    tickets: u64,
-    unused: [u32; 30],
-}
-
-/// `struct LinearArguments`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct LinearArguments {
-    product: MatmulArguments,
-    branch: MatmulArguments,
-    tickets: u64,
-    unused: u64,
-}
+use bytemuck::Zeroable;
 
 /// `C = beta C + alpha (A0 B0 + A1 B1) + bias`, operands as stored, with their orientation.
 #[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
     pub alpha: f32,
     pub beta: f32,
-    pub a: (Mat<'a>, Op),
-    pub b: (Mat<'a>, Op),
+    pub a: Operand<'a>,
+    pub b: Operand<'a>,
     /// A second pair, oriented as the first.
     pub second: Option<(Mat<'a>, Mat<'a>)>,
     pub bias: Option<Mat<'a>>,
     pub rounding: Rounding,
 }
-
-// Shared memory of a block, as `kernels/matmul_tile.cuh` works it out: tensor cores with 64 and 128 columns.
-pub(super) const TILE_SHARED: [usize; 2] = [3 * 32 * 2 * (128 + 64), 3 * 32 * 2 * (128 + 128)];
-pub(super) const PLAIN_SHARED: usize = 2 * 16 * 68 * 4;
 
 // ---- which kernel ---------------------------------------------------------------------------
 
@@ -81,8 +33,8 @@ pub(super) const PLAIN_SHARED: usize = 2 * 16 * 68 * 4;
 pub struct MatmulShape {
     /// Rows and columns of the result, and the summed dimension of the first pair.
     pub size: (usize, usize, usize),
-    /// How A and B enter.
-    pub ops: (Op, Op),
+    /// Whether A and B enter transposed.
+    pub transposed: (bool, bool),
     /// Whether all operands are bf16 with base and rows aligned to 16 bytes.
     pub tensor_cores: bool,
     /// The result's type.
@@ -113,17 +65,14 @@ pub struct MatmulKernel {
 impl MatmulShape {
     /// The kernel for this product on a device with `multiprocessors`, which has wgmma if it is a `hopper`.
     pub fn kernel(&self, hopper: bool, multiprocessors: usize) -> MatmulKernel {
-        let letter = |op| if op == Op::N { "n" } else { "t" };
-        let ending = format!("{}{}_{}", letter(self.ops.0), letter(self.ops.1), tag(self.result));
+        let letter = |transposed| if transposed { "t" } else { "n" };
+        let (a, b) = self.transposed;
+        let ending = format!("{}{}_{}", letter(a), letter(b), tag(self.result));
         if !self.tensor_cores {
             let why = "an operand is f32 or not aligned to 16 bytes: CUDA cores";
             return MatmulKernel { name: "matmul_plain".into(), why, family: Family::Plain };
         }
-        let oriented = match self.ops {
-            (Op::N, _) => true,
-            (Op::T, Op::N) => self.result == DType::F32,
-            (Op::T, Op::T) => false,
-        };
+        let oriented = !a || (!b && self.result == DType::F32);
         if hopper && oriented && self.size.2 > 0 {
             let columns = self.columns(multiprocessors);
             let name = format!("matmul_sm90a_{ending}_{columns}");
@@ -134,7 +83,7 @@ impl MatmulShape {
             (true, false) => "mma.sync and cp.async: no wgmma kernel for this orientation",
             (true, true) => "mma.sync and cp.async: nothing to sum",
         };
-        let fused = self.branch && self.ops.0 == Op::N && self.result == DType::BF16;
+        let fused = self.branch && !a && self.result == DType::BF16;
         let name = format!("{}_{ending}", if fused { "linear_tc" } else { "matmul_tc" });
         MatmulKernel { name, why, family: Family::Ampere(fused) }
     }
@@ -142,38 +91,41 @@ impl MatmulShape {
     /// Columns of a tile: those that finish first when every multiprocessor works on one tile at a time.
     fn columns(&self, multiprocessors: usize) -> usize {
         let (m, n, _) = self.size;
-        let rounds = |columns: usize| (m.div_ceil(128) * n.div_ceil(columns)).div_ceil(multiprocessors);
+        let rounds = |columns: usize| (m.div_ceil(HOPPER_M) * n.div_ceil(columns)).div_ceil(multiprocessors);
         if rounds(256) * 2 <= rounds(128) { 256 } else { 128 }
     }
 }
 
-/// Shared memory of a block of the Hopper kernels: `Ring<BN>::SHARED_BYTES`.
-fn hopper_shared(columns: usize) -> usize {
-    let stages = if columns == 256 { 4 } else { 6 };
-    1024 + stages * ((128 + columns) / 64 * 8192 + 16) + 32
+/// Blocks of the Hopper kernels, with so many columns of a tile.
+fn hopper_launch(blocks: usize, columns: usize) -> Launch {
+    let shared = if columns == 256 { HOPPER_SHARED_256 } else { HOPPER_SHARED_128 };
+    Launch::line(blocks, HOPPER_THREADS).shared(shared)
 }
 
 // ---- launches -------------------------------------------------------------------------------
-
-fn oriented(m: Mat, op: Op) -> (usize, usize) {
-    if op == Op::N { (m.rows, m.cols) } else { (m.cols, m.rows) }
-}
 
 fn tensor_cores(operands: &[Mat]) -> bool {
     operands.iter().all(|x| x.dtype == DType::BF16 && view(*x).aligned(x.dtype))
 }
 
+impl<'a> Product<'a> {
+    /// `C = beta C + alpha A B`.
+    pub fn new(beta: f32, alpha: f32, a: Operand<'a>, b: Operand<'a>, rounding: Rounding) -> Self {
+        Self { alpha, beta, a, b, second: None, bias: None, rounding }
+    }
+}
+
 impl Product<'_> {
     fn operands(&self) -> Vec<Mat<'_>> {
         let second = self.second.map(|(a, b)| [a, b]);
-        [self.a.0, self.b.0].into_iter().chain(second.into_iter().flatten()).collect()
+        [self.a.mat, self.b.mat].into_iter().chain(second.into_iter().flatten()).collect()
     }
 
     fn shape(&self, c: &MatMut) -> MatmulShape {
-        let k = oriented(self.a.0, self.a.1).1;
+        let k = self.a.shape().1;
         MatmulShape {
             size: (c.rows, c.cols, k),
-            ops: (self.a.1, self.b.1),
+            transposed: (self.a.transposed, self.b.transposed),
             tensor_cores: tensor_cores(&self.operands()),
             result: c.dtype,
             branch: false,
@@ -181,14 +133,14 @@ impl Product<'_> {
     }
 
     fn arguments(&self, c: &MatMut) -> MatmulArguments {
-        let ((m, k0), (kb, n)) = (oriented(self.a.0, self.a.1), oriented(self.b.0, self.b.1));
+        let ((m, k0), (kb, n)) = (self.a.shape(), self.b.shape());
         assert!((m, n) == c.shape() && k0 == kb, "product of {m} x {k0} and {kb} x {n} into {:?}", c.shape());
         let k1 = self.second.map_or(0, |(a, b)| {
             assert!(
-                a.dtype == self.a.0.dtype && b.dtype == self.b.0.dtype,
+                a.dtype == self.a.mat.dtype && b.dtype == self.b.mat.dtype,
                 "two products of different types"
             );
-            let (a, b) = (oriented(a, self.a.1), oriented(b, self.b.1));
+            let (a, b) = (Operand { mat: a, ..self.a }.shape(), Operand { mat: b, ..self.b }.shape());
             assert!(a.0 == m && b.1 == n && a.1 == b.0, "second product of {a:?} and {b:?} into {m} x {n}");
             a.1
         });
@@ -197,8 +149,8 @@ impl Product<'_> {
             Rounding::Stochastic(seed) => (i32::from(c.dtype == DType::BF16), seed),
         };
         MatmulArguments {
-            a0: view(self.a.0),
-            b0: view(self.b.0),
+            a0: view(self.a.mat),
+            b0: view(self.b.mat),
             a1: view_or_none(self.second.map(|s| s.0)),
             b1: view_or_none(self.second.map(|s| s.1)),
             c: view_mut(c),
@@ -207,8 +159,8 @@ impl Product<'_> {
             n: n as i32,
             k0: k0 as i32,
             k1: k1 as i32,
-            transpose_a: i32::from(self.a.1 == Op::T),
-            transpose_b: i32::from(self.b.1 == Op::T),
+            transpose_a: i32::from(self.a.transposed),
+            transpose_b: i32::from(self.b.transposed),
             alpha: self.alpha,
             beta: self.beta,
             stochastic,
@@ -220,10 +172,10 @@ impl Product<'_> {
 
 impl Cuda {
     fn kernel_for(&self, shape: &MatmulShape) -> MatmulKernel {
-        shape.kernel(self.driver.hopper(), self.driver.wide().div_ceil(2))
+        shape.kernel(self.info.hopper, self.info.sms)
     }
 
-    /// Launches a product; see [`crate::backend::Backend::matmul`].
+    /// Launches a product.
     pub(super) fn product(&self, c: &MatMut, p: Product) -> Result<()> {
         let arguments = p.arguments(c);
         let (m, n) = c.shape();
@@ -231,10 +183,10 @@ impl Cuda {
             return Ok(());
         }
         let inner = (arguments.k0 + arguments.k1) as usize;
-        let work = Work::product((m, n, inner), p.a.0.dtype, p.b.0.dtype, c.dtype, p.beta != 0.0);
+        let work = Work::product((m, n, inner), p.a.mat.dtype, p.b.mat.dtype, c.dtype, p.beta != 0.0);
         let (shape, plain) =
             (p.shape(c), p.second.is_none() && p.bias.is_none() && arguments.stochastic == 0);
-        let ask = shape.tensor_cores && plain && self.driver.has_library();
+        let ask = shape.tensor_cores && plain && self.info.blas;
         if ask && self.cublaslt_product(&arguments, c.dtype, work)? {
             return Ok(());
         }
@@ -242,18 +194,19 @@ impl Cuda {
         match kernel.family {
             Family::Hopper(columns) => {
                 let a = self.hopper_arguments(&p, arguments)?;
-                let blocks = (m.div_ceil(128) * n.div_ceil(columns)).min(self.driver.wide().div_ceil(2));
-                let shape = Shape::line(blocks, 384).shared(hopper_shared(columns));
-                self.launch(&kernel.name, shape, &a, work)
+                let blocks = (m.div_ceil(HOPPER_M) * n.div_ceil(columns)).min(self.info.sms);
+                self.launch(&kernel.name, hopper_launch(blocks, columns), &a, work)
             }
             Family::Ampere(_) => {
-                let shape = Shape::line(m.div_ceil(128) * n.div_ceil(128), 256).shared(TILE_SHARED[1]);
+                let blocks = m.div_ceil(TILE_M) * n.div_ceil(TILE_N);
+                let shape = Launch::line(blocks, TILE_THREADS).shared(TILE_SHARED);
                 self.launch(&kernel.name, shape, &arguments, work)
             }
             Family::Plain => {
-                let types = (tag(p.a.0.dtype), tag(p.b.0.dtype), tag(c.dtype));
+                let types = (tag(p.a.mat.dtype), tag(p.b.mat.dtype), tag(c.dtype));
                 let name = format!("{}_{}_{}_{}", kernel.name, types.0, types.1, types.2);
-                let shape = Shape::line(m.div_ceil(64) * n.div_ceil(64), 256).shared(PLAIN_SHARED);
+                let blocks = m.div_ceil(PLAIN_TILE) * n.div_ceil(PLAIN_TILE);
+                let shape = Launch::line(blocks, PLAIN_THREADS).shared(PLAIN_SHARED);
                 self.launch(&name, shape, &arguments, work)
             }
         }
@@ -278,12 +231,12 @@ impl Cuda {
 
     fn hopper_arguments(&self, p: &Product, product: MatmulArguments) -> Result<HopperArguments> {
         let map = |m: &Mat| self.driver.tensor_map(&view(*m));
-        let (a0, b0) = (map(&p.a.0)?, map(&p.b.0)?);
+        let (a0, b0) = (map(&p.a.mat)?, map(&p.b.mat)?);
         let (a1, b1) = match &p.second {
             Some((a, b)) if product.k1 > 0 => (map(a)?, map(b)?),
             _ => (a0, b0),
         };
-        let tickets = self.tickets(1 + 2 * (product.m as usize).div_ceil(128))?;
+        let tickets = self.tickets(1 + 2 * (product.m as usize).div_ceil(HOPPER_M))?;
         Ok(HopperArguments { a0, b0, a1, b1, product, tickets, ..HopperArguments::zeroed() })
     }
 
@@ -300,36 +253,36 @@ impl Cuda {
         let kernel = self.kernel_for(&shape);
         let real = s.cols > 0 && c.rows > 0 && c.cols > 0 && tensor_cores(&[p]);
         if !real || matches!(kernel.family, Family::Plain | Family::Ampere(false)) {
-            self.matmul(s.reborrow(), 0.0, 1.0, product.a, (p, product.b.1))?;
+            let b = Operand { mat: p, ..product.b };
+            self.matmul(Matmul { c: s.reborrow(), beta: 0.0, alpha: 1.0, a: product.a, b })?;
             return self.product(c, Product { second: Some((s.as_mat(), q)), ..product });
         }
-        let branch =
-            Product { alpha: 1.0, beta: 0.0, b: (p, product.b.1), bias: None, ..product }.arguments(&s);
+        let branch = Product::new(0.0, 1.0, product.a, Operand { mat: p, ..product.b }, product.rounding)
+            .arguments(&s);
         let (m, n, k0, r) = (c.rows, c.cols, branch.k0 as usize, s.cols);
         let flops = Work::product((m, r, k0), p.dtype, p.dtype, p.dtype, false).flops;
         let base = Work::product((m, n, k0 + r), p.dtype, p.dtype, c.dtype, product.beta != 0.0);
-        let work = base + Work::new(bytes(p) + bytes(s.as_mat()), flops);
-        let tiles_m = m.div_ceil(128);
+        let work = base + Work::new(bytes(p) + bytes_mut(&s), flops);
         if let Family::Hopper(columns) = kernel.family {
             let arguments = HopperArguments {
                 branch_b: self.driver.tensor_map(&view(p))?,
                 branch,
                 ..self.hopper_arguments(&whole, whole.arguments(c))?
             };
-            let tiles = tiles_m * (n.div_ceil(columns) + r.div_ceil(columns));
-            let shape =
-                Shape::line(tiles.min(self.driver.wide().div_ceil(2)), 384).shared(hopper_shared(columns));
+            let tiles = m.div_ceil(HOPPER_M) * (n.div_ceil(columns) + r.div_ceil(columns));
+            let shape = hopper_launch(tiles.min(self.info.sms), columns);
             return self.launch(&kernel.name, shape, &arguments, work);
         }
+        let tiles_m = m.div_ceil(TILE_M);
         let tickets = self.tickets(1 + 2 * tiles_m)?;
         let arguments = LinearArguments { product: whole.arguments(c), branch, tickets, unused: 0 };
-        let blocks = tiles_m * (n.div_ceil(128) + r.div_ceil(64));
-        self.launch(&kernel.name, Shape::line(blocks, 256).shared(TILE_SHARED[1]), &arguments, work)
+        let blocks = tiles_m * (n.div_ceil(TILE_N) + r.div_ceil(BRANCH_TILE_N));
+        let shape = Launch::line(blocks, TILE_THREADS).shared(TILE_SHARED);
+        self.launch(&kernel.name, shape, &arguments, work)
     }
 
-    /// See [`crate::backend::Backend::matmul`].
-    pub(super) fn matmul(&self, c: MatMut, beta: f32, alpha: f32, a: (Mat, Op), b: (Mat, Op)) -> Result<()> {
-        let rounding = Rounding::Nearest;
-        self.product(&c, Product { alpha, beta, a, b, second: None, bias: None, rounding })
+    pub(super) fn matmul(&self, op: Matmul) -> Result<()> {
+        let Matmul { c, beta, alpha, a, b } = op;
+        self.product(&c, Product::new(beta, alpha, a, b, Rounding::Nearest))
     }
 }

@@ -48,7 +48,7 @@ impl Arena {
     /// When the device is full even after everything idle was given back to it.
     pub fn take(&self, bytes: usize) -> Result<DeviceBuffer> {
         let owner = &self.0;
-        let class = if owner.driver.recycles() { size_class(bytes) } else { bytes };
+        let class = if owner.driver.info().caches { size_class(bytes) } else { bytes };
         let recycled = owner.state().free.get_mut(&class).and_then(BTreeSet::pop_first);
         let address = match recycled {
             Some(address) => address,
@@ -90,16 +90,16 @@ impl Owner {
         self.trim();
         self.driver.alloc(bytes)?.ok_or_else(|| {
             let live = self.state().usage.live;
-            let room = self.driver.room().map_or(String::new(), |room| format!("; {room}"));
+            let report = self.driver.memory_report().map_or(String::new(), |report| format!("; {report}"));
             Error::new(
                 Kind::Memory,
                 format!(
-                    "out of memory: {:.1} MiB more are needed, {:.1} MiB in use{room}",
+                    "out of memory: {:.1} MiB more are needed, {:.1} MiB in use{report}",
                     mib(bytes),
                     mib(live)
                 ),
             )
-            .at(self.driver.name())
+            .at(&self.driver.info().name)
             .remedy("make the batch smaller (fewer tokens a step), lower gems.rank, or use another device")
         })
     }
@@ -107,7 +107,7 @@ impl Owner {
     fn give(&self, address: u64, bytes: usize) {
         let mut state = self.state();
         state.usage.live -= bytes;
-        if self.driver.recycles() {
+        if self.driver.info().caches {
             state.free.entry(bytes).or_default().insert(address);
             return;
         }

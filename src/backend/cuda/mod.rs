@@ -3,52 +3,58 @@
 //! Everything above `Driver` is the same for both: memory, launch geometry, arguments, the choice between
 //! tensor-core and plain kernels. So `cargo test` runs, on any CPU, what a GPU will run.
 
+pub mod abi;
+mod activation;
 mod adam;
 mod attention;
-mod driver;
-mod faulty;
-mod gpu;
-mod graph;
+mod column_sums;
+mod cross_entropy;
+mod dots;
+pub mod driver;
+pub mod drivers;
+mod elementwise;
+mod errors;
+mod fold;
+mod gather;
 mod images;
 mod launch;
-pub mod library;
 mod linear;
-mod loss;
 mod matmul;
 mod matmul_many;
 mod memory;
-mod method;
-mod null;
 mod orthonormalize;
-mod outer;
 pub mod probe;
+mod project;
 mod recorder;
-mod replay;
-mod rows;
-pub mod simt;
-pub mod staging;
+mod rmsnorm;
+mod rope;
+mod spec;
+mod step_factors;
+mod weight_grad;
 
 use super::*;
 use crate::error::{Error, Kind, Result};
 use attention::BucketTables;
 use driver::Driver;
+use drivers::{DryRun, Faulty, Gpu, GraphDriver, Simt};
 use memory::Arena;
 use recorder::Recorder;
 use std::sync::{Arc, Mutex};
 
-pub use faulty::Faults;
-pub use gpu::{driver_present, explain};
+pub use drivers::{Faults, Replays};
+pub use errors::explain;
 pub use images::{architectures, choose};
 pub use matmul::{MatmulKernel, MatmulShape};
-pub use null::DeviceKind;
-pub use replay::{Replayed, Replays};
+pub use probe::driver_present;
+pub use spec::{DeviceSpec, DriverKind};
 
 /// The kernel backend on one device.
 pub struct Cuda {
     driver: Arc<dyn Driver>,
+    info: DeviceInfo,
+    graphs: Option<Arc<GraphDriver>>,
     arena: Arena,
     recorder: Recorder,
-    dtype: DType,
     buckets: Mutex<BucketTables>,
     tickets: Mutex<Option<DeviceBuffer>>,
 }
@@ -57,80 +63,39 @@ pub struct Cuda {
 const TICKETS: usize = 4096;
 
 impl Cuda {
-    /// GPU number `ordinal`, computing in bf16.
+    /// The device that `spec` describes.
     ///
     /// # Errors
-    /// No driver, no such GPU, a driver too old for the kernels, no kernels for its architecture.
-    pub fn open_device(ordinal: usize) -> Result<Arc<dyn Backend>> {
-        Self::open_device_in(ordinal, DType::BF16)
+    /// No driver, no such GPU, a driver too old for the kernels, no kernels for its architecture, no library.
+    pub fn open(spec: DeviceSpec) -> Result<Arc<Self>> {
+        let mut driver: Arc<dyn Driver> = match spec.driver {
+            DriverKind::Gpu { ordinal, blas } => Arc::new(Gpu::open(ordinal, blas)?),
+            DriverKind::Simt { hopper } => Arc::new(Simt::open(hopper)),
+            DriverKind::DryRun(like) => Arc::new(DryRun::open(like)),
+        };
+        let graphs = spec.graphs.then(|| Arc::new(GraphDriver::over(Arc::clone(&driver))));
+        if let Some(graphs) = &graphs {
+            driver = graphs.clone();
+        }
+        // Above the graphs, so that it sees every launch.
+        if spec.faults != Faults::default() {
+            driver = Arc::new(Faulty::over(driver, spec.faults));
+        }
+        let info = DeviceInfo { compute_dtype: spec.dtype, ..driver.info().clone() };
+        Ok(Arc::new(Self {
+            arena: Arena::new(Arc::clone(&driver)),
+            recorder: Recorder::default(),
+            driver,
+            info,
+            graphs,
+            buckets: Mutex::default(),
+            tickets: Mutex::default(),
+        }))
     }
 
-    /// The same computing in `dtype`: f32 has no tensor-core kernels, and is for tests.
-    ///
-    /// # Errors
-    /// As [`Cuda::open_device`].
-    pub fn open_device_in(ordinal: usize, dtype: DType) -> Result<Arc<dyn Backend>> {
-        let driver = Replayed::if_wanted(Arc::new(gpu::Gpu::open(ordinal)?))?;
-        Ok(Arc::new(Self::over(driver, dtype)))
-    }
-
-    /// The host SIMT machine, computing in `dtype`.
-    ///
-    /// # Errors
-    /// `GEMS_GRAPHS` says neither on nor off.
-    pub fn open_simt(dtype: DType) -> Result<Arc<dyn Backend>> {
-        let driver = Replayed::if_wanted(Arc::new(simt::Simt::open()))?;
-        Ok(Arc::new(Self::over(driver, dtype)))
-    }
-
-    /// The host SIMT machine, its launches gathered into chains as CUDA graphs are on a GPU.
-    pub fn open_simt_replayed(dtype: DType) -> (Arc<dyn Backend>, Arc<Replayed>) {
-        Self::replayed(Arc::new(simt::Simt::open()), dtype)
-    }
-
-    /// A device that computes nothing, with chains: for how much of a step is as it was in the last one.
-    pub fn open_null_replayed(dtype: DType) -> (Arc<dyn Backend>, Arc<Replayed>) {
-        Self::replayed(Arc::new(null::Null::open(DeviceKind::of_image("sm_90a", 132))), dtype)
-    }
-
-    fn replayed(driver: Arc<dyn Driver>, dtype: DType) -> (Arc<dyn Backend>, Arc<Replayed>) {
-        let replayed = Arc::new(Replayed::over(driver));
-        (Arc::new(Self::over(replayed.clone(), dtype)), replayed)
-    }
-
-    /// The host SIMT machine with the kernels for sm_90a, in bf16.
-    pub fn open_simt_hopper() -> Arc<dyn Backend> {
-        Arc::new(Self::over(Arc::new(simt::Simt::open_hopper()), DType::BF16))
-    }
-
-    /// A device that computes nothing, spread out as an H100: for the launches of a step and what they cost the host.
-    pub fn open_null(dtype: DType) -> Arc<dyn Backend> {
-        Self::open_null_as(DeviceKind::of_image("sm_90a", 132), dtype)
-    }
-
-    /// The same, with chains if `GEMS_GRAPHS=on` asks for them.
-    ///
-    /// # Errors
-    /// It says something else.
-    pub fn open_null_as_asked(dtype: DType) -> Result<Arc<dyn Backend>> {
-        let null = Arc::new(null::Null::open(DeviceKind::of_image("sm_90a", 132)));
-        Ok(Arc::new(Self::over(Replayed::if_wanted(null)?, dtype)))
-    }
-
-    /// A device that computes nothing and launches what one of this kind would.
-    pub fn open_null_as(kind: DeviceKind, dtype: DType) -> Arc<dyn Backend> {
-        Arc::new(Self::over(Arc::new(null::Null::open(kind)), dtype))
-    }
-
-    /// The host SIMT machine with faults, for tests of how they are reported.
-    pub fn open_faulty(dtype: DType, faults: Faults) -> Arc<dyn Backend> {
-        let machine = Arc::new(simt::Simt::open());
-        Arc::new(Self::over(Arc::new(faulty::Faulty::over(machine, faults)), dtype))
-    }
-
-    fn over(driver: Arc<dyn Driver>, dtype: DType) -> Self {
-        let (arena, recorder) = (Arena::new(driver.clone()), Recorder::default());
-        Self { arena, recorder, driver, dtype, buckets: Mutex::default(), tickets: Mutex::default() }
+    /// What was replayed so far, where launches are gathered into graphs.
+    pub fn replays(&self) -> Option<Replays> {
+        self.graphs.as_ref().map(|graphs| graphs.counts())
     }
 
     fn new_tensor(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
@@ -148,7 +113,7 @@ impl Cuda {
         let mut tickets = self.tickets.lock().unwrap_or_else(|p| p.into_inner());
         if tickets.as_ref().is_none_or(|t| t.bytes < 4 * count) {
             let bytes = 4 * count.next_multiple_of(TICKETS);
-            let full = || Error::new(Kind::Memory, "out of memory").at(self.driver.name());
+            let full = || Error::new(Kind::Memory, "out of memory").at(&self.info.name);
             let address = self.driver.alloc(bytes)?.ok_or_else(full)?;
             self.driver.upload(address, &vec![0u8; bytes])?;
             let driver = self.driver.clone();
@@ -168,11 +133,8 @@ impl Cuda {
 }
 
 impl Backend for Cuda {
-    fn name(&self) -> String {
-        self.driver.name()
-    }
-    fn compute_dtype(&self) -> DType {
-        self.dtype
+    fn info(&self) -> &DeviceInfo {
+        &self.info
     }
     fn memory(&self) -> MemoryUse {
         self.arena.usage()
@@ -193,12 +155,6 @@ impl Backend for Cuda {
     }
     fn waits(&self) -> u64 {
         self.recorder.waits()
-    }
-    fn peaks(&self) -> Option<trace::Peaks> {
-        self.driver.peaks()
-    }
-    fn kind(&self) -> Option<DeviceKind> {
-        Some(DeviceKind::of(self.driver.as_ref()))
     }
     fn profiler(&self, on: bool) -> Result<()> {
         self.driver.profiler(on)
@@ -237,169 +193,36 @@ impl Backend for Cuda {
         self.driver.download(launch::view(staged.mat()).data, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
-    fn copy(&self, from: Mat, to: MatMut) -> Result<()> {
-        self.combine(1.0, from, 0.0, &to)
-    }
-    fn fill(&self, x: MatMut, value: f32) -> Result<()> {
-        Cuda::fill(self, &x, value)
-    }
 
-    fn matmul(&self, c: MatMut, beta: f32, alpha: f32, a: Mat, op_a: Op, b: Mat, op_b: Op) -> Result<()> {
-        assert!(beta == 0.0 || beta == 1.0, "matmul: beta {beta}");
-        Cuda::matmul(self, c, beta, alpha, (a, op_a), (b, op_b))
-    }
-    fn matmul_many(&self, beta: f32, alpha: f32, op_b: Op, all: &mut [(MatMut, Mat, Mat)]) -> Result<()> {
-        assert!(beta == 0.0 || beta == 1.0, "matmul_many: beta {beta}");
-        Cuda::matmul_many(self, beta, alpha, op_b, all)
-    }
-    fn linear(&self, layer: &AdaptedLinear, x: Mat, h: Option<MatMut>, y: MatMut) -> Result<()> {
-        Cuda::linear(self, layer, x, h, y)
-    }
-    fn linear_input_gradient(
-        &self,
-        layer: &AdaptedLinear,
-        dy: Mat,
-        z: Option<MatMut>,
-        dx: MatMut,
-        accumulate: bool,
-    ) -> Result<()> {
-        Cuda::linear_input_gradient(self, layer, dy, z, dx, accumulate)
-    }
-    fn outer(&self, y: Mat, x: Mat, parts: &[OuterPart], out: MatMut) -> Result<()> {
-        Cuda::outer(self, y, x, parts, out)
-    }
-
-    fn task_gradient(
-        &self,
-        y: Mat,
-        x: Mat,
-        parts: &[OuterPart],
-        out: MatMut,
-        fresh: bool,
-        pairs: &[ColumnPair],
-        products: MatMut,
-    ) -> Result<()> {
-        Cuda::task_gradient(self, (y, x), parts, out, fresh, pairs, products)
-    }
-
-    fn embed(&self, table: Mat, ids: &Indices, scale: f32, y: MatMut) -> Result<()> {
-        self.gather(table, ids, scale, y)
-    }
-    fn gather_rows(&self, from: Mat, rows: &Indices, to: MatMut) -> Result<()> {
-        self.gather(from, rows, 1.0, to)
-    }
-    fn scatter_add_rows(
-        &self,
-        from: Mat,
-        groups: &RowGroups,
-        scale: f32,
-        first_row: usize,
-        to: MatMut,
-    ) -> Result<()> {
-        self.scatter_add(from, groups, scale, first_row, to)
-    }
-    fn rmsnorm(
-        &self,
-        x: Mat,
-        residual: Option<(Mat, MatMut)>,
-        w: Mat,
-        eps: f32,
-        y: MatMut,
-        inv_rms: MatMut,
-    ) -> Result<()> {
-        Cuda::rmsnorm(self, x, residual, w, eps, y, inv_rms)
-    }
-    fn rmsnorm_backward(
-        &self,
-        s: Mat,
-        w: Mat,
-        inv_rms: Mat,
-        dy: Mat,
-        dx: MatMut,
-        accumulate: bool,
-        dw: Option<(&[Range<usize>], MatMut)>,
-    ) -> Result<()> {
-        Cuda::rmsnorm_backward(self, s, w, inv_rms, dy, dx, accumulate, dw)
-    }
-    fn rope(&self, x: MatMut, positions: &Indices, inv_freq: Mat, heads: usize, inverse: bool) -> Result<()> {
-        Cuda::rope(self, x, positions, inv_freq, heads, inverse)
-    }
-    fn attention(&self, spec: &Attention, q: Mat, k: Mat, v: Mat, out: MatMut, lse: MatMut) -> Result<()> {
-        Cuda::attention(self, spec, (q, k, v), out, lse)
-    }
-    fn attention_backward(
-        &self,
-        spec: &Attention,
-        q: Mat,
-        k: Mat,
-        v: Mat,
-        out: Mat,
-        lse: Mat,
-        dout: Mat,
-        dq: MatMut,
-        dk: MatMut,
-        dv: MatMut,
-        dbias: Option<(&[Range<usize>], MatMut)>,
-    ) -> Result<()> {
-        Cuda::attention_backward(self, spec, (q, k, v), (out, lse, dout), (dq, dk, dv), dbias)
-    }
-    fn activation(&self, kind: Activation, gate: Mat, up: Option<Mat>, y: MatMut) -> Result<()> {
-        Cuda::activation(self, kind, gate, up, y)
-    }
-    fn activation_backward(
-        &self,
-        kind: Activation,
-        gate: Mat,
-        up: Option<Mat>,
-        dy: Mat,
-        dgate: MatMut,
-        dup: Option<MatMut>,
-    ) -> Result<()> {
-        Cuda::activation_backward(self, kind, gate, up, dy, dgate, dup)
-    }
-    fn cross_entropy(
-        &self,
-        x: Mat,
-        head: Mat,
-        logit_scale: f32,
-        targets: &Indices,
-        weights: Mat,
-        nll: MatMut,
-        dx: Option<MatMut>,
-        head_gradient: Option<HeadGradient>,
-    ) -> Result<()> {
-        let call = loss::CrossEntropy { x, head, logit_scale, targets, weights };
-        Cuda::cross_entropy(self, call, nll, dx, head_gradient)
-    }
-    fn axpy(&self, alpha: f32, x: Mat, y: MatMut) -> Result<()> {
-        self.combine(alpha, x, 1.0, &y)
-    }
-    fn scale(&self, x: MatMut, alpha: f32) -> Result<()> {
-        self.combine(alpha, x.as_mat(), 0.0, &x)
-    }
-    fn column_sums(&self, dy: Mat, segments: &[Range<usize>], out: MatMut) -> Result<()> {
-        self.sum_columns(dy, None, segments, out)
-    }
-
-    fn dots(&self, pairs: &[(Mat, Mat)], out: MatMut) -> Result<()> {
-        Cuda::dots(self, pairs, out)
-    }
-    fn adam(&self, updates: Vec<AdamUpdate>, factors: Option<Mat>, squares: Option<MatMut>) -> Result<()> {
-        Cuda::adam(self, &updates, factors, squares)
-    }
-    fn decide(&self, decision: &Decision, products: Mat, losses: Mat, factors: MatMut) -> Result<bool> {
-        Cuda::decide(self, decision, products, losses, factors)
-    }
-    fn project_rows(&self, x: MatMut, k: Mat) -> Result<()> {
-        Cuda::project_rows(self, x, k)
-    }
-    fn project_columns(&self, x: MatMut, k: Mat) -> Result<()> {
-        Cuda::project_columns(self, x, k)
-    }
-    fn fold(&self, w: MatMut, keep: f32, scale: f32, b: Mat, a: Mat, rounding: Rounding) -> Result<()> {
-        Cuda::fold(self, w, keep, scale, (b, a), rounding)
-    }
-    fn orthonormalize_rows(&self, matrices: &mut [MatMut]) -> Result<()> {
-        Cuda::orthonormalize_rows(self, matrices)
+    fn execute(&self, op: Operation) -> Result<()> {
+        match op {
+            Operation::Copy(op) => self.combine(1.0, op.from, 0.0, &op.to),
+            Operation::Fill(op) => self.fill(&op.x, op.value),
+            Operation::Scale(op) => self.combine(op.alpha, op.x.as_mat(), 0.0, &op.x),
+            Operation::Axpy(op) => self.combine(op.alpha, op.x, 1.0, &op.y),
+            Operation::Gather(op) => self.gather(op),
+            Operation::ScatterAdd(op) => self.scatter_add(op),
+            Operation::Matmul(op) => self.matmul(op),
+            Operation::MatmulMany(op) => self.matmul_many(op),
+            Operation::Linear(op) => self.linear(op),
+            Operation::LinearInputGrad(op) => self.linear_input_grad(op),
+            Operation::WeightGrad(op) => self.weight_grad(op),
+            Operation::ColumnSums(op) => self.column_sums(op),
+            Operation::Rmsnorm(op) => self.rmsnorm(op),
+            Operation::RmsnormBackward(op) => self.rmsnorm_backward(op),
+            Operation::Rope(op) => self.rope(op),
+            Operation::Attention(op) => self.attention(op),
+            Operation::AttentionBackward(op) => self.attention_backward(op),
+            Operation::Activate(op) => self.activate(op),
+            Operation::ActivateBackward(op) => self.activate_backward(op),
+            Operation::CrossEntropy(op) => self.cross_entropy(op),
+            Operation::Dots(op) => self.dots(op),
+            Operation::StepFactors(op) => self.step_factors(op),
+            Operation::Adam(op) => self.adam(op),
+            Operation::ProjectRows(op) => self.project_rows(op),
+            Operation::ProjectColumns(op) => self.project_columns(op),
+            Operation::Fold(op) => self.fold(op),
+            Operation::OrthonormalizeRows(op) => self.orthonormalize_rows(op),
+        }
     }
 }

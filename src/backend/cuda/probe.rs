@@ -1,6 +1,7 @@
 //! What this machine offers to the kernels, found without opening a device for work.
 
-use super::{architectures, choose, driver_present};
+use super::images::{architectures, choose};
+use cudarc::driver::sys;
 use nvml_wrapper::enum_wrappers::device::{Clock, P2pCapabilitiesIndex, P2pStatus, TemperatureSensor};
 use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
@@ -79,6 +80,12 @@ pub struct Facts {
     pub nvml_error: Option<String>,
     /// Optional libraries.
     pub libraries: Vec<Library>,
+}
+
+/// Whether there is a driver library at all.
+pub fn driver_present() -> bool {
+    // SAFETY: tries to open a library by its fixed names.
+    unsafe { sys::is_culib_present() }
 }
 
 /// Looks around.
@@ -206,7 +213,7 @@ pub fn other_processes(ordinal: usize) -> usize {
 
 fn libraries() -> Vec<Library> {
     let library = |name, purpose, searched: &[&'static str]| {
-        // Sound: opens a library by a fixed name and closes it again; these have harmless initialisers.
+        // SAFETY: opens a library by a fixed name and closes it again; these have harmless initialisers.
         let there = |file: &&&str| unsafe { libloading::Library::new(**file) }.is_ok();
         Library { name, purpose, found: searched.iter().find(there).copied(), searched: searched.to_vec() }
     };
@@ -221,6 +228,5 @@ fn libraries() -> Vec<Library> {
             "names of phases and layers in Nsight's timeline",
             &["libnvToolsExt.so", "libnvToolsExt.so.1"],
         ),
-        library("NCCL", "sums over several GPUs", &["libnccl.so", "libnccl.so.2"]),
     ]
 }

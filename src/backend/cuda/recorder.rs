@@ -1,7 +1,8 @@
 //! Remembers launches while somebody wants to know: which kernel, where in the step, how long. Waits are always counted.
 
-use super::driver::{Driver, Moment};
-use crate::backend::trace::{Record, Work, place};
+use super::driver::{Driver, Event};
+use crate::backend::trace::{Record, place};
+use crate::backend::work::Work;
 use crate::error::Result;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -9,8 +10,8 @@ use std::time::Instant;
 
 struct Launched {
     record: Record,
-    from: Moment,
-    to: Moment,
+    from: Event,
+    to: Event,
 }
 
 struct Recording {
@@ -47,7 +48,7 @@ impl Recorder {
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Does `launch`, between two moments of `driver` when recording; it says whether it launched anything.
+    /// Does `launch`, between two events of `driver` when recording; it says whether it launched anything.
     pub fn run(
         &self,
         driver: &dyn Driver,
@@ -58,11 +59,11 @@ impl Recorder {
         if !self.on.load(Ordering::Relaxed) {
             return launch();
         }
-        let from = driver.mark()?;
+        let from = driver.event()?;
         let host = Instant::now();
         let done = launch()?;
         let spent = host.elapsed().as_secs_f64();
-        let to = driver.mark()?;
+        let to = driver.event()?;
         if let (true, Some(recording)) = (done, &mut *self.recording()) {
             let start = host.duration_since(recording.began).as_secs_f64();
             let name = kernel.to_string();
@@ -86,7 +87,7 @@ impl Recorder {
         self.on.store(false, Ordering::Relaxed);
         let Some(recording) = self.recording().take() else { return Ok(Vec::new()) };
         driver.synchronize()?;
-        if !driver.computes() {
+        if !driver.info().computes {
             return Ok(recording.launches.into_iter().map(|l| l.record).collect());
         }
         // The device's clock runs from the first launch on.

@@ -1,9 +1,9 @@
 //! Which kernels a model's layers take on the GPUs here, or else on those that there are kernels for.
 
 use super::{Check, pass, warn};
-use crate::backend::DType;
+use crate::backend::cuda::architectures;
 use crate::backend::cuda::probe::Facts;
-use crate::backend::cuda::{DeviceKind, architectures};
+use crate::backend::{DType, DeviceInfo};
 use crate::cli::products::{self, LayerProducts, PassRows, PlannedProducts};
 use crate::config::Config;
 use crate::model::{Architecture, Layout};
@@ -63,8 +63,8 @@ pub fn of(model: &Path, facts: &Facts) -> Vec<OnDevice> {
     };
     let mut found: Vec<OnDevice> = Vec::new();
     let (devices, there) = devices(facts);
-    for (device, kind) in devices {
-        let Ok(layers) = LayerProducts::of(&planned, &kind) else { continue };
+    for (device, info) in devices {
+        let Ok(layers) = LayerProducts::of(&planned, &info) else { continue };
         match found.iter_mut().find(|f| f.layers == layers) {
             Some(like) => like.device = format!("{}, {device}", like.device),
             None => found.push(OnDevice { device, there, rank: settings.gems.rank, tokens: TOKENS, layers }),
@@ -74,13 +74,13 @@ pub fn of(model: &Path, facts: &Facts) -> Vec<OnDevice> {
 }
 
 /// The GPUs here; without any, one of each architecture that is built in, or that could be. And which of these it is.
-fn devices(facts: &Facts) -> (Vec<(String, DeviceKind)>, &'static str) {
+fn devices(facts: &Facts) -> (Vec<(String, DeviceInfo)>, &'static str) {
     // Where nobody says: an H100's, an A100's.
     let usual = |image: &str| if image == "sm_90a" { 132 } else { 108 };
     let here = facts.gpus.iter().filter_map(|gpu| {
         let image = gpu.image.as_deref()?;
         let multiprocessors = gpu.multiprocessors.map_or(usual(image), |n| n as usize);
-        Some((format!("cuda:{} {}", gpu.index, gpu.name), DeviceKind::of_image(image, multiprocessors)))
+        Some((format!("cuda:{} {}", gpu.index, gpu.name), DeviceInfo::of_image(image, multiprocessors)))
     });
     let here: Vec<_> = here.collect();
     if !here.is_empty() {
@@ -91,7 +91,7 @@ fn devices(facts: &Facts) -> (Vec<(String, DeviceKind)>, &'static str) {
         true => (vec!["sm_80", "sm_90a"], "kernels not built in"),
         false => (built, "built in, no such GPU is here"),
     };
-    let of = |image: &str| (image.to_string(), DeviceKind::of_image(image, usual(image)));
+    let of = |image: &str| (image.to_string(), DeviceInfo::of_image(image, usual(image)));
     (images.into_iter().map(of).collect(), there)
 }
 

@@ -6,10 +6,11 @@ mod machine;
 use super::options::OutputArgs;
 use super::products;
 use crate::backend::cuda::probe::{self, Facts, GpuFacts};
-use crate::backend::cuda::{architectures, simt};
+use crate::backend::cuda::{architectures, drivers::simt};
 use crate::config::Precision;
+use crate::data::{Catalogue, DataSettings, PromptSide, Vocabulary};
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Weights};
+use crate::model::{Architecture, Checked};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -74,7 +75,7 @@ fn fail(name: &str, found: impl Into<String>, hint: impl Into<String>) -> Check 
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let facts = probe::facts();
     let (gpu, why) = super::device::automatic(Precision::Auto);
-    let device = gpu.map_or("cpu".to_string(), |gpu| gpu.name());
+    let device = gpu.map_or("cpu".to_string(), |gpu| gpu.info().name.clone());
     let mut checks = vec![kernels(&facts), compiler(), driver(&facts)];
     checks.extend(facts.gpus.iter().map(gpu_check));
     checks.extend(links(&facts.links));
@@ -245,7 +246,7 @@ fn library(library: &probe::Library, gpu: bool) -> Check {
         None if gpu => warn(
             library.name,
             format!("not found ({}): {}", library.searched.join(", "), library.purpose),
-            "optional: comes with the CUDA toolkit (NCCL apart); put it on the library path",
+            "optional: comes with the CUDA toolkit; put it on the library path",
         ),
         None => pass(library.name, format!("not found, not needed without a GPU: {}", library.purpose)),
     }
@@ -253,35 +254,33 @@ fn library(library: &probe::Library, gpu: bool) -> Check {
 
 // ---- the model --------------------------------------------------------------------------------
 
-/// Whether a model can be read, and its tokenizer fits it.
+/// Whether a model and its tokenizer can be used: what `train` would refuse is refused here, in its words.
 fn model(dir: &Path) -> Check {
     let look = || -> Result<(Architecture, usize, usize)> {
-        let architecture = Architecture::read(dir)?;
-        let weights = Weights::open(dir)?;
-        let path = dir.join("tokenizer.json");
-        let tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(|e| {
-            Error::model(e.to_string()).at(path.display()).remedy("the model needs a tokenizer.json")
-        })?;
-        Ok((architecture, weights.names().count(), tokenizer.get_vocab_size(true)))
+        let checked = Checked::open(dir)?;
+        let tensors = checked.read_all()?;
+        let a = checked.architecture;
+        let (items, settings) = (Catalogue::default(), DataSettings::default());
+        let vocabulary = Vocabulary::new(dir, &items, &settings, PromptSide::from(&a), None)?;
+        vocabulary.rows_for(a.vocabulary)?;
+        Ok((a, tensors, vocabulary.base_size()))
     };
     match look() {
         Err(error) => {
-            fail("model", error.to_string().replace('\n', ";"), "`gems-engine train --dry-run` says more")
+            let text = error.to_string();
+            let (found, hint) = text.split_once("\n  try: ").unwrap_or((&text, "see docs/models.md"));
+            fail("model", found, hint)
         }
-        Ok((a, tensors, words)) if words > a.vocabulary => warn(
-            "model",
-            format!(
-                "{tensors} tensors; the tokenizer has {words} tokens, the embedding {} rows",
-                a.vocabulary
-            ),
-            "tokens beyond the embedding cannot be read: use the tokenizer that belongs to the model",
-        ),
-        Ok((a, tensors, words)) => pass(
-            "model",
-            format!(
-                "{:?}, {} + {} layers, {tensors} tensors, {words} tokens in {} rows",
-                a.family, a.layers, a.encoder_layers, a.vocabulary
-            ),
-        ),
+        Ok((a, tensors, words)) => {
+            let layers = match a.encoder_layers {
+                0 => a.layers.to_string(),
+                n => format!("{n} + {}", a.layers),
+            };
+            let found = format!(
+                "{:?}, {layers} layers, {tensors} tensors, token ids below {words} in {} rows",
+                a.family, a.vocabulary
+            );
+            pass("model", found)
+        }
     }
 }

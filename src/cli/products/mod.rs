@@ -5,12 +5,14 @@ mod table;
 
 pub use table::{slow, text};
 
-use crate::backend::cuda::{Cuda, DeviceKind, MatmulShape};
-use crate::backend::{AdaptedLinear, Backend, DType, HeadGradient, Mat, Op, Rounding};
+use crate::backend::cuda::{Cuda, DeviceSpec, MatmulShape};
+use crate::backend::{
+    AdaptedLinear, Backend, CrossEntropy, DType, DeviceInfo, Fold, HeadGradient, Linear, LinearInputGrad,
+    Mat, PerSegment, Rounding,
+};
 use crate::error::Result;
-use crate::gems::{Method, NullSide, Tuner, TunerSettings};
+use crate::gems::{Method, MethodSettings, NullSide, Optimizer};
 use crate::model::{Architecture, Batch, Model, Packed};
-use crate::train::{dense_roles, site_shapes};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ pub struct PlannedProducts<'a> {
     /// The model, with the vocabulary it will have.
     pub architecture: &'a Architecture,
     /// The method. Null spaces are left out: between refreshes they launch no product of a layer.
-    pub settings: &'a TunerSettings,
+    pub settings: &'a MethodSettings,
     /// Number of tasks.
     pub tasks: usize,
     /// First row of new item tokens.
@@ -91,27 +93,26 @@ impl LayerProducts {
         always.into_iter().chain(self.weights.as_ref().map(|w| (weights, w)))
     }
 
-    /// Those of every shape of layer in a run on a device of this kind; the head's at the end.
+    /// Those of every shape of layer in a run on such a device; the head's at the end.
     ///
     /// # Errors
     /// Settings that do not fit the model.
-    pub fn of(planned: &PlannedProducts, kind: &DeviceKind) -> Result<Vec<Self>> {
-        let be = Cuda::open_null_as(*kind, planned.dtype);
+    pub fn of(planned: &PlannedProducts, device: &DeviceInfo) -> Result<Vec<Self>> {
+        let spec = DeviceSpec { dtype: planned.dtype, ..DeviceSpec::dry_run(device.clone()) };
+        let be: Arc<dyn Backend> = Cuda::open(spec)?;
         let mut settings = planned.settings.clone();
         (settings.null_space.side, settings.null_space.item_rows) = (NullSide::None, 0.0);
         let mut model = Model::outline(planned.architecture.clone(), Arc::clone(&be))?;
-        let roles = dense_roles(&model, &settings.optimizer, planned.new_rows);
-        let (sites, tasks) = (site_shapes(&model), planned.tasks);
-        Tuner::new(settings.clone(), &sites, &roles, tasks, None, &mut model, &be, 0)?;
+        Optimizer::for_model(settings.clone(), &mut model, planned.new_rows, planned.tasks, None, 0)?;
 
-        let look = Look { be: be.as_ref(), kind };
+        let look = Look { be: be.as_ref() };
         let folds = matches!(settings.gems.method, Method::Gems | Method::Galore);
         let read_encoder = model.layout.read_encoder();
         let mut found: Vec<Self> = Vec::new();
         for (site, layer) in model.linears.iter_mut().enumerate() {
             let rows = if read_encoder[site] { planned.rows.encoder } else { planned.rows.decoder };
             let mut this = look.layer(layer, rows, folds)?;
-            this.layers = vec![sites[site].projection];
+            this.layers = vec![model.layout.sites[site].projection.name()];
             this.join(&mut found);
         }
         found.push(look.head(&model, planned)?);
@@ -136,7 +137,6 @@ impl LayerProducts {
 /// Does products to see what is launched.
 struct Look<'a> {
     be: &'a dyn Backend,
-    kind: &'a DeviceKind,
 }
 
 type Named<'a> = (&'static str, Mat<'a>);
@@ -151,28 +151,31 @@ impl Look<'_> {
         let mut inner = be.alloc(rows, rank, dtype)?;
 
         be.record()?;
-        be.linear(layer, x.mat(), (rank > 0).then(|| inner.mat_mut()), y.mat_mut())?;
+        let h = (rank > 0).then(|| inner.mat_mut());
+        be.run(Linear { layer, x: x.mat(), h, y: y.mat_mut() })?;
         let mut operands = vec![("x", x.mat()), ("W", layer.weight.mat())];
         if let Some(branch) = &layer.branch {
             operands.extend([("A", branch.a.mat()), ("x Aᵀ", inner.mat()), ("B", branch.b.mat())]);
         }
-        let forward = self.product((rows, m, n), (Op::N, Op::T), dtype, &operands)?;
+        let forward = self.product((rows, m, n), (false, true), dtype, &operands)?;
 
         be.record()?;
-        be.linear_input_gradient(layer, dy.mat(), (rank > 0).then(|| inner.mat_mut()), dx.mat_mut(), true)?;
+        let z = (rank > 0).then(|| inner.mat_mut());
+        be.run(LinearInputGrad { layer, dy: dy.mat(), z, dx: dx.mat_mut(), accumulate: true })?;
         let mut operands = vec![("dy", dy.mat()), ("W", layer.weight.mat())];
         if let Some(branch) = &layer.branch {
             operands.extend([("B", branch.b.mat()), ("dy B", inner.mat()), ("A", branch.a.mat())]);
         }
-        let input_gradient = self.product((rows, n, m), (Op::N, Op::N), dtype, &operands)?;
+        let input_gradient = self.product((rows, n, m), (false, false), dtype, &operands)?;
 
         let weights = match &layer.branch {
             Some(branch) if folds => {
                 let b = be.alloc(m, rank, DType::F32)?;
                 let rounding = Rounding::Stochastic(0);
                 be.record()?;
-                be.fold(layer.weight.mat_mut(), 1.0, 1.0, b.mat(), branch.a.mat(), rounding)?;
-                Some(self.product((m, n, rank), (Op::N, Op::N), dtype, &[("A", branch.a.mat())])?)
+                let (w, b, a) = (layer.weight.mat_mut(), b.mat(), branch.a.mat());
+                be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?;
+                Some(self.product((m, n, rank), (false, false), dtype, &[("A", branch.a.mat())])?)
             }
             _ => None,
         };
@@ -201,14 +204,20 @@ impl Look<'_> {
         let first_row = planned.new_rows.filter(|first| *first < v);
         let mut out = be.alloc(v - first_row.unwrap_or(v), d, DType::F32)?;
         let mut run = |gradient: bool, rows_too: bool| -> Result<Vec<String>> {
-            let new = first_row.filter(|_| rows_too).map(|first_row| HeadGradient {
-                first_row,
-                segments: &whole,
-                out: out.mat_mut(),
-            });
-            let dx = gradient.then(|| dx.mat_mut());
             be.record()?;
-            be.cross_entropy(x.mat(), head, 1.0, &targets, weights.mat(), nll.mat_mut(), dx, new)?;
+            be.run(CrossEntropy {
+                x: x.mat(),
+                head,
+                logit_scale: 1.0,
+                targets: &targets,
+                weights: weights.mat(),
+                nll: nll.mat_mut(),
+                dx: gradient.then(|| dx.mat_mut()),
+                head_gradient: first_row.filter(|_| rows_too).map(|first_row| HeadGradient {
+                    first_row,
+                    grad: PerSegment { segments: &whole, out: out.mat_mut() },
+                }),
+            })?;
             self.launched()
         };
         // Of every chunk of rows: the logits, and what each further wish adds.
@@ -216,12 +225,12 @@ impl Look<'_> {
         let loss = nth(run(false, false)?, 0);
         let (gradient, of_rows) = (nth(run(true, false)?, 1), nth(run(true, true)?, 2));
         let operands = [("x", x.mat()), ("head", head)];
-        let forward = self.explained(loss, (rows, v, d), (Op::N, Op::T), DType::F32, &operands);
+        let forward = self.explained(loss, (rows, v, d), (false, true), DType::F32, &operands);
         let operands = [("head", head)];
-        let input_gradient = self.explained(gradient, (rows, d, v), (Op::N, Op::N), dtype, &operands);
+        let input_gradient = self.explained(gradient, (rows, d, v), (false, false), dtype, &operands);
         let weights = first_row.map(|first| {
             let size = (v - first, d, rows);
-            let mut this = self.explained(of_rows, size, (Op::T, Op::N), DType::F32, &[("x", x.mat())]);
+            let mut this = self.explained(of_rows, size, (true, false), DType::F32, &[("x", x.mat())]);
             if this.slow && dtype == DType::BF16 && !first.is_multiple_of(8) {
                 this.why = format!("CUDA cores: the first new row, {first}, is not a multiple of 8");
             }
@@ -243,11 +252,11 @@ impl Look<'_> {
     fn product(
         &self,
         size: (usize, usize, usize),
-        ops: (Op, Op),
+        transposed: (bool, bool),
         result: DType,
         operands: &[Named],
     ) -> Result<LayerProduct> {
-        Ok(self.explained(self.launched()?, size, ops, result, operands))
+        Ok(self.explained(self.launched()?, size, transposed, result, operands))
     }
 
     /// Kernels of products since recording began.
@@ -261,7 +270,7 @@ impl Look<'_> {
         &self,
         kernels: Vec<String>,
         size: (usize, usize, usize),
-        ops: (Op, Op),
+        transposed: (bool, bool),
         result: DType,
         operands: &[Named],
     ) -> LayerProduct {
@@ -271,8 +280,9 @@ impl Look<'_> {
         } else if kernels.iter().all(|k| k.starts_with("cublaslt_")) {
             "a plain product, and GEMS_CUBLASLT is on".into()
         } else {
-            let shape = MatmulShape { size, ops, tensor_cores: true, result, branch: false };
-            shape.kernel(self.kind.hopper, self.kind.multiprocessors).why.into()
+            let shape = MatmulShape { size, transposed, tensor_cores: true, result, branch: false };
+            let DeviceInfo { hopper, sms, .. } = *self.be.info();
+            shape.kernel(hopper, sms).why.into()
         };
         LayerProduct { kernels, why, slow }
     }

@@ -6,10 +6,10 @@ mod table;
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Session, configuration};
 use super::{demo, device, products};
-use crate::backend::cuda::Cuda;
-use crate::backend::timed::Timed;
-use crate::backend::trace::{self, Ended, Peaks, Record, Work};
-use crate::backend::{Backend, DType, Op};
+use crate::backend::cuda::{Cuda, DeviceSpec};
+use crate::backend::trace::{self, Ended, Record};
+use crate::backend::work::{Peaks, Work};
+use crate::backend::{Backend, DType};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
 use clap::Args;
@@ -148,11 +148,11 @@ impl ProfileArgs {
 
     fn backend(&self, config: &Config) -> Result<Arc<dyn Backend>> {
         if self.device.device.as_deref() == Some("null") {
-            return Cuda::open_null_as_asked(crate::backend::DType::BF16);
+            return Ok(Cuda::open(DeviceSpec::dry_run_of_h100(DType::BF16).with_switches()?)?);
         }
         let opened = device::open(config, &self.device)?;
         // Kernel backends record their own launches; the CPU's operations get a clock.
-        Ok(if opened.name().starts_with("cpu") { Arc::new(Timed::over(opened)) } else { opened })
+        Ok(opened)
     }
 
     fn subject(&self) -> Result<Subject> {
@@ -231,8 +231,9 @@ fn median(values: &[f64]) -> f64 {
 
 /// The device's limits: its own word for a GPU, measured for the CPU, none for what is no real device.
 fn peaks(backend: &Arc<dyn Backend>) -> Result<Option<Peaks>> {
-    if backend.peaks().is_some() || !backend.name().starts_with("cpu") {
-        return Ok(backend.peaks());
+    let info = backend.info();
+    if info.peaks.is_some() || info.launches_kernels() {
+        return Ok(info.peaks);
     }
     let best = |runs: usize, f: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
         let mut least = f64::INFINITY;
@@ -249,7 +250,7 @@ fn peaks(backend: &Arc<dyn Backend>) -> Result<Option<Peaks>> {
     let copy = best(5, &mut || backend.copy(from.mat(), to.mat_mut()))?;
     let m = 1 << 10;
     let (a, mut c) = (backend.tensor(&vec![0.5; m * m], m, m, DType::F32)?, backend.zeros(m, m, DType::F32)?);
-    let mut product = || backend.matmul(c.mat_mut(), 0.0, 1.0, a.mat(), Op::N, a.mat(), Op::T);
+    let mut product = || backend.product(c.mat_mut(), 0.0, 1.0, a.mat().n(), a.mat().t());
     let product = best(5, &mut product)?;
     Ok(Some(Peaks {
         bytes_per_second: (2 * 4 * n * n) as f64 / copy,
@@ -281,7 +282,7 @@ fn document(
         })
     });
     Ok(json!({
-        "device": subject.model.backend.name(),
+        "device": subject.model.backend.info().name,
         "what": args.shape.clone().or(args.model.as_ref().map(|m| m.display().to_string())),
         "tokens": subject.tokens(),
         "step_ms": step * 1e3,

@@ -1,6 +1,7 @@
 //! The table of a profile: what takes time, against what it must take.
 
-use crate::backend::trace::{Ended, Peaks, Record, Work};
+use crate::backend::trace::{Ended, Record};
+use crate::backend::work::{Peaks, Work};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::{Value, json};

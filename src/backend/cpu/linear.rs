@@ -1,0 +1,32 @@
+//! [`crate::backend::Linear`] and its gradient, as products.
+
+use super::matmul::matmul;
+use super::rows::each_row;
+use super::{host, simd};
+use crate::backend::{Linear, LinearInputGrad, Matmul};
+
+pub fn linear(threads: usize, op: Linear) {
+    let Linear { layer, x, h, mut y } = op;
+    let weight = layer.weight.mat().t();
+    matmul(threads, Matmul { c: y.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: weight });
+    if let Some(bias) = &layer.bias {
+        let values = host(bias.mat());
+        each_row(&mut y, |_, out| simd::axpy(1.0, values, out));
+    }
+    if let (Some(branch), Some(mut h)) = (&layer.branch, h) {
+        let (a, b) = (branch.a.mat().t(), branch.b.mat().t());
+        matmul(threads, Matmul { c: h.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: a });
+        matmul(threads, Matmul { c: y, beta: 1.0, alpha: 1.0, a: h.as_mat().n(), b });
+    }
+}
+
+pub fn linear_input_grad(threads: usize, op: LinearInputGrad) {
+    let LinearInputGrad { layer, dy, z, mut dx, accumulate } = op;
+    let (beta, weight) = (if accumulate { 1.0 } else { 0.0 }, layer.weight.mat().n());
+    matmul(threads, Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: weight });
+    if let (Some(branch), Some(mut z)) = (&layer.branch, z) {
+        let (a, b) = (branch.a.mat().n(), branch.b.mat().n());
+        matmul(threads, Matmul { c: z.reborrow(), beta: 0.0, alpha: 1.0, a: dy.n(), b });
+        matmul(threads, Matmul { c: dx, beta: 1.0, alpha: 1.0, a: z.as_mat().n(), b: a });
+    }
+}

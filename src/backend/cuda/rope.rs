@@ -1,0 +1,26 @@
+//! The rotary position embedding: `kernels/rope.cu`.
+
+use super::Cuda;
+use super::abi::{Launch, RopeArguments};
+use super::launch::{address, tag, view, view_mut};
+use crate::backend::Rope;
+use crate::error::Result;
+
+impl Cuda {
+    pub(super) fn rope(&self, op: Rope) -> Result<()> {
+        let work = op.work();
+        let Rope { x, positions, inv_freq, heads, inverse } = op;
+        if x.rows == 0 {
+            return Ok(());
+        }
+        let arguments = RopeArguments {
+            x: view_mut(&x),
+            inv_freq: view(inv_freq),
+            positions: address(positions),
+            heads: heads as i32,
+            sign: if inverse { -1.0 } else { 1.0 },
+        };
+        let shape = Launch::cover(x.rows * inv_freq.cols);
+        self.launch(&format!("rope_{}", tag(x.dtype)), shape, &arguments, work)
+    }
+}

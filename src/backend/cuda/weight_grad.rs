@@ -1,0 +1,127 @@
+//! The gradient of weights, task by task: `kernels/weight_grad.cu`.
+
+use super::Cuda;
+use super::abi::{
+    self, GRAD_PAIRS, GRAD_PARTS, GRAD_TILE_N, GRAD_TILE_SHARED, GradPair, Launch, Matrix, PLAIN_SHARED,
+    PLAIN_THREADS, PLAIN_TILE, TILE_M, TILE_THREADS, WeightGradArguments,
+};
+use super::launch::{tag, view, view_mut};
+use crate::backend::work::Work;
+use crate::backend::{DType, Dots, GradBlock, Gram, WeightGrad, Write};
+use crate::error::Result;
+use bytemuck::Zeroable;
+
+/// Columns of a matrix whose products one block may take for a tile of rows.
+const NARROW: usize = 2048;
+
+/// How many of `parts` may go into one launch: the longest run from the start whose columns are disjoint.
+fn disjoint(parts: &[GradBlock]) -> usize {
+    let columns = |p: &GradBlock| p.to..p.to + p.columns.len();
+    let meets =
+        |p: &GradBlock, q: &GradBlock| columns(p).start < columns(q).end && columns(q).start < columns(p).end;
+    let clash = (0..parts.len()).find(|&i| parts[..i].iter().any(|p| meets(p, &parts[i])));
+    clash.unwrap_or(parts.len()).min(GRAD_PARTS)
+}
+
+/// The parts that add something.
+fn real(parts: &[GradBlock]) -> Vec<GradBlock> {
+    parts.iter().filter(|p| !p.rows.is_empty() && !p.columns.is_empty()).cloned().collect()
+}
+
+impl Cuda {
+    /// One launch, unless there are many tasks or `out` is wide.
+    pub(super) fn weight_grad(&self, op: WeightGrad) -> Result<()> {
+        let blocks = real(op.blocks);
+        let alone = disjoint(&blocks) == blocks.len() && !blocks.is_empty() && op.dy.cols > 0;
+        let fits = op.gram.as_ref().is_none_or(|g| g.pairs.len() <= GRAD_PAIRS) && op.out.cols <= NARROW;
+        match alone && fits || op.write == Write::Add && op.gram.is_none() {
+            true => self.weight_grad_launches(op, &blocks),
+            false => self.weight_grad_in_steps(op, &blocks),
+        }
+    }
+
+    /// Zeros first, then all blocks, then the products.
+    fn weight_grad_in_steps(&self, op: WeightGrad, blocks: &[GradBlock]) -> Result<()> {
+        let WeightGrad { dy, x, mut out, write, gram, .. } = op;
+        if write == Write::Replace {
+            self.fill(&out, 0.0)?;
+        }
+        let (add, to) = (Write::Add, out.reborrow());
+        self.weight_grad_launches(WeightGrad { dy, x, blocks, out: to, write: add, gram: None }, blocks)?;
+        let Some(Gram { pairs, products }) = gram else { return Ok(()) };
+        let block = |first: usize, width: usize| out.as_mat().col_range(first..first + width);
+        let pairs = pairs.iter().map(|p| (block(p.a, p.width), block(p.b, p.width))).collect();
+        self.dots(Dots { pairs, out: products })
+    }
+
+    /// Blocks that write the same columns follow each other.
+    fn weight_grad_launches(&self, op: WeightGrad, blocks: &[GradBlock]) -> Result<()> {
+        let mut rest = blocks;
+        while !rest.is_empty() && op.dy.cols > 0 {
+            let (now, later) = rest.split_at(disjoint(rest));
+            self.weight_grad_launch(&op, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn weight_grad_launch(&self, op: &WeightGrad, blocks: &[GradBlock]) -> Result<()> {
+        let WeightGrad { dy, x, out, write, .. } = op;
+        let (pairs, products) = match &op.gram {
+            Some(gram) if !gram.pairs.is_empty() => (gram.pairs, view_mut(&gram.products).data),
+            _ => (&[][..], 0),
+        };
+        let fresh = *write == Write::Replace;
+        let aligned = blocks.iter().all(|b| b.columns.start.is_multiple_of(8));
+        let both = dy.dtype == DType::BF16 && x.dtype == DType::BF16;
+        let fast = both && aligned && view(*dy).aligned(dy.dtype) && view(*x).aligned(x.dtype);
+        let (tile_m, threads, shared) = match fast {
+            true => (TILE_M, TILE_THREADS, GRAD_TILE_SHARED),
+            false => (PLAIN_TILE, PLAIN_THREADS, PLAIN_SHARED),
+        };
+        let (tiles_m, tiles_n): (usize, usize) =
+            (dy.cols.div_ceil(tile_m), blocks.iter().map(|b| b.columns.len().div_ceil(GRAD_TILE_N)).sum());
+        let longest = blocks.iter().map(|b| b.rows.len()).max().unwrap_or(0);
+        // Enough thread blocks for the device, but runs of at least 256 tokens.
+        let splits = (2 * self.info.sms / (tiles_m * tiles_n)).clamp(1, longest.div_ceil(256));
+        let partial = if splits > 1 { Some(self.scratch(splits * dy.cols, out.cols)?) } else { None };
+        let sums = self.arena.take((tiles_m * pairs.len() * 8).max(8))?;
+        let covered: usize = blocks.iter().map(|b| b.columns.len()).sum();
+        let meets = splits > 1 || fresh || products != 0;
+        let mut arguments = WeightGradArguments {
+            y: view(*dy),
+            x: view(*x),
+            out: view_mut(out),
+            partial: partial.as_ref().map_or(Matrix::NONE, |t| view(t.mat())),
+            tickets: if meets { self.tickets(tiles_m * tiles_n + tiles_m + 1)? } else { 0 },
+            sums: sums.address,
+            products,
+            splits: splits as i32,
+            parts: blocks.len() as i32,
+            pairs: pairs.len() as i32,
+            fresh: i32::from(fresh),
+            uncovered: i32::from(covered < out.cols),
+            ..WeightGradArguments::zeroed()
+        };
+        for (to, b) in arguments.part.iter_mut().zip(blocks) {
+            *to = abi::GradBlock {
+                row0: b.rows.start as i32,
+                rows: b.rows.len() as i32,
+                col0: b.columns.start as i32,
+                cols: b.columns.len() as i32,
+                to: b.to as i32,
+                scale: b.scale,
+            };
+        }
+        for (to, p) in arguments.pair.iter_mut().zip(pairs) {
+            *to = GradPair { a: p.a as i32, b: p.b as i32, width: p.width as i32 };
+        }
+        let shape = Launch::line(tiles_m, threads).grid_yz(tiles_n, splits).shared(shared);
+        let types = || format!("weight_grad_plain_{}_{}", tag(dy.dtype), tag(x.dtype));
+        let name = if fast { "weight_grad_tc".into() } else { types() };
+        // Runs are written and read once; products read what was written.
+        let written = (4 * dy.cols * covered) as u64;
+        let again = (2 * splits as u64 * u64::from(splits > 1) + u64::from(products != 0)) * written;
+        self.launch(&name, shape, &arguments, op.work_of(blocks) + Work::new(again, 0))
+    }
+}

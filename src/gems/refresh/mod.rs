@@ -1,0 +1,91 @@
+//! Opening windows and renewing bases, of all layers of a model at once: launched for all of them, then waited for.
+
+pub mod search;
+pub mod window;
+
+use super::subspaces::Subspaces;
+use crate::backend::{Backend, DType, Dots, Mat, OrthonormalizeRows, Tensor};
+use crate::error::Result;
+use crate::layers::Layers;
+use rayon::prelude::*;
+use search::{Found, deflate, find};
+use window::Sketch;
+
+/// Elements in copies of full gradients at a time (64 MB), or those of one layer: exact windows end in groups of layers.
+const COPIES: usize = 16 << 20;
+
+/// Opens the windows of probe round `round` (from 0). Waits once at most.
+pub(super) fn open_probe(be: &dyn Backend, layers: Vec<&mut Subspaces>, round: u64) -> Result<()> {
+    let sketched = |s: &&mut Subspaces| s.window.as_ref().is_some_and(|w| w.sketch == Sketch::Rows);
+    let (sketched, others): (Vec<_>, Vec<_>) = layers.into_iter().partition(sketched);
+    open_columns(be, sketched)?;
+    open_rows(be, others, |_| round)
+}
+
+/// Opens the windows before a refresh. Waits once.
+pub(super) fn open_windows(be: &dyn Backend, layers: Vec<&mut Subspaces>) -> Result<()> {
+    open_rows(be, layers, |s| 1000 + s.refreshes())
+}
+
+/// From sketches to windows along their orthonormal rows.
+fn open_columns(be: &dyn Backend, mut layers: Vec<&mut Subspaces>) -> Result<()> {
+    deflate(be, layers.iter_mut().flat_map(|s| s.protected_sketches()))?;
+    let sketches = layers.iter_mut().flat_map(|s| &mut s.window).flat_map(|w| &mut w.sums);
+    be.run(OrthonormalizeRows { matrices: sketches.map(Tensor::mat_mut).collect() })?;
+    layers.into_iter().try_for_each(Subspaces::open_columns)
+}
+
+/// Windows of sketches (of full gradients, where a layer is exact). `round` numbers the Gaussian probes.
+fn open_rows(
+    be: &dyn Backend,
+    mut layers: Vec<&mut Subspaces>,
+    round: impl Fn(&Subspaces) -> u64 + Sync,
+) -> Result<()> {
+    let sizes = lengths(be, &layers.iter().flat_map(|s| s.starts()).collect::<Vec<_>>())?;
+    let mut sizes = &sizes[..];
+    // Random numbers of a few layers at a time, made by all threads.
+    for some in layers.chunks_mut(rayon::current_num_threads()) {
+        let gaussians: Vec<_> = some.par_iter().map(|s| s.gaussians(round(s))).collect();
+        for (s, gaussians) in some.iter_mut().zip(gaussians) {
+            let (own, rest) = sizes.split_at(s.starts().len());
+            sizes = rest;
+            s.open_rows(own, &gaussians)?;
+        }
+    }
+    Ok(())
+}
+
+/// Frobenius norms. Waits, if there are any.
+fn lengths(be: &dyn Backend, all: &[Mat]) -> Result<Vec<f32>> {
+    let mut squares = be.alloc(1, all.len(), DType::F32)?;
+    be.run(Dots { pairs: all.iter().map(|m| (*m, *m)).collect(), out: squares.mat_mut() })?;
+    Ok(be.download(squares.mat())?.into_iter().map(f32::sqrt).collect())
+}
+
+/// Ends the windows: folds `B A` into the weights and renews the bases. What was found, by site; a layer whose window
+/// saw no gradient stays as it is.
+pub(super) fn renew<'a>(
+    be: &dyn Backend,
+    layers: impl Iterator<Item = (usize, &'a mut Subspaces)>,
+    parameters: &mut dyn Layers,
+) -> Result<Vec<(usize, Found)>> {
+    let (mut found, mut left, mut searches, mut copies) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut layers = layers.peekable();
+    while let Some((site, s)) = layers.next() {
+        if let Some(search) = s.fold(parameters.linear(site))? {
+            copies += search.copies();
+            searches.push(search);
+            left.push((site, s));
+        }
+        if searches.is_empty() || copies < COPIES && layers.peek().is_some() {
+            continue;
+        }
+        let bases = find(be, std::mem::take(&mut searches))?;
+        for ((site, s), (a, what)) in left.drain(..).zip(bases) {
+            s.adopt(parameters.linear(site), &a)?;
+            found.push((site, what));
+        }
+        copies = 0;
+    }
+    Ok(found)
+}

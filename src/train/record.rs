@@ -1,0 +1,103 @@
+//! What the loop tells while it runs: a record of every step, and who listens.
+
+use crate::error::Result;
+use crate::gems::{RefreshReport, StepReport};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// What the loop tells about a step.
+#[derive(Debug, Clone, Default)]
+pub struct StepRecord {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Mean loss over all labels.
+    pub loss: f64,
+    /// Mean loss of every task; NaN where it had no label.
+    pub losses: Vec<f64>,
+    /// Learning rate of the adapted layers.
+    pub lr: f64,
+    /// Tokens of the step (rows of all packings).
+    pub tokens: usize,
+    /// Examples whose history (or query) was cut to fit the context.
+    pub shortened: usize,
+    /// Wall time of the step.
+    pub seconds: f64,
+    /// Live and peak bytes of tensors.
+    pub memory: (usize, usize),
+    /// What the method did.
+    pub report: StepReport,
+    /// Steps skipped so far because a loss or gradient was not finite.
+    pub skipped: u64,
+    /// A validation follows.
+    pub validates: bool,
+}
+
+impl StepRecord {
+    /// The line of `metrics.jsonl`.
+    pub fn to_json(&self, tasks: &[String]) -> Map<String, Value> {
+        let mut line = Map::new();
+        let mut put = |key: String, value: f64| line.insert(key, number(value));
+        put("loss".into(), self.loss);
+        for (task, loss) in tasks.iter().zip(&self.losses).filter(|(_, l)| l.is_finite()) {
+            put(format!("loss.{task}"), *loss);
+        }
+        put("lr".into(), self.lr);
+        let r = &self.report;
+        put("gradient_norm".into(), r.gradient_norm);
+        put("update_norm".into(), r.update_norm);
+        put("clip".into(), r.clip);
+        for (task, gate) in tasks.iter().zip(&r.gates) {
+            put(format!("gate.{task}"), *gate);
+        }
+        for (task, norm) in tasks.iter().zip(&r.task_norms) {
+            put(format!("task_norm.{task}"), *norm);
+        }
+        for (i, j, cosine) in &r.cosines {
+            put(format!("cosine.{}.{}", tasks[*i], tasks[*j]), *cosine);
+        }
+        if let Some(refresh) = &r.refresh {
+            line.extend(refresh_json(refresh, tasks));
+        }
+        let mut put = |key: &str, value: f64| line.insert(key.into(), number(value));
+        put("tokens_per_second", self.tokens as f64 / self.seconds.max(1e-9));
+        put("step_ms", self.seconds * 1e3);
+        put("tokens", self.tokens as f64);
+        put("shortened", self.shortened as f64);
+        put("memory_bytes", self.memory.0 as f64);
+        put("peak_memory_bytes", self.memory.1 as f64);
+        let mut all = Map::from_iter([("step".to_string(), json!(self.step))]);
+        if !r.finite {
+            all.insert("skipped".into(), json!(self.skipped));
+        }
+        all.extend(line);
+        all
+    }
+}
+
+/// What a refresh found, as keys of a metrics line.
+pub fn refresh_json(refresh: &RefreshReport, tasks: &[String]) -> Map<String, Value> {
+    let mut line = Map::from_iter([("room".to_string(), number(refresh.room))]);
+    for (s, energy) in refresh.energy.iter().enumerate() {
+        let name = if s == 0 { "shared" } else { tasks.get(s - 1).map_or("?", String::as_str) };
+        line.insert(format!("energy.{name}"), number(*energy));
+    }
+    line
+}
+
+fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
+}
+
+/// What a run reports to, while it runs.
+pub trait Listener {
+    /// The first bases were found.
+    fn probed(&mut self, refresh: &RefreshReport) -> Result<()>;
+    /// A step ended.
+    fn step(&mut self, record: &StepRecord) -> Result<()>;
+    /// A validation ended: metrics by name.
+    fn validated(&mut self, step: u64, metrics: &BTreeMap<String, f64>, best: bool) -> Result<()>;
+    /// A checkpoint was written.
+    fn saved(&mut self, step: u64) -> Result<()>;
+    /// Something the user should know.
+    fn note(&mut self, text: &str);
+}

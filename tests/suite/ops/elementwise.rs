@@ -1,0 +1,84 @@
+//! Element by element, between any types.
+
+use super::*;
+use half::bf16;
+
+type Shape = (usize, usize);
+
+/// Of the compute type into f32, and back.
+pub fn copy_and_back((rows, cols): Shape, pad: usize) -> Case {
+    Case::new(format!("copy to f32 and back {rows}x{cols}"), move |on| {
+        let (shape, dtype) = ((rows, cols), on.be.compute_dtype());
+        let from = on.view(1, shape, pad, dtype);
+        let outputs = [("copied", on.nan(shape, pad, DType::F32)), ("back", on.nan(shape, pad, dtype))];
+        Prepared::new(outputs, move |[mut copied, back], run| {
+            run(Copy { from: from.mat(), to: copied.reborrow() }.into())?;
+            run(Copy { from: copied.as_mat(), to: back }.into())
+        })
+    })
+}
+
+pub fn fill((rows, cols): Shape, pad: usize) -> Case {
+    Case::new(format!("fill {rows}x{cols}"), move |on| {
+        let x = on.nan((rows, cols), pad, on.be.compute_dtype());
+        Prepared::new([("x", x)], |[x], run| run(Fill { x, value: 3.0 }.into()))
+    })
+}
+
+pub fn scale((rows, cols): Shape, pad: usize, alpha: f32) -> Case {
+    Case::new(format!("scale {rows}x{cols}"), move |on| {
+        let x = on.view(1, (rows, cols), pad, DType::F32);
+        Prepared::new([("x", x)], move |[x], run| run(Scale { x, alpha }.into()))
+    })
+}
+
+/// Of the compute type into f32.
+pub fn axpy((rows, cols): Shape, pad: usize) -> Case {
+    Case::new(format!("axpy {rows}x{cols}"), move |on| {
+        let x = on.view(1, (rows, cols), pad, on.be.compute_dtype());
+        let y = on.view(2, (rows, cols), pad, DType::F32);
+        Prepared::new([("y", y)], move |[y], run| run(Axpy { alpha: -1.5, x: x.mat(), y }.into()))
+    })
+}
+
+pub fn at(s: &Sizes) -> Vec<Timed> {
+    let shape = (s.tokens, s.hidden);
+    // A factor of 1: a bench repeats it.
+    [copy_and_back(shape, 0), fill(shape, 0), scale(shape, 0, 1.0), axpy(shape, 0)].map(Timed::from).into()
+}
+
+#[test]
+fn elementwise() {
+    for (rows, cols, pad) in [(1, 1, 0), (3, 8, 8), (5, 13, 3), (70, 257, 7)] {
+        let (x, y) = (exactly(1, rows * cols), exactly(2, rows * cols));
+        let (shape, all) = ((rows, cols), |f: &dyn Fn(usize) -> f64| (0..x.len()).map(f).collect::<Vec<_>>());
+        for (case, formula) in [
+            (copy_and_back(shape, pad), vec![x.clone(), x.clone()]),
+            (fill(shape, pad), vec![all(&|_| 3.0)]),
+            (scale(shape, pad, 0.75), vec![all(&|e| 0.75 * x[e])]),
+            (axpy(shape, pad), vec![all(&|e| y[e] - 1.5 * x[e])]),
+        ] {
+            follows(&case, &formula);
+            parity(case);
+        }
+    }
+}
+
+#[test]
+fn conversion_rounds_as_half_does() {
+    kernel_devices(DType::BF16).iter().for_each(|be| conversion(&**be));
+}
+
+fn conversion(be: &dyn Backend) {
+    let mut bits: Vec<u32> = (0..=u16::MAX as u32).map(|b| b << 16).collect();
+    bits.extend((0..4096u32).map(|i| 0x3f80_0000 + i * 1021 + 0x7fff));
+    let from: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+    let x = be.tensor(&from, 1, from.len(), DType::BF16).unwrap();
+    for (got, f) in be.download(x.mat()).unwrap().iter().zip(&from) {
+        let want = bf16::from_f32(*f).to_f32();
+        assert!(
+            got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
+            "{f:e}: {got:e}, {want:e}"
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! Metrics log, TensorBoard, progress, tables, the HTML report.
+
+mod html;
+mod log;
+mod progress;
+mod table;
+mod tensorboard;
+
+use gems_engine::report::Line;
+use serde_json::Value;
+
+fn line(value: Value) -> Line {
+    value.as_object().unwrap().clone()
+}

@@ -1,0 +1,132 @@
+//! TensorBoard events, read back by their definition.
+
+use super::line;
+use gems_engine::error::Kind;
+use gems_engine::report::EventWriter;
+use serde_json::json;
+
+/// CRC-32C bit by bit, from its polynomial (reflected 0x82f63b78).
+fn crc32c(data: &[u8]) -> u32 {
+    !data.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 })
+    })
+}
+
+fn masked(data: &[u8]) -> u32 {
+    let crc = crc32c(data);
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// The records of a TFRecord file, every checksum checked.
+fn records(mut file: &[u8]) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    while !file.is_empty() {
+        let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        assert_eq!(u32::from_le_bytes(file[8..12].try_into().unwrap()), masked(&file[..8]));
+        let data = &file[12..12 + length];
+        let crc = u32::from_le_bytes(file[12 + length..16 + length].try_into().unwrap());
+        assert_eq!(crc, masked(data));
+        records.push(data.to_vec());
+        file = &file[16 + length..];
+    }
+    records
+}
+
+/// One field of a protobuf message: its number and its bytes (a varint as eight).
+fn fields(mut data: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    fn varint(data: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let byte = data[0];
+            *data = &data[1..];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        value
+    }
+    let mut found = Vec::new();
+    while !data.is_empty() {
+        let key = varint(&mut data);
+        let length = match key & 7 {
+            0 => {
+                found.push((key >> 3, varint(&mut data).to_le_bytes().to_vec()));
+                continue;
+            }
+            1 => 8,
+            2 => varint(&mut data) as usize,
+            5 => 4,
+            other => panic!("wire type {other}"),
+        };
+        found.push((key >> 3, data[..length].to_vec()));
+        data = &data[length..];
+    }
+    found
+}
+
+fn get(message: &[u8], number: u64) -> Option<Vec<u8>> {
+    fields(message).into_iter().find(|(n, _)| *n == number).map(|(_, bytes)| bytes)
+}
+
+fn step(event: &[u8]) -> u64 {
+    u64::from_le_bytes(get(event, 2).unwrap().try_into().unwrap())
+}
+
+fn scalars(event: &[u8]) -> Vec<(String, f32)> {
+    let values = fields(&get(event, 5).unwrap());
+    let scalar = |value: Vec<u8>| {
+        let number = f32::from_le_bytes(get(&value, 2).unwrap().try_into().unwrap());
+        (String::from_utf8(get(&value, 1).unwrap()).unwrap(), number)
+    };
+    values.into_iter().map(|(_, value)| scalar(value)).collect()
+}
+
+#[test]
+fn the_checksum_of_the_test_is_the_standard_one() {
+    // RFC 3720, appendix B.4.
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+}
+
+#[test]
+fn events_decode_to_what_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = EventWriter::open(&dir.path().join("tensorboard"), None).unwrap();
+    let name = "task \u{1f50d}.".repeat(30);
+    let first =
+        json!({"step": 1, "loss": 2.5, "loss.a.b": -0.125, "best": true, "why": "text", name.clone(): 3});
+    events.write(&line(first)).unwrap();
+    events.write(&line(json!({"step": 3_000_000_000u64, "lr": null}))).unwrap();
+    events.write(&line(json!({}))).unwrap();
+    let records = records(&std::fs::read(events.path()).unwrap());
+    assert_eq!(records.len(), 4);
+    assert_eq!(get(&records[0], 3).unwrap(), b"brain.Event:2");
+    let time = f64::from_le_bytes(get(&records[1], 1).unwrap().try_into().unwrap());
+    assert!(time > 1.7e9 && time < 1e11, "seconds since 1970: {time}");
+    assert_eq!(step(&records[1]), 1);
+    let expected =
+        [("loss".to_string(), 2.5), ("loss/a.b".to_string(), -0.125), (name.replacen('.', "/", 1), 3.0)];
+    assert_eq!(scalars(&records[1]), expected);
+    assert_eq!(step(&records[2]), 3_000_000_000);
+    assert!(scalars(&records[2])[0].1.is_nan());
+    assert!(scalars(&records[3]).is_empty());
+}
+
+#[test]
+fn a_resumed_run_writes_a_later_file_that_takes_steps_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = EventWriter::open(dir.path(), None).unwrap().path().to_path_buf();
+    let second = EventWriter::open(dir.path(), Some(4)).unwrap().path().to_path_buf();
+    assert!(first < second);
+    let records = records(&std::fs::read(second).unwrap());
+    assert_eq!(step(&records[1]), 5);
+    let session = get(&records[1], 7).unwrap();
+    assert_eq!(fields(&session), [(1, 1u64.to_le_bytes().to_vec())]);
+}
+
+#[test]
+fn a_file_in_the_way_is_an_io_error() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert_eq!(EventWriter::open(file.path(), None).unwrap_err().kind, Kind::Io);
+}
