@@ -6,8 +6,8 @@
 //!
 //! An object is compiled again only when its command, its source or a header has changed.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -49,6 +49,7 @@ fn main() {
     archive.cpp(true).objects(&objects).compile("gems_simt");
     fs::write(out.join("kernels.rs"), table(&host_kernels, &images)).expect("OUT_DIR is writable");
     fs::write(out.join("abi.rs"), limits() + &structures()).expect("OUT_DIR is writable");
+    fs::write(out.join("names.rs"), kernel_names(&kernels)).expect("OUT_DIR is writable");
 }
 
 /// The files of a directory with an extension, sorted.
@@ -232,6 +233,98 @@ fn table(kernels: &[PathBuf], images: &[Image]) -> String {
     }
     text.push_str("}\n");
     text
+}
+
+/// Kernels whose names differ in types, orientations and sizes only.
+struct Family {
+    arguments: String,
+    file: PathBuf,
+    /// What each of them has behind the family's name, such as `["nt", "bf16", "128"]`.
+    members: BTreeSet<Vec<String>>,
+}
+
+/// What the last parts of a kernel's name say.
+struct Parameter {
+    rust: &'static str,
+    /// As names have them, and as patterns.
+    values: &'static [(&'static str, &'static str)],
+    /// Whether the patterns are all that there are.
+    closed: bool,
+}
+
+/// Types, orientations of two operands, and sizes.
+const PARAMETERS: [Parameter; 3] = [
+    Parameter { rust: "DType", values: &[("f32", "DType::F32"), ("bf16", "DType::BF16")], closed: true },
+    Parameter {
+        rust: "(bool, bool)",
+        values: &[
+            ("nn", "(false, false)"),
+            ("nt", "(false, true)"),
+            ("tn", "(true, false)"),
+            ("tt", "(true, true)"),
+        ],
+        closed: true,
+    },
+    Parameter { rust: "usize", values: &[("64", "64"), ("128", "128"), ("256", "256")], closed: false },
+];
+
+/// The parameter that a part of a name is a value of.
+fn parameter(part: &str) -> Option<&'static Parameter> {
+    PARAMETERS.iter().find(|p| p.values.iter().any(|(name, _)| *name == part))
+}
+
+/// Every kernel as a Rust constant or, where there are several for different types, orientations or sizes, as a function
+/// that chooses; `None` where there is none of that kind.
+fn kernel_names(sources: &[PathBuf]) -> String {
+    let mut families: BTreeMap<String, Family> = BTreeMap::new();
+    for file in sources {
+        let source = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        for line in source.lines().filter(|l| l.starts_with("GEMS_KERNEL")) {
+            let inside = line.split_once('(').unwrap_or_default().1;
+            let name = inside.split(',').next().unwrap_or_default().trim();
+            let arguments = inside.split(", ").find(|part| part.ends_with("Arguments"));
+            let arguments = arguments.unwrap_or_else(|| panic!("{}: {line}", file.display())).to_string();
+            let mut parts: Vec<String> = name.split('_').map(String::from).collect();
+            let own = parts.iter().rposition(|p| parameter(p).is_none()).map_or(0, |last| last + 1);
+            let member = parts.split_off(own);
+            let new = || Family { arguments, file: file.clone(), members: BTreeSet::new() };
+            families.entry(parts.join("_")).or_insert_with(new).members.insert(member);
+        }
+    }
+    families.iter().map(|(name, family)| family.choice(name)).collect()
+}
+
+impl Family {
+    fn choice(&self, name: &str) -> String {
+        let Family { arguments, file, members } = self;
+        let kinds: Vec<&Parameter> =
+            members.first().into_iter().flatten().filter_map(|p| parameter(p)).collect();
+        let what = format!("/// `{name}` of `{}`.\n", file.display());
+        if kinds.is_empty() {
+            let constant = name.to_uppercase();
+            return format!("{what}pub const {constant}: Kernel<{arguments}> = Kernel::named({name:?});\n");
+        }
+        let all: usize = kinds.iter().map(|k| k.values.len()).product();
+        let complete = kinds.iter().all(|k| k.closed) && members.len() == all;
+        let returns = format!("Kernel<{arguments}>");
+        let returns = if complete { returns } else { format!("Option<{returns}>") };
+        let letters = ["a", "b", "c"];
+        let taken: Vec<String> =
+            letters.iter().zip(&kinds).map(|(l, k)| format!("{l}: {}", k.rust)).collect();
+        let mut text = format!("{what}pub fn {name}({}) -> {returns} {{\n", taken.join(", "));
+        let _ = writeln!(text, "    match ({},) {{", letters[..kinds.len()].join(", "));
+        for member in members {
+            let values = member.iter().zip(&kinds).flat_map(|(part, kind)| {
+                kind.values.iter().filter(move |(name, _)| name == part).map(|(_, pattern)| *pattern)
+            });
+            let patterns: Vec<&str> = values.collect();
+            let kernel = format!("Kernel::named(\"{name}_{}\")", member.join("_"));
+            let kernel = if complete { kernel } else { format!("Some({kernel})") };
+            let _ = writeln!(text, "        ({},) => {kernel},", patterns.join(", "));
+        }
+        text.push_str(if complete { "    }\n}\n" } else { "        _ => None,\n    }\n}\n" });
+        text
+    }
 }
 
 /// `kernels/limits.h` as Rust constants.

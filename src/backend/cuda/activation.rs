@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{ACTIVATION_GELU_TANH, ACTIVATION_RELU, ACTIVATION_SILU, ActivationArguments, Matrix};
-use super::launch::{chunks, tag, view, view_mut, view_or_none};
+use super::kernels;
+use super::launch::{chunks, view, view_mut, view_or_none};
 use crate::backend::{Activate, ActivateBackward, Activation, Mat, MatMut};
 use crate::error::Result;
 
@@ -14,7 +15,7 @@ impl Cuda {
             return Ok(());
         }
         let arguments = activation_arguments(kind, gate, up, None, &y, None);
-        self.launch(&format!("activation_{}", tag(gate.dtype)), chunks(&arguments.y), &arguments, work)
+        self.launch(kernels::activation(gate.dtype), chunks(&arguments.y), &arguments, work)
     }
 
     pub(super) fn activate_backward(&self, op: ActivateBackward) -> Result<()> {
@@ -24,8 +25,7 @@ impl Cuda {
             return Ok(());
         }
         let arguments = activation_arguments(kind, gate, up, Some(dy), &dgate, dup.as_ref());
-        let name = format!("activation_backward_{}", tag(gate.dtype));
-        self.launch(&name, chunks(&arguments.y), &arguments, work)
+        self.launch(kernels::activation_backward(gate.dtype), chunks(&arguments.y), &arguments, work)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{self, ADAM_BLOCKS, ADAM_MATRICES, AdamArguments, AdamMatrix, Launch, Matrix, QUAD};
-use super::launch::{tag, view, view_mut};
+use super::kernels;
+use super::launch::{view, view_mut};
 use crate::backend::work::Work;
 use crate::backend::{Adam, AdamBlock, AdamUpdate, DType};
 use crate::error::Result;
@@ -115,7 +116,7 @@ impl Cuda {
         }
         let work = parts.iter().fold(Work::default(), |all, p| all + p.work);
         let shape = Launch::line(widest, 256).grid_yz(parts.len(), 1).shared(512);
-        self.launch(&format!("adam_{}", tag(parts[0].copy)), shape, &arguments, work)
+        self.launch(kernels::adam(parts[0].copy), shape, &arguments, work)
     }
 }
 

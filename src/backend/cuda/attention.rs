@@ -6,7 +6,8 @@ use super::abi::{
     ATTENTION_WARPS, AttentionArguments, AttentionBiasArguments, AttentionBiasSumArguments, BIAS_THREADS,
     Launch, Matrix, SEGMENTS, segments,
 };
-use super::launch::{address, tag, view, view_mut};
+use super::kernels::{self, Kernel};
+use super::launch::{address, view, view_mut};
 use crate::backend::relative_bias::relative_position_bucket;
 use crate::backend::work::{Work, bytes, bytes_mut};
 use crate::backend::{
@@ -79,7 +80,7 @@ impl Cuda {
         Ok(a)
     }
 
-    /// The size of a tensor-core kernel's tiles, if the tensor-core kernels take this call.
+    /// The head size that the tensor-core kernels round this call's up to, if they take it.
     fn tile_size(spec: &AttentionSpec, dtype: DType, matrices: &[Matrix]) -> Option<usize> {
         let aligned = matrices.iter().all(|m| m.aligned(dtype));
         let listed = matches!(spec.mask, Mask::Listed { .. });
@@ -94,7 +95,7 @@ impl Cuda {
     /// Launches `kernel` over (tiles of the longest of `offsets`' runs, heads, sequences).
     fn over_sequences(
         &self,
-        kernel: &str,
+        kernel: Kernel<AttentionArguments>,
         (offsets, tile, heads): (&Indices, usize, usize),
         shared: usize,
         a: &AttentionArguments,
@@ -123,15 +124,21 @@ impl Cuda {
         let (spec, dtype) = (&spec, q.dtype);
         let a = self.attention_arguments(spec, (q, k, v))?;
         let a = AttentionArguments { out: view_mut(&out), lse: view_mut(&lse), ..a };
-        match Self::tile_size(spec, dtype, &[a.q, a.k, a.v]) {
-            Some(d) => {
+        let tiles = Self::tile_size(spec, dtype, &[a.q, a.k, a.v]);
+        match tiles.and_then(|d| Some((d, kernels::attention_tc(d)?))) {
+            Some((d, kernel)) => {
                 let over = (spec.q_offsets, ATTENTION_TILE, spec.heads);
-                self.over_sequences(&format!("attention_tc_{d}"), over, 3 * ATTENTION_TILE * d * 2, &a, work)
+                self.over_sequences(kernel, over, 3 * ATTENTION_TILE * d * 2, &a, work)
             }
             None => {
                 let over = (spec.q_offsets, ATTENTION_WARPS, spec.heads);
-                let name = format!("attention_rows_{}", tag(dtype));
-                self.over_sequences(&name, over, rows_shared(spec.head_dim), &a, work)
+                self.over_sequences(
+                    kernels::attention_rows(dtype),
+                    over,
+                    rows_shared(spec.head_dim),
+                    &a,
+                    work,
+                )
             }
         }
     }
@@ -153,26 +160,22 @@ impl Cuda {
         if out.rows > 0 {
             let threads = out.rows * spec.heads * 32;
             let work = Work::new(2 * bytes(out) + bytes(delta.mat()), 2 * (out.rows * out.cols) as u64);
-            self.launch(&format!("attention_delta_{}", tag(dtype)), Launch::cover(threads), &a, work)?;
+            self.launch(kernels::attention_delta(dtype), Launch::cover(threads), &a, work)?;
         }
         let work_q = Work::attention(spec, dtype, AttentionPass::Dq);
         let work_k = Work::attention(spec, dtype, AttentionPass::Dkv);
-        match Self::tile_size(spec, dtype, &[a.q, a.k, a.v, a.dout]) {
-            Some(d) => {
+        let tiles = Self::tile_size(spec, dtype, &[a.q, a.k, a.v, a.dout]);
+        let tensor_cores = |d| Some((d, kernels::attention_dq_tc(d)?, kernels::attention_dkv_tc(d)?));
+        match tiles.and_then(tensor_cores) {
+            Some((d, dq, dkv)) => {
                 let queries = if d == 64 { ATTENTION_QUERIES_64 } else { ATTENTION_QUERIES_128 };
                 let (over_q, over_k) = (
                     (spec.q_offsets, ATTENTION_TILE, spec.heads),
                     (spec.k_offsets, ATTENTION_TILE, spec.kv_heads),
                 );
-                self.over_sequences(
-                    &format!("attention_dq_tc_{d}"),
-                    over_q,
-                    4 * ATTENTION_TILE * d * 2,
-                    &a,
-                    work_q,
-                )?;
+                self.over_sequences(dq, over_q, 4 * ATTENTION_TILE * d * 2, &a, work_q)?;
                 let shared = (2 * ATTENTION_TILE + 2 * queries) * d * 2 + 8 * queries;
-                self.over_sequences(&format!("attention_dkv_tc_{d}"), over_k, shared, &a, work_k)?;
+                self.over_sequences(dkv, over_k, shared, &a, work_k)?;
             }
             None => {
                 let (over_q, over_k) = (
@@ -180,20 +183,8 @@ impl Cuda {
                     (spec.k_offsets, ATTENTION_WARPS, spec.kv_heads),
                 );
                 let shared = rows_shared(spec.head_dim);
-                self.over_sequences(
-                    &format!("attention_dq_rows_{}", tag(dtype)),
-                    over_q,
-                    shared,
-                    &a,
-                    work_q,
-                )?;
-                self.over_sequences(
-                    &format!("attention_dkv_rows_{}", tag(dtype)),
-                    over_k,
-                    shared,
-                    &a,
-                    work_k,
-                )?;
+                self.over_sequences(kernels::attention_dq_rows(dtype), over_q, shared, &a, work_q)?;
+                self.over_sequences(kernels::attention_dkv_rows(dtype), over_k, shared, &a, work_k)?;
             }
         }
         match (dbias, &spec.bias) {
@@ -226,7 +217,7 @@ impl Cuda {
         // Scores and their gradients once more, of every pair.
         let pairs = Work::attention(spec, dtype, AttentionPass::Forward);
         let work = Work::new(pairs.bytes + bytes(partial.mat()), pairs.flops);
-        self.launch(&format!("attention_bias_{}", tag(dtype)), shape, &arguments, work)?;
+        self.launch(kernels::attention_bias(dtype), shape, &arguments, work)?;
         for (i, ranges) in ranges.chunks(SEGMENTS).enumerate() {
             let first = i * SEGMENTS * buckets;
             let rows = dbias.reborrow().row_range(first..first + ranges.len() * buckets);
@@ -239,7 +230,7 @@ impl Cuda {
             };
             let shape = Launch::cover(buckets * spec.heads).grid_yz(ranges.len(), 1);
             let work = Work::new(bytes(partial.mat()) + 2 * bytes_mut(&rows), bytes(partial.mat()) / 4);
-            self.launch("attention_bias_sum", shape, &arguments, work)?;
+            self.launch(kernels::ATTENTION_BIAS_SUM, shape, &arguments, work)?;
         }
         Ok(())
     }

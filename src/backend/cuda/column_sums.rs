@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{ColumnSumsArguments, Launch, SEGMENTS, segments};
-use super::launch::{tag, view, view_mut, view_or_none};
+use super::kernels;
+use super::launch::{view, view_mut, view_or_none};
 use crate::backend::work::Work;
 use crate::backend::{ColumnSums, Mat, MatMut};
 use crate::error::Result;
@@ -36,7 +37,7 @@ impl Cuda {
                 let summed: usize = ranges.iter().map(|r| r.len() * dy.cols).sum();
                 let each = dy.dtype.bytes() * if x.is_some() { 2 } else { 1 };
                 let work = Work::new((summed * each) as u64, summed as u64);
-                self.launch(&format!("column_sums_{}", tag(dy.dtype)), shape, &arguments, work)?;
+                self.launch(kernels::column_sums(dy.dtype), shape, &arguments, work)?;
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{CrossEntropyArguments, Launch, Matrix};
-use super::launch::{address, tag, view, view_mut};
+use super::kernels;
+use super::launch::{address, view, view_mut};
 use crate::backend::ops::chunk_end;
 use crate::backend::work::Work;
 use crate::backend::{CrossEntropy, DType, Mat, Matmul, Tensor};
@@ -76,7 +77,7 @@ impl Cuda {
         let elements = (rows.len() * vocabulary) as u64;
         let written = if wants_gradient { dtype.bytes() as u64 } else { 0 };
         let work = Work::new(elements * (4 + written), 6 * elements);
-        self.launch(&format!("cross_entropy_{}", tag(dtype)), shape, &arguments, work)?;
+        self.launch(kernels::cross_entropy(dtype), shape, &arguments, work)?;
         Ok(part)
     }
 }

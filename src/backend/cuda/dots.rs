@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::abi::{DOTS_PAIRS, DotsArguments, Launch, Matrix};
+use super::kernels;
 use super::launch::{view, view_mut};
 use crate::backend::Dots;
 use crate::backend::work::{Work, bytes};
@@ -25,9 +26,9 @@ impl Cuda {
                 DotsArguments { partial: partial.address, out: to.data, pairs, blocks: blocks_i, x, y };
             let read: u64 = some.iter().map(|(a, b)| bytes(*a) + bytes(*b)).sum();
             let shape = Launch::line(blocks, 256).grid_yz(some.len(), 1).shared(256);
-            self.launch("dots", shape, &arguments, Work::new(read, read / 4))?;
+            self.launch(kernels::DOTS, shape, &arguments, Work::new(read, read / 4))?;
             let work = Work::new((some.len() * (8 * blocks + 4)) as u64, (some.len() * blocks) as u64);
-            self.launch("dots_sum", Launch::line(some.len(), 32), &arguments, work)?;
+            self.launch(kernels::DOTS_SUM, Launch::line(some.len(), 32), &arguments, work)?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{CombineArguments, FillArguments};
-use super::launch::{chunks, tag, view, view_mut};
+use super::kernels;
+use super::launch::{chunks, view, view_mut};
 use crate::backend::work::{Work, bytes, bytes_mut};
 use crate::backend::{Mat, MatMut};
 use crate::error::Result;
@@ -16,8 +17,7 @@ impl Cuda {
             return Ok(());
         }
         let work = Work::new(bytes(x) + bytes_mut(y) * if beta == 0.0 { 1 } else { 2 }, 0);
-        let name = format!("combine_{}_{}", tag(x.dtype), tag(y.dtype));
-        self.launch(&name, chunks(&arguments.y), &arguments, work)
+        self.launch(kernels::combine(x.dtype, y.dtype), chunks(&arguments.y), &arguments, work)
     }
 
     /// `y = value`.
@@ -27,6 +27,6 @@ impl Cuda {
         }
         let arguments = FillArguments { y: view_mut(y), value, unused: 0.0 };
         let work = Work::new(bytes_mut(y), 0);
-        self.launch(&format!("fill_{}", tag(y.dtype)), chunks(&arguments.y), &arguments, work)
+        self.launch(kernels::fill(y.dtype), chunks(&arguments.y), &arguments, work)
     }
 }

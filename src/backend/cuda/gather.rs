@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{CHUNK, GatherArguments, Launch, ScatterArguments};
-use super::launch::{address, chunks, tag, view, view_mut};
+use super::kernels;
+use super::launch::{address, chunks, view, view_mut};
 use crate::backend::{Gather, ScatterAdd};
 use crate::error::Result;
 
@@ -15,7 +16,7 @@ impl Cuda {
         }
         let (table, y, ids) = (view(from), view_mut(&to), address(rows));
         let arguments = GatherArguments { table, y, ids, scale, unused: 0.0 };
-        self.launch(&format!("gather_{}", tag(to.dtype)), chunks(&arguments.y), &arguments, work)
+        self.launch(kernels::gather(to.dtype), chunks(&arguments.y), &arguments, work)
     }
 
     pub(super) fn scatter_add(&self, op: ScatterAdd) -> Result<()> {
@@ -36,6 +37,6 @@ impl Cuda {
             unused: 0.0,
         };
         let shape = Launch::cover(to.cols.div_ceil(CHUNK)).grid_yz(groups.rows.len().min(65_535), 1);
-        self.launch(&format!("scatter_{}_{}", tag(from.dtype), tag(to.dtype)), shape, &arguments, work)
+        self.launch(kernels::scatter(from.dtype, to.dtype), shape, &arguments, work)
     }
 }

@@ -2,8 +2,9 @@
 
 use super::Cuda;
 use super::abi::{CHUNK, Launch, Matrix};
+use super::kernels::Kernel;
 use crate::backend::work::Work;
-use crate::backend::{DType, Indices, Mat, MatMut, Storage};
+use crate::backend::{Indices, Mat, MatMut, Storage};
 use crate::error::Result;
 use bytemuck::Pod;
 
@@ -33,14 +34,6 @@ pub fn address(list: &Indices) -> u64 {
     list.device.as_ref().map_or(0, |d| d.address)
 }
 
-/// The part of a kernel's name that says a type.
-pub fn tag(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "f32",
-        DType::BF16 => "bf16",
-    }
-}
-
 /// Threads that go over all elements of a matrix, [`CHUNK`] each (`my_chunk` of `kernels/common.cuh`).
 pub fn chunks(m: &Matrix) -> Launch {
     Launch::cover(m.rows as usize * (m.cols as usize).div_ceil(CHUNK))
@@ -50,13 +43,14 @@ impl Cuda {
     /// Starts a kernel with its one structure of arguments; `work` is its floor.
     pub(super) fn launch<A: Pod>(
         &self,
-        kernel: &str,
+        kernel: Kernel<A>,
         launch: Launch,
         arguments: &A,
         work: Work,
     ) -> Result<()> {
         const { assert!(size_of::<A>() <= 4096, "a launch takes 4 KB of arguments") };
-        let start = || self.driver.launch(kernel, launch, bytemuck::bytes_of(arguments)).map(|()| true);
-        self.recorder.run(self.driver.as_ref(), (kernel, launch.blocks()), work, start).map(drop)
+        let start =
+            || self.driver.launch(kernel.name(), launch, bytemuck::bytes_of(arguments)).map(|()| true);
+        self.recorder.run(self.driver.as_ref(), (kernel.name(), launch.blocks()), work, start).map(drop)
     }
 }

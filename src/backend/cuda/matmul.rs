@@ -7,7 +7,8 @@ use super::abi::{
     TILE_THREADS,
 };
 use super::driver::PlainProduct;
-use super::launch::{tag, view, view_mut, view_or_none};
+use super::kernels::{self, Kernel};
+use super::launch::{view, view_mut, view_or_none};
 use crate::backend::work::{Work, bytes, bytes_mut};
 use crate::backend::{DType, Mat, MatMut, Matmul, Operand, Rounding};
 use crate::error::Result;
@@ -43,49 +44,61 @@ pub struct MatmulShape {
     pub branch: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Family {
     Plain,
-    /// With a branch in the same launch?
-    Ampere(bool),
+    Ampere(Kernel<MatmulArguments>),
+    /// With a branch in the same launch.
+    AmpereBranch(Kernel<LinearArguments>),
     /// With so many columns of a tile.
-    Hopper(usize),
+    Hopper(Kernel<HopperArguments>, usize),
 }
 
 /// A choice among the kernels for matrix products.
-#[derive(Debug, Clone)]
+#[derive(Clone, Copy)]
 pub struct MatmulKernel {
-    /// The kernel's name; operands' types are missing in that of a plain kernel.
-    pub name: String,
     /// Why this one.
     pub why: &'static str,
     family: Family,
 }
 
+impl MatmulKernel {
+    /// The kernel's name; operands' types are missing in that of a plain kernel.
+    pub fn name(&self) -> &'static str {
+        match self.family {
+            Family::Plain => "matmul_plain",
+            Family::Ampere(kernel) => kernel.name(),
+            Family::AmpereBranch(kernel) => kernel.name(),
+            Family::Hopper(kernel, _) => kernel.name(),
+        }
+    }
+}
+
 impl MatmulShape {
     /// The kernel for this product on a device with `multiprocessors`, which has wgmma if it is a `hopper`.
     pub fn kernel(&self, hopper: bool, multiprocessors: usize) -> MatmulKernel {
-        let letter = |transposed| if transposed { "t" } else { "n" };
-        let (a, b) = self.transposed;
-        let ending = format!("{}{}_{}", letter(a), letter(b), tag(self.result));
         if !self.tensor_cores {
             let why = "an operand is f32 or not aligned to 16 bytes: CUDA cores";
-            return MatmulKernel { name: "matmul_plain".into(), why, family: Family::Plain };
+            return MatmulKernel { why, family: Family::Plain };
         }
-        let oriented = !a || (!b && self.result == DType::F32);
-        if hopper && oriented && self.size.2 > 0 {
-            let columns = self.columns(multiprocessors);
-            let name = format!("matmul_sm90a_{ending}_{columns}");
-            return MatmulKernel { name, why: "wgmma and bulk copies", family: Family::Hopper(columns) };
-        }
-        let why = match (hopper, oriented) {
+        let columns = self.columns(multiprocessors);
+        let wgmma = kernels::matmul_sm90a(self.transposed, self.result, columns);
+        let why = match (hopper, wgmma) {
+            (true, Some(kernel)) if self.size.2 > 0 => {
+                return MatmulKernel {
+                    why: "wgmma and bulk copies",
+                    family: Family::Hopper(kernel, columns),
+                };
+            }
+            (true, Some(_)) => "mma.sync and cp.async: nothing to sum",
+            (true, None) => "mma.sync and cp.async: no wgmma kernel for this orientation",
             (false, _) => "mma.sync and cp.async: the device has no wgmma",
-            (true, false) => "mma.sync and cp.async: no wgmma kernel for this orientation",
-            (true, true) => "mma.sync and cp.async: nothing to sum",
         };
-        let fused = self.branch && !a && self.result == DType::BF16;
-        let name = format!("{}_{ending}", if fused { "linear_tc" } else { "matmul_tc" });
-        MatmulKernel { name, why, family: Family::Ampere(fused) }
+        let family = match kernels::linear_tc(self.transposed, self.result) {
+            Some(kernel) if self.branch => Family::AmpereBranch(kernel),
+            _ => Family::Ampere(kernels::matmul_tc(self.transposed, self.result)),
+        };
+        MatmulKernel { why, family }
     }
 
     /// Columns of a tile: those that finish first when every multiprocessor works on one tile at a time.
@@ -190,24 +203,23 @@ impl Cuda {
         if ask && self.cublaslt_product(&arguments, c.dtype, work)? {
             return Ok(());
         }
-        let kernel = self.kernel_for(&shape);
-        match kernel.family {
-            Family::Hopper(columns) => {
+        match self.kernel_for(&shape).family {
+            Family::Hopper(kernel, columns) => {
                 let a = self.hopper_arguments(&p, arguments)?;
                 let blocks = (m.div_ceil(HOPPER_M) * n.div_ceil(columns)).min(self.info.sms);
-                self.launch(&kernel.name, hopper_launch(blocks, columns), &a, work)
+                self.launch(kernel, hopper_launch(blocks, columns), &a, work)
             }
-            Family::Ampere(_) => {
+            Family::Ampere(kernel) => {
                 let blocks = m.div_ceil(TILE_M) * n.div_ceil(TILE_N);
                 let shape = Launch::line(blocks, TILE_THREADS).shared(TILE_SHARED);
-                self.launch(&kernel.name, shape, &arguments, work)
+                self.launch(kernel, shape, &arguments, work)
             }
+            Family::AmpereBranch(_) => unreachable!("a product without a branch"),
             Family::Plain => {
-                let types = (tag(p.a.mat.dtype), tag(p.b.mat.dtype), tag(c.dtype));
-                let name = format!("{}_{}_{}_{}", kernel.name, types.0, types.1, types.2);
+                let kernel = kernels::matmul_plain(p.a.mat.dtype, p.b.mat.dtype, c.dtype);
                 let blocks = m.div_ceil(PLAIN_TILE) * n.div_ceil(PLAIN_TILE);
                 let shape = Launch::line(blocks, PLAIN_THREADS).shared(PLAIN_SHARED);
-                self.launch(&name, shape, &arguments, work)
+                self.launch(kernel, shape, &arguments, work)
             }
         }
     }
@@ -223,10 +235,13 @@ impl Cuda {
             ld: [a.a0.ld as usize, a.b0.ld as usize, a.c.ld as usize],
             c,
         };
-        let name = format!("cublaslt_{}", tag(c));
+        let name = match c {
+            DType::F32 => "cublaslt_f32",
+            DType::BF16 => "cublaslt_bf16",
+        };
         let matrices = [a.a0.data, a.b0.data, a.c.data];
         let start = || self.driver.plain_product(&product, (a.alpha, a.beta), matrices);
-        self.recorder.run(self.driver.as_ref(), (&name, 0), work, start)
+        self.recorder.run(self.driver.as_ref(), (name, 0), work, start)
     }
 
     fn hopper_arguments(&self, p: &Product, product: MatmulArguments) -> Result<HopperArguments> {
@@ -250,9 +265,9 @@ impl Cuda {
     ) -> Result<()> {
         let whole = Product { second: Some((s.as_mat(), q)), ..product };
         let shape = MatmulShape { branch: true, ..whole.shape(c) };
-        let kernel = self.kernel_for(&shape);
+        let family = self.kernel_for(&shape).family;
         let real = s.cols > 0 && c.rows > 0 && c.cols > 0 && tensor_cores(&[p]);
-        if !real || matches!(kernel.family, Family::Plain | Family::Ampere(false)) {
+        if !real || matches!(family, Family::Plain | Family::Ampere(_)) {
             let b = Operand { mat: p, ..product.b };
             self.matmul(Matmul { c: s.reborrow(), beta: 0.0, alpha: 1.0, a: product.a, b })?;
             return self.product(c, Product { second: Some((s.as_mat(), q)), ..product });
@@ -263,22 +278,26 @@ impl Cuda {
         let flops = Work::product((m, r, k0), p.dtype, p.dtype, p.dtype, false).flops;
         let base = Work::product((m, n, k0 + r), p.dtype, p.dtype, c.dtype, product.beta != 0.0);
         let work = base + Work::new(bytes(p) + bytes_mut(&s), flops);
-        if let Family::Hopper(columns) = kernel.family {
-            let arguments = HopperArguments {
-                branch_b: self.driver.tensor_map(&view(p))?,
-                branch,
-                ..self.hopper_arguments(&whole, whole.arguments(c))?
-            };
-            let tiles = m.div_ceil(HOPPER_M) * (n.div_ceil(columns) + r.div_ceil(columns));
-            let shape = hopper_launch(tiles.min(self.info.sms), columns);
-            return self.launch(&kernel.name, shape, &arguments, work);
+        match family {
+            Family::Hopper(kernel, columns) => {
+                let arguments = HopperArguments {
+                    branch_b: self.driver.tensor_map(&view(p))?,
+                    branch,
+                    ..self.hopper_arguments(&whole, whole.arguments(c))?
+                };
+                let tiles = m.div_ceil(HOPPER_M) * (n.div_ceil(columns) + r.div_ceil(columns));
+                self.launch(kernel, hopper_launch(tiles.min(self.info.sms), columns), &arguments, work)
+            }
+            Family::AmpereBranch(kernel) => {
+                let tiles_m = m.div_ceil(TILE_M);
+                let tickets = self.tickets(1 + 2 * tiles_m)?;
+                let arguments = LinearArguments { product: whole.arguments(c), branch, tickets, unused: 0 };
+                let blocks = tiles_m * (n.div_ceil(TILE_N) + r.div_ceil(BRANCH_TILE_N));
+                let shape = Launch::line(blocks, TILE_THREADS).shared(TILE_SHARED);
+                self.launch(kernel, shape, &arguments, work)
+            }
+            Family::Plain | Family::Ampere(_) => unreachable!("returned above"),
         }
-        let tiles_m = m.div_ceil(TILE_M);
-        let tickets = self.tickets(1 + 2 * tiles_m)?;
-        let arguments = LinearArguments { product: whole.arguments(c), branch, tickets, unused: 0 };
-        let blocks = tiles_m * (n.div_ceil(TILE_N) + r.div_ceil(BRANCH_TILE_N));
-        let shape = Launch::line(blocks, TILE_THREADS).shared(TILE_SHARED);
-        self.launch(&kernel.name, shape, &arguments, work)
     }
 
     pub(super) fn matmul(&self, op: Matmul) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::abi::{Launch, MATMUL_MANY, MatmulManyArguments, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE};
+use super::kernels;
 use super::launch::{view, view_mut};
 use crate::backend::work::Work;
 use crate::backend::{DType, MatmulMany};
@@ -23,7 +24,7 @@ impl Cuda {
                 work = work + Work::product(shape, DType::F32, DType::F32, DType::F32, beta != 0.0);
             }
             let shape = Launch::line(tiles, PLAIN_THREADS).grid_yz(some.len(), 1).shared(PLAIN_SHARED);
-            self.launch("matmul_many", shape, &arguments, work)?;
+            self.launch(kernels::MATMUL_MANY, shape, &arguments, work)?;
         }
         Ok(())
     }

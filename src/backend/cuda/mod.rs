@@ -17,6 +17,7 @@ mod errors;
 mod fold;
 mod gather;
 mod images;
+mod kernels;
 mod launch;
 mod linear;
 mod matmul;

@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::abi::{Launch, Matrix, ORTHONORMALIZE_MATRICES, OrthonormalizeArguments, PANEL};
+use super::kernels;
 use super::launch::view_mut;
 use crate::backend::cpu::Cpu;
 use crate::backend::work::{Work, bytes_mut};
@@ -41,7 +42,7 @@ impl Cuda {
             let shape =
                 Launch::line(some.len(), if longest <= 1024 { 256 } else { 1024 }).shared(8 * doubles);
             let arguments = OrthonormalizeArguments { doubles: doubles as i64, a };
-            self.launch("orthonormalize", shape, &arguments, Work::new(moved, flops))?;
+            self.launch(kernels::ORTHONORMALIZE, shape, &arguments, Work::new(moved, flops))?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{Launch, Matrix, RmsnormArguments, RmsnormBackwardArguments};
-use super::launch::{tag, view, view_mut};
+use super::kernels;
+use super::launch::{view, view_mut};
 use crate::backend::{PerSegment, Rmsnorm, RmsnormBackward};
 use crate::error::Result;
 
@@ -29,7 +30,7 @@ impl Cuda {
         let (w, inv_rms) = (view(w), view_mut(&inv_rms));
         let arguments =
             RmsnormArguments { x: view(x), residual, sum, w, y: view_mut(&y), inv_rms, eps, unused: 0.0 };
-        self.launch(&format!("rmsnorm_{}", tag(x.dtype)), row_blocks(x.rows, x.cols), &arguments, work)
+        self.launch(kernels::rmsnorm(x.dtype), row_blocks(x.rows, x.cols), &arguments, work)
     }
 
     pub(super) fn rmsnorm_backward(&self, op: RmsnormBackward) -> Result<()> {
@@ -50,7 +51,6 @@ impl Cuda {
             accumulate: i32::from(accumulate),
             unused: 0,
         };
-        let name = format!("rmsnorm_backward_{}", tag(s.dtype));
-        self.launch(&name, row_blocks(s.rows, s.cols), &arguments, work)
+        self.launch(kernels::rmsnorm_backward(s.dtype), row_blocks(s.rows, s.cols), &arguments, work)
     }
 }

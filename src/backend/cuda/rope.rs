@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::abi::{Launch, RopeArguments};
-use super::launch::{address, tag, view, view_mut};
+use super::kernels;
+use super::launch::{address, view, view_mut};
 use crate::backend::Rope;
 use crate::error::Result;
 
@@ -21,6 +22,6 @@ impl Cuda {
             sign: if inverse { -1.0 } else { 1.0 },
         };
         let shape = Launch::cover(x.rows * inv_freq.cols);
-        self.launch(&format!("rope_{}", tag(x.dtype)), shape, &arguments, work)
+        self.launch(kernels::rope(x.dtype), shape, &arguments, work)
     }
 }

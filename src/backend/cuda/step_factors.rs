@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::abi::{FACTOR_TASKS, GATES_FIXED, GATES_INVERSE_NORM, GATES_SHARES, Launch, StepFactorsArguments};
+use super::kernels;
 use super::launch::{address, view, view_mut};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DType, GateRule, Mat, StepFactors};
@@ -44,7 +45,7 @@ impl Cuda {
             counts: list(counts),
         };
         let shape = Launch::line(1, 256).shared(8 * (3 * tasks * tasks + tasks + 1));
-        self.launch("step_factors", shape, &arguments, work)?;
+        self.launch(kernels::STEP_FACTORS, shape, &arguments, work)?;
         match gates {
             GateRule::Given(gates) => self.upload(gates, factors.col_range(1 + tasks..1 + 2 * tasks)),
             _ => Ok(()),

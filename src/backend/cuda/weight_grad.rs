@@ -5,7 +5,8 @@ use super::abi::{
     self, GRAD_PAIRS, GRAD_PARTS, GRAD_TILE_N, GRAD_TILE_SHARED, GradPair, Launch, Matrix, PLAIN_SHARED,
     PLAIN_THREADS, PLAIN_TILE, TILE_M, TILE_THREADS, WeightGradArguments,
 };
-use super::launch::{tag, view, view_mut};
+use super::kernels;
+use super::launch::{view, view_mut};
 use crate::backend::work::Work;
 use crate::backend::{DType, Dots, GradBlock, Gram, WeightGrad, Write};
 use crate::error::Result;
@@ -117,11 +118,13 @@ impl Cuda {
             *to = GradPair { a: p.a as i32, b: p.b as i32, width: p.width as i32 };
         }
         let shape = Launch::line(tiles_m, threads).grid_yz(tiles_n, splits).shared(shared);
-        let types = || format!("weight_grad_plain_{}_{}", tag(dy.dtype), tag(x.dtype));
-        let name = if fast { "weight_grad_tc".into() } else { types() };
+        let kernel = match fast {
+            true => kernels::WEIGHT_GRAD_TC,
+            false => kernels::weight_grad_plain(dy.dtype, x.dtype),
+        };
         // Runs are written and read once; products read what was written.
         let written = (4 * dy.cols * covered) as u64;
         let again = (2 * splits as u64 * u64::from(splits > 1) + u64::from(products != 0)) * written;
-        self.launch(&name, shape, &arguments, op.work_of(blocks) + Work::new(again, 0))
+        self.launch(kernel, shape, &arguments, op.work_of(blocks) + Work::new(again, 0))
     }
 }

@@ -208,7 +208,7 @@ fn the_kernel_of_a_product_is_chosen_in_sight() {
         (shape((64, 64, 64), nt, false, DType::F32), true, "matmul_plain"),
     ] {
         let kernel = shape.kernel(hopper, 132);
-        assert_eq!(kernel.name, name, "{shape:?}: {}", kernel.why);
+        assert_eq!(kernel.name(), name, "{shape:?}: {}", kernel.why);
     }
 }
 
