@@ -47,7 +47,8 @@ fn main() {
     run(jobs);
     let mut archive = cc::Build::new();
     archive.cpp(true).objects(&objects).compile("gems_simt");
-    fs::write(out.join("kernels.rs"), table(&host_kernels, &images)).expect("OUT_DIR is writable");
+    let nvcc = find_nvcc().filter(|_| !images.is_empty()).map_or(String::new(), |nvcc| release(&nvcc));
+    fs::write(out.join("kernels.rs"), table(&host_kernels, &images, &nvcc)).expect("OUT_DIR is writable");
     fs::write(out.join("abi.rs"), limits() + &structures()).expect("OUT_DIR is writable");
     fs::write(out.join("names.rs"), kernel_names(&kernels)).expect("OUT_DIR is writable");
 }
@@ -166,6 +167,15 @@ fn supported(nvcc: &Path) -> Vec<String> {
     text.lines().filter_map(|l| l.trim().strip_prefix("compute_")).map(str::to_string).collect()
 }
 
+/// The CUDA release of this nvcc, such as `13.0`.
+fn release(nvcc: &Path) -> String {
+    let said = Command::new(nvcc).arg("--version").output();
+    let said = said.unwrap_or_else(|e| panic!("{} --version: {e}", nvcc.display()));
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let number = text.split("release ").nth(1).and_then(|t| t.split(',').next());
+    number.unwrap_or_default().trim().to_string()
+}
+
 /// Runs what is out of date, as many at a time as cargo allows.
 fn run(jobs: Vec<Job>) {
     let threads: usize = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
@@ -214,13 +224,15 @@ impl Job {
 
 /// The Rust side of what was compiled: images for GPUs, and one symbol of every host object, whose use
 /// keeps the linker from leaving the object (and the kernels that it registers) out.
-fn table(kernels: &[PathBuf], images: &[Image]) -> String {
+fn table(kernels: &[PathBuf], images: &[Image], nvcc: &str) -> String {
     let mut text = String::from("/// (file, architecture, image) of every compiled kernel file.\n");
     text.push_str("pub static IMAGES: &[(&str, &str, &[u8])] = &[\n");
     for (file, arch, path) in images {
         let _ = writeln!(text, "    ({file:?}, {arch:?}, include_bytes!({:?})),", path.display().to_string());
     }
-    text.push_str("];\n\nunsafe extern \"C\" {\n");
+    text.push_str("];\n\n");
+    let _ = writeln!(text, "/// The CUDA release of the compiler that made them; empty without images.");
+    let _ = writeln!(text, "const NVCC: &str = {nvcc:?};\n\nunsafe extern \"C\" {{");
     for kernel in kernels {
         let _ = writeln!(text, "    fn gems_simt_file_{}();", stem(kernel));
     }

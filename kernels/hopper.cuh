@@ -144,6 +144,18 @@ template <int in_flight> __device__ __forceinline__ void wgmma_wait() {
 #endif
 }
 
+// Keeps the compiler from moving what touches accumulators across this place: wgmma writes them until it was waited for,
+// which their registers do not say.
+template <int parts> __device__ __forceinline__ void wgmma_hold(float (&acc)[parts][64]) {
+#ifndef GEMS_SIMT
+#pragma unroll
+  for (int part = 0; part < parts; part++) {
+#pragma unroll
+    for (int i = 0; i < 64; i++) asm volatile("" : "+f"(acc[part][i])::"memory");
+  }
+#endif
+}
+
 // A tile for wgmma: chunks of 64 x 64 values, 8 KiB each, as a tensor_load of such a box leaves them. A chunk holds
 // outputs x k, rows along k; or, transposed, k x outputs, rows along the outputs. `k` is a multiple of 16.
 template <bool transposed> __device__ __forceinline__ uint64_t wgmma_descriptor(const uint8_t* tile, int k) {

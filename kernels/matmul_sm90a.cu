@@ -133,6 +133,7 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int st
   constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES;
   int group = threadIdx.x / 128 - 1, before = -1;
   bool elected = threadIdx.x % 128 == 0;
+  wgmma_hold(acc);
   for (int step = 0; step < steps; step++, at.next(STAGES)) {
     const uint8_t* tile_a = ring.tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
     const uint8_t* tile_b = ring.tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
@@ -152,6 +153,7 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int st
     before = at.stage;
   }
   wgmma_wait<0>();
+  wgmma_hold(acc);
   if (before >= 0 && elected) mbarrier_arrive(ring.empty + before);
 }
 

@@ -11,7 +11,8 @@
 // (published), or inverse norms. factors f32 [1 + 2 S]. All arithmetic in f64, sums in fixed order.
 //
 // One block of 256 threads: a warp sums a quantity at a time, one thread decides. At most 16 tasks.
-// Shared memory: 8 (3 S^2 + S + 1) bytes. Bytes: 8 count, from L2.
+// Shared memory: 8 (4 S^2 + 7 S + 1) bytes: what was summed, then what the one thread works in, which would otherwise be
+// local memory of every thread that the device can hold. Bytes: 8 count, from L2.
 #include "common.cuh"
 
 struct StepFactorsArguments {
@@ -36,12 +37,11 @@ __device__ __forceinline__ double entry(const double* gram, int tasks, int i, in
   return i <= j ? gram[i * tasks + j] : gram[j * tasks + i];
 }
 
-// PCGrad's weights; `gram` is that over everything whose task gradients are apart.
-__device__ __forceinline__ void pcgrad(const double* gram, int tasks, double* weight) {
+// PCGrad's weights; `gram` is that over everything whose task gradients are apart, `c` room for a number a task.
+__device__ __forceinline__ void pcgrad(const double* gram, int tasks, double* weight, double* c) {
   for (int i = 0; i < tasks; i++) weight[i] = 0.0;
   for (int i = 0; i < tasks; i++) {
-    double c[FACTOR_TASKS] = {};
-    c[i] = 1.0;
+    for (int k = 0; k < tasks; k++) c[k] = k == i ? 1.0 : 0.0;
     for (int j = 0; j < tasks; j++) {
       double along = 0.0, square = entry(gram, tasks, j, j);
       for (int k = 0; k < tasks; k++) along += c[k] * entry(gram, tasks, k, j);
@@ -51,8 +51,9 @@ __device__ __forceinline__ void pcgrad(const double* gram, int tasks, double* we
   }
 }
 
-__device__ __forceinline__ void find_gates(const StepFactorsArguments& a, const double* own, double* gate) {
-  double loss[FACTOR_TASKS], norm[FACTOR_TASKS], count[FACTOR_TASKS];
+// `room` is for three numbers a task.
+__device__ __forceinline__ void find_gates(const StepFactorsArguments& a, const double* own, double* gate, double* room) {
+  double *loss = room, *norm = room + a.tasks, *count = room + 2 * a.tasks;
   for (int t = 0; t < a.tasks; t++) {
     loss[t] = a.labels[t] > 0.0f ? (double)a.losses[t] / a.labels[t] : 0.0;
     norm[t] = own[t] > 0.0 ? sqrt(own[t]) : 0.0;
@@ -69,10 +70,10 @@ __device__ __forceinline__ void find_gates(const StepFactorsArguments& a, const 
   take_shares(gate, a.tasks, 0.0);
 }
 
-__device__ __forceinline__ void find_factors(const StepFactorsArguments& a, const double* sum) {
+__device__ __forceinline__ void find_factors(const StepFactorsArguments& a, double* sum) {
   int tasks = a.tasks, square = tasks * tasks;
   const double *own = sum + 3 * square, whole = sum[3 * square + tasks];
-  double gram[FACTOR_TASKS * FACTOR_TASKS], weight[FACTOR_TASKS], gate[FACTOR_TASKS];
+  double *gram = sum + 3 * square + tasks + 1, *weight = gram + square, *gate = weight + tasks, *room = gate + tasks;
   // What is not finite stays so in this sum.
   double doubt = 0.0 * whole;
   for (int i = 0; i < square; i++) {
@@ -83,7 +84,7 @@ __device__ __forceinline__ void find_factors(const StepFactorsArguments& a, cons
     doubt += 0.0 * own[t] + 0.0 * a.losses[t];
     weight[t] = 1.0;
   }
-  if (a.pcgrad) pcgrad(gram, tasks, weight);
+  if (a.pcgrad) pcgrad(gram, tasks, weight, room);
   double norm = whole;
   for (int i = 0; i < tasks; i++) {
     for (int j = 0; j < tasks; j++) {
@@ -93,7 +94,7 @@ __device__ __forceinline__ void find_factors(const StepFactorsArguments& a, cons
   }
   double clip = a.clip_norm / (sqrt(norm > 0.0 ? norm : 0.0) + 1e-6);
   a.factors[0] = (float)((a.clip_norm > 0.0f && clip < 1.0 ? clip : 1.0) + doubt);
-  find_gates(a, own, gate);
+  find_gates(a, own, gate, room);
   for (int t = 0; t < tasks; t++) {
     a.factors[1 + t] = (float)weight[t];
     a.factors[1 + tasks + t] = (float)gate[t];

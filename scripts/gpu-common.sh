@@ -62,14 +62,15 @@ run() {
 # A number in a one-line JSON file: field FILE KEY.
 field() { sed -n 's/.*"'"$2"'": *\(-\{0,1\}[0-9.][0-9.eE+-]*\).*/\1/p' "$1" | head -1; }
 
-# The device: cuda if there is a GPU that opens; otherwise what the script can do without one.
+# The device: cuda if there is a GPU, also one that does not open, so that this shows; otherwise what the script can do
+# without one.
 find_device() {
   "$engine" doctor --json --out "$out" > "$out/doctor.json" 2> "$out/doctor.log" || true
   if [ -n "${device:-}" ]; then
     return
   fi
-  case $(grep -o '"auto":"[^"]*"' "$out/doctor.json" | head -1) in
-    *cuda*) device=cuda ;;
+  case $(grep -o '"auto":"[^"]*"' "$out/doctor.json" | head -1)$(nvidia-smi -L 2>/dev/null) in
+    *cuda*|*'GPU '*) device=cuda ;;
     *) device=none ;;
   esac
 }

@@ -3,7 +3,8 @@
 #
 #   scripts/kernel-report.sh [architecture ...]      default: 80 86 89 90a 100 120
 #
-# Fails when a kernel spills registers, when ptxas gives up the overlap of wgmma, and, where nvdisasm is
+# Fails when a kernel spills registers or has a stack frame of more than 256 bytes (the driver takes that much memory for
+# every thread that the device can hold), when ptxas gives up the overlap of wgmma, and, where nvdisasm is
 # there, when a tensor-core kernel lacks its instructions: HGMMA and bulk copies on sm_90a, HMMA and LDGSTS before, wide
 # loads and stores everywhere. NVCC names the compiler (default: .cuda/bin/nvcc, then PATH). Needs no GPU.
 set -euo pipefail
@@ -43,11 +44,12 @@ for log in "$out"/*.log; do
   arch=sm_$(basename "$log" .log | sed 's/.*\.//')
   awk -v arch="$arch" -v spilled="$out/spilled" '
     /Compiling entry function/ { split($0, part, "\x27"); kernel = part[2] }
-    /bytes stack frame/ { stored = $5; loaded = $9 }
+    /bytes stack frame/ { frame = $1; stored = $5; loaded = $9 }
     /Used [0-9]+ registers/ {
       match($0, /Used [0-9]+ registers/); registers = substr($0, RSTART + 5, RLENGTH - 15)
       barriers = match($0, /used [0-9]+ barriers/) ? substr($0, RSTART + 5, RLENGTH - 14) : 0
       printf "%-34s %-9s %9d %7d %9d\n", kernel, arch, registers, barriers, stored + loaded
+      if (frame > 256) printf "%s %s: a stack frame of %d bytes\n", kernel, arch, frame >> spilled
       if (stored + loaded > 0) printf "%s %s: %d bytes spilled\n", kernel, arch, stored + loaded >> spilled
     }
     /serialized|C75[0-9][0-9]/ { print arch ": " $0 >> spilled }' "$log"
@@ -55,7 +57,7 @@ done | sort
 
 failed=0
 if [ -s "$out/spilled" ]; then
-  echo 'kernel-report: spilled registers, or wgmma without overlap:' >&2
+  echo 'kernel-report: spilled registers, large stack frames, or wgmma without overlap:' >&2
   cat "$out/spilled" >&2
   failed=1
 fi

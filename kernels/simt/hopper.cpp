@@ -269,11 +269,17 @@ void flag_wait(const uint32_t* flag, uint32_t value) {
 
 }  // namespace simt
 
-// What cuTensorMapEncodeTiled is on a GPU: 16-bit values, 128-byte swizzle, zeros outside. `map` has 128 bytes.
-extern "C" void gems_simt_tensor_map(void* map, const void* data, uint64_t cols, uint64_t rows, uint64_t row_bytes,
-                                     uint32_t box_cols, uint32_t box_rows) {
+// What cuTensorMapEncodeTiled is on a GPU: 16-bit values, 128-byte swizzle, zeros outside. `map` has 128 bytes. Not 0 where
+// the driver would refuse (its documentation of globalAddress, globalDim, globalStrides, boxDim).
+extern "C" int gems_simt_tensor_map(void* map, const void* data, uint64_t cols, uint64_t rows, uint64_t row_bytes,
+                                    uint32_t box_cols, uint32_t box_rows) {
+  auto dimension = [](uint64_t n) { return n >= 1 && n <= uint64_t(1) << 32; };
+  bool aligned = reinterpret_cast<uint64_t>(data) % 16 == 0 && row_bytes % 16 == 0 && row_bytes < uint64_t(1) << 40;
+  bool box = box_cols >= 1 && box_cols * 2 <= 128 && box_rows >= 1 && box_rows <= 256;
+  if (!aligned || !box || !dimension(cols) || !dimension(rows)) return 1;
   simt::TensorView view = {static_cast<const uint8_t*>(data), cols, rows, row_bytes, box_cols, box_rows};
   static_assert(sizeof view <= 128, "a tensor map has 128 bytes");
   memset(map, 0, 128);
   memcpy(map, &view, sizeof view);
+  return 0;
 }

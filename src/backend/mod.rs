@@ -32,8 +32,10 @@ pub trait Backend: Send + Sync {
     }
     /// Memory of live tensors.
     fn memory(&self) -> MemoryUse;
-    /// Forgets the peak so far.
+    /// Forgets the peaks so far.
     fn reset_peak_memory(&self);
+    /// Gives memory that nobody uses back to the device: worth it after what is done once, such as loading.
+    fn trim(&self) {}
     /// Waits for everything launched; an error that occurred meanwhile comes out here.
     fn synchronize(&self) -> Result<()>;
     /// From now on remembers what is done.

@@ -10,6 +10,8 @@ pub struct MemoryUse {
     pub live: usize,
     /// Most bytes of live tensors at any one time.
     pub peak: usize,
+    /// Most bytes that were taken from the device at any one time: those of live tensors and of memory kept for the next.
+    pub taken: usize,
 }
 
 #[derive(Default)]
@@ -90,7 +92,9 @@ impl HostPool {
     }
     /// Bytes of live buffers, now and at most.
     pub fn usage(&self) -> MemoryUse {
-        self.state().usage
+        let usage = self.state().usage;
+        // No more than was live at once is ever held.
+        MemoryUse { taken: usage.peak, ..usage }
     }
     /// Forgets the peak so far.
     pub fn reset_peak(&self) {

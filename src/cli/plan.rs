@@ -27,7 +27,10 @@ fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<B
         checkpointing: config.train.activation_checkpointing,
     };
     let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
-    let memory = MemoryPlan::of(&run, &counting)?;
+    let mut memory = MemoryPlan::of(&run, &counting)?;
+    if !session.model.backend.info().launches_kernels() {
+        memory.idle = 0;
+    }
     Ok((batches, memory))
 }
 
@@ -78,7 +81,7 @@ pub fn print(session: &Session, knowledge: Option<&KnowledgeBasis>, json: bool) 
         "learns_a_knowledge_basis": learns,
         "memory_mb": {
             "weights": mb(memory.weights), "activations": mb(memory.activations),
-            "workspace": mb(memory.workspace), "method": mb(memory.method), "total": mb(memory.total()),
+            "workspace": mb(memory.workspace), "idle": mb(memory.idle), "method": mb(memory.method), "total": mb(memory.total()),
             "with_the_largest_possible_basis": learns,
         },
     });

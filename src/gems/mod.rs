@@ -181,7 +181,10 @@ impl Optimizer {
     fn refresh(&mut self, layers: &mut dyn Layers) -> Result<RefreshReport> {
         let _span = trace::span("refresh");
         let be = Arc::clone(&self.backend);
-        Ok(RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers)?))
+        let report = RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers)?);
+        // What a search took, no step needs.
+        be.trim();
+        Ok(report)
     }
 
     /// Gates learned from the effect of the last ones; `None` when the step will be skipped. Waits.

@@ -108,6 +108,8 @@ impl Model {
             };
             linears.push(AdaptedLinear { weight, bias, branch: None });
         }
+        // What uploads were staged in is of no use to a step.
+        backend.trim();
         Self::of_parts(architecture, layout, backend, (dense, linears), fingerprint)
     }
 

@@ -22,6 +22,8 @@ pub struct MemoryPlan {
     pub activations: usize,
     /// Gradients and temporaries at the fullest moment.
     pub workspace: usize,
+    /// What a GPU's allocator keeps beside, for tensors of other sizes.
+    pub idle: usize,
 }
 
 /// What is planned.
@@ -43,7 +45,7 @@ pub struct PlannedRun<'a> {
 impl MemoryPlan {
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights + self.method + self.activations + self.workspace
+        self.weights + self.method + self.activations + self.workspace + self.idle
     }
 
     /// Runs what is planned on `counting`, a fresh backend that counts memory and computes nothing.
@@ -81,8 +83,9 @@ impl MemoryPlan {
             pass(&model, &mut tuner)?;
             tuner.step(&mut model, &input)?;
         }
-        let workspace = counting.memory().peak.saturating_sub(weights + method + activations);
-        Ok(Self { weights, method, activations, workspace })
+        let memory = counting.memory();
+        let workspace = memory.peak.saturating_sub(weights + method + activations);
+        Ok(Self { weights, method, activations, workspace, idle: memory.taken - memory.peak })
     }
 }
 

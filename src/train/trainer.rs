@@ -213,7 +213,7 @@ impl Trainer<'_> {
             tokens: data.tokens,
             shortened: data.shortened,
             seconds: start.elapsed().as_secs_f64(),
-            memory: (memory.live, memory.peak),
+            memory: (memory.live, memory.taken),
             report,
             skipped: at.skipped,
             validates,

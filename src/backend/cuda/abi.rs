@@ -23,6 +23,13 @@ impl Matrix {
         let row = self.ld as usize * dtype.bytes();
         self.data.is_multiple_of(16) && (row.is_multiple_of(16) || self.rows <= 1)
     }
+
+    /// Bytes from one row to the next as a tensor map is told, which wants a multiple of 16: a single row, which has no
+    /// next, gets one.
+    pub fn row_bytes(&self, dtype: DType) -> u64 {
+        let bytes = self.ld as u64 * dtype.bytes() as u64;
+        if self.rows <= 1 { bytes.next_multiple_of(16) } else { bytes }
+    }
 }
 
 /// Segments as kernels take them, at most [`SEGMENTS`]; the others are (0, 0).

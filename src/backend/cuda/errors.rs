@@ -43,9 +43,14 @@ pub fn explain(error: DriverError) -> Error {
             "other processes may hold the GPU's memory: see nvidia-smi; or make the batch smaller",
         ),
         C::CUDA_ERROR_ECC_UNCORRECTABLE => lost("its memory has an uncorrectable error"),
-        C::CUDA_ERROR_HARDWARE_STACK_ERROR | C::CUDA_ERROR_EXTERNAL_DEVICE | C::CUDA_ERROR_UNKNOWN => {
-            lost(&format!("{:?}", error.0))
-        }
+        C::CUDA_ERROR_HARDWARE_STACK_ERROR | C::CUDA_ERROR_EXTERNAL_DEVICE => lost(&format!("{:?}", error.0)),
+        C::CUDA_ERROR_UNKNOWN => base.remedy(
+            "the driver does not say why: see the system log (dmesg: Xid) and nvidia-smi; at the start of a program \
+             it may be that the device files are not there (nvidia-modprobe -u). The last checkpoint is good",
+        ),
+        C::CUDA_ERROR_SYSTEM_NOT_READY => base.remedy(
+            "the GPUs of this machine need a service that is not running: start nvidia-fabricmanager, or ask who runs it",
+        ),
         C::CUDA_ERROR_LAUNCH_TIMEOUT => lost("a kernel took longer than the display driver allows"),
         _ => base,
     }

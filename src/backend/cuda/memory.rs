@@ -6,14 +6,33 @@
 use super::driver::Driver;
 use crate::backend::{DeviceBuffer, MemoryUse};
 use crate::error::{Error, Kind, Result};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Default)]
 struct State {
     /// Idle memory by size, the lowest address first: a step like the last one gets the addresses of the last one.
-    free: HashMap<usize, BTreeSet<u64>>,
+    free: BTreeMap<usize, BTreeSet<u64>>,
     usage: MemoryUse,
+    /// Bytes taken from the device now.
+    taken: usize,
+}
+
+impl State {
+    /// Idle memory of at least `bytes` bytes and at most twice that: its address and size.
+    fn recycle(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        let (&size, addresses) = self.free.range_mut(bytes..=2 * bytes).next()?;
+        let address = addresses.pop_first()?;
+        if addresses.is_empty() {
+            self.free.remove(&size);
+        }
+        Some((address, size))
+    }
+
+    fn took(&mut self, bytes: usize) {
+        self.taken += bytes;
+        self.usage.taken = self.usage.taken.max(self.taken);
+    }
 }
 
 struct Owner {
@@ -49,31 +68,36 @@ impl Arena {
     pub fn take(&self, bytes: usize) -> Result<DeviceBuffer> {
         let owner = &self.0;
         let class = if owner.driver.info().caches { size_class(bytes) } else { bytes };
-        let recycled = owner.state().free.get_mut(&class).and_then(BTreeSet::pop_first);
-        let address = match recycled {
-            Some(address) => address,
-            None => owner.fresh(class)?,
+        let recycled = owner.state().recycle(class);
+        let (address, bytes) = match recycled {
+            Some(found) => found,
+            None => (owner.fresh(class)?, class),
         };
         let mut state = owner.state();
-        state.usage.live += class;
+        state.usage.live += bytes;
         state.usage.peak = state.usage.peak.max(state.usage.live);
         let keeper = self.0.clone();
         Ok(DeviceBuffer {
             address,
-            bytes: class,
+            bytes,
             release: Arc::new(move |address, bytes| keeper.give(address, bytes)),
         })
     }
 
-    /// Bytes of live tensors, now and at most.
+    /// Gives everything idle back to the device.
+    pub fn trim(&self) {
+        self.0.trim();
+    }
+
+    /// Bytes of live tensors now and at most, and bytes taken from the device.
     pub fn usage(&self) -> MemoryUse {
         self.0.state().usage
     }
 
-    /// Forgets the peak so far.
+    /// Forgets the peaks so far.
     pub fn reset_peak(&self) {
         let mut state = self.0.state();
-        state.usage.peak = state.usage.live;
+        (state.usage.peak, state.usage.taken) = (state.usage.live, state.taken);
     }
 }
 
@@ -84,11 +108,17 @@ impl Owner {
 
     /// Memory that is new; when there is none, idle memory is given back first.
     fn fresh(&self, bytes: usize) -> Result<u64> {
-        if let Some(address) = self.driver.alloc(bytes)? {
-            return Ok(address);
+        let mut address = self.driver.alloc(bytes)?;
+        if address.is_none() {
+            self.trim();
+            // What is given back is free when the work before it is done, not sooner.
+            self.driver.synchronize()?;
+            address = self.driver.alloc(bytes)?;
         }
-        self.trim();
-        self.driver.alloc(bytes)?.ok_or_else(|| {
+        if address.is_some() {
+            self.state().took(bytes);
+        }
+        address.ok_or_else(|| {
             let live = self.state().usage.live;
             let report = self.driver.memory_report().map_or(String::new(), |report| format!("; {report}"));
             Error::new(
@@ -111,13 +141,16 @@ impl Owner {
             state.free.entry(bytes).or_default().insert(address);
             return;
         }
+        state.taken -= bytes;
         drop(state);
         self.driver.free(address, bytes);
     }
 
-    /// Gives everything idle back to the device.
     fn trim(&self) {
-        let free = std::mem::take(&mut self.state().free);
+        let mut state = self.state();
+        let free = std::mem::take(&mut state.free);
+        state.taken -= free.iter().map(|(bytes, addresses)| bytes * addresses.len()).sum::<usize>();
+        drop(state);
         for (bytes, addresses) in free {
             addresses.into_iter().for_each(|address| self.driver.free(address, bytes));
         }

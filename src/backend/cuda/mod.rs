@@ -44,7 +44,7 @@ use std::sync::{Arc, Mutex};
 
 pub use drivers::{Faults, Replays};
 pub use errors::explain;
-pub use images::{architectures, choose};
+pub use images::{architectures, choose, compiler, driver_needed};
 pub use matmul::{MatmulKernel, MatmulShape};
 pub use probe::driver_present;
 pub use spec::{DeviceSpec, DriverKind};
@@ -57,8 +57,12 @@ pub struct Cuda {
     arena: Arena,
     recorder: Recorder,
     buckets: Mutex<BucketTables>,
-    tickets: Mutex<Option<DeviceBuffer>>,
+    /// The last one serves; a launch on its way may still name one before it.
+    tickets: Mutex<Vec<DeviceBuffer>>,
 }
+
+/// Most numbers that an upload stages at a time (32 MiB), or those of one row.
+const STAGED: usize = 8 << 20;
 
 /// Counters by which blocks of one launch follow each other.
 const TICKETS: usize = 4096;
@@ -112,16 +116,16 @@ impl Cuda {
     /// `count` counters that are zero; whoever uses them leaves them so. Launches follow each other, so all share them.
     fn tickets(&self, count: usize) -> Result<u64> {
         let mut tickets = self.tickets.lock().unwrap_or_else(|p| p.into_inner());
-        if tickets.as_ref().is_none_or(|t| t.bytes < 4 * count) {
+        if tickets.last().is_none_or(|t| t.bytes < 4 * count) {
             let bytes = 4 * count.next_multiple_of(TICKETS);
             let full = || Error::new(Kind::Memory, "out of memory").at(&self.info.name);
             let address = self.driver.alloc(bytes)?.ok_or_else(full)?;
             self.driver.upload(address, &vec![0u8; bytes])?;
             let driver = self.driver.clone();
             let release = Arc::new(move |address, bytes| driver.free(address, bytes));
-            *tickets = Some(DeviceBuffer { address, bytes, release });
+            tickets.push(DeviceBuffer { address, bytes, release });
         }
-        Ok(tickets.as_ref().map_or(0, |t| t.address))
+        Ok(tickets.last().map_or(0, |t| t.address))
     }
 
     fn upload_indices(&self, values: &[u32]) -> Result<Indices> {
@@ -142,6 +146,9 @@ impl Backend for Cuda {
     }
     fn reset_peak_memory(&self) {
         self.arena.reset_peak();
+    }
+    fn trim(&self) {
+        self.arena.trim();
     }
     fn synchronize(&self) -> Result<()> {
         self.recorder.wait();
@@ -175,9 +182,19 @@ impl Backend for Cuda {
         if to.dtype == DType::F32 && to.as_mat().is_contiguous() {
             return self.driver.upload(launch::view_mut(&to).data, bytemuck::cast_slice(values));
         }
-        let staged = self.scratch(to.rows, to.cols)?;
-        self.driver.upload(launch::view(staged.mat()).data, bytemuck::cast_slice(values))?;
-        self.combine(1.0, staged.mat(), 0.0, &to)
+        // A few rows at a time: what is staged in f32 is twice a matrix in bf16.
+        let (rows, cols) = to.shape();
+        let some = (STAGED / cols).clamp(1, rows);
+        let mut staged = self.scratch(some, cols)?;
+        let mut to = to;
+        for first in (0..rows).step_by(some) {
+            let end = (first + some).min(rows);
+            let part = staged.mat_mut().row_range(0..end - first);
+            let values = &values[first * cols..end * cols];
+            self.driver.upload(launch::view_mut(&part).data, bytemuck::cast_slice(values))?;
+            self.combine(1.0, part.as_mat(), 0.0, &to.reborrow().row_range(first..end))?;
+        }
+        Ok(())
     }
     fn download(&self, from: Mat) -> Result<Vec<f32>> {
         let mut values = vec![0f32; from.rows * from.cols];

@@ -1,7 +1,7 @@
 //! What this machine offers to the kernels, found without opening a device for work.
 
 use super::images::{architectures, choose};
-use cudarc::driver::sys;
+use cudarc::driver::{result, sys};
 use nvml_wrapper::enum_wrappers::device::{Clock, P2pCapabilitiesIndex, P2pStatus, TemperatureSensor};
 use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
@@ -9,8 +9,10 @@ use serde::Serialize;
 /// One GPU, as NVIDIA's management library sees it; `None` where it does not say.
 #[derive(Debug, Clone, Serialize)]
 pub struct GpuFacts {
-    /// The number it has here.
+    /// The number that NVIDIA's management library gives it.
     pub index: u32,
+    /// The number it has as a CUDA device; `None` when CUDA does not see it (CUDA_VISIBLE_DEVICES).
+    pub ordinal: Option<u32>,
     /// Its name.
     pub name: String,
     /// Compute capability.
@@ -103,8 +105,8 @@ pub fn facts() -> Facts {
         Ok(nvml) => {
             facts.driver_version = nvml.sys_driver_version().ok();
             facts.cuda = nvml.sys_cuda_driver_version().ok().map(|v| (v / 1000, v % 1000 / 10));
-            let count = nvml.device_count().unwrap_or(0);
-            facts.gpus = (0..count).filter_map(|i| gpu(&nvml, i)).collect();
+            let (count, seen) = (nvml.device_count().unwrap_or(0), cuda_devices());
+            facts.gpus = (0..count).filter_map(|i| gpu(&nvml, i, seen.as_deref())).collect();
             let pairs = (0..count).flat_map(|i| (i + 1..count).map(move |j| (i, j)));
             facts.links = pairs.filter_map(|pair| link(&nvml, pair)).collect();
         }
@@ -113,8 +115,36 @@ pub fn facts() -> Facts {
     facts
 }
 
-fn gpu(nvml: &Nvml, index: u32) -> Option<GpuFacts> {
+/// The identifiers of all devices that CUDA sees, in its order; `None` when it does not say.
+fn cuda_devices() -> Option<Vec<String>> {
+    if !driver_present() {
+        return None;
+    }
+    let list = || {
+        result::init().ok()?;
+        let count = result::device::get_count().ok()?;
+        (0..count)
+            .map(|i| Some(identifier(&result::device::get_uuid(result::device::get(i).ok()?).ok()?)))
+            .collect()
+    };
+    // The binding panics at the first symbol that an old driver lacks.
+    std::panic::catch_unwind(list).ok().flatten()
+}
+
+/// As the management library writes it: `GPU-` and groups of 8, 4, 4, 4 and 12 hexadecimal digits.
+fn identifier(uuid: &sys::CUuuid) -> String {
+    let digits: String = uuid.bytes.iter().map(|b| format!("{:02x}", *b as u8)).collect();
+    let group = |from: usize, to: usize| &digits[from..to];
+    format!("GPU-{}-{}-{}-{}-{}", group(0, 8), group(8, 12), group(12, 16), group(16, 20), group(20, 32))
+}
+
+/// `seen`: the identifiers that CUDA sees, where it says.
+fn gpu(nvml: &Nvml, index: u32, seen: Option<&[String]>) -> Option<GpuFacts> {
     let device = nvml.device_by_index(index).ok()?;
+    let ordinal = match (seen, device.uuid()) {
+        (Some(seen), Ok(own)) => seen.iter().position(|s| *s == own).map(|i| i as u32),
+        _ => Some(index),
+    };
     let capability = device.cuda_compute_capability().ok().map(|c| (c.major as u32, c.minor as u32));
     let image = capability.and_then(|(major, minor)| choose(&architectures(), major, minor).ok());
     let clock = |kind| Some((device.clock_info(kind).ok()?, device.max_clock_info(kind).ok()?));
@@ -124,6 +154,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Option<GpuFacts> {
     };
     Some(GpuFacts {
         index,
+        ordinal,
         name: device.name().unwrap_or_else(|_| "a GPU".into()),
         capability,
         image: image.map(str::to_string),
@@ -201,13 +232,12 @@ pub fn describe(links: &[Link]) -> Option<String> {
     Some(text)
 }
 
-/// How many processes besides this one compute on a GPU; 0 where nobody says.
+/// How many processes besides this one compute on CUDA device `ordinal`; 0 where nobody says.
 pub fn other_processes(ordinal: usize) -> usize {
     let Ok(nvml) = Nvml::init() else { return 0 };
-    let Ok(processes) = nvml.device_by_index(ordinal as u32).and_then(|d| d.running_compute_processes())
-    else {
-        return 0;
-    };
+    let own = cuda_devices().and_then(|seen| seen.get(ordinal).cloned());
+    let device = own.map_or_else(|| nvml.device_by_index(ordinal as u32), |own| nvml.device_by_uuid(own));
+    let Ok(processes) = device.and_then(|d| d.running_compute_processes()) else { return 0 };
     processes.iter().filter(|p| p.pid != std::process::id()).count()
 }
 
@@ -221,7 +251,8 @@ fn libraries() -> Vec<Library> {
         library(
             "cuBLASLt",
             "plain products where it is faster than the engine's own",
-            &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"],
+            // Those that the binding opens: it is for CUDA 12.
+            &["libcublasLt.so", "libcublasLt.so.12"],
         ),
         library(
             "NVTX",

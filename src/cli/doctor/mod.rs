@@ -6,7 +6,7 @@ mod machine;
 use super::options::OutputArgs;
 use super::products;
 use crate::backend::cuda::probe::{self, Facts, GpuFacts};
-use crate::backend::cuda::{architectures, drivers::simt};
+use crate::backend::cuda::{architectures, compiler as built_by, driver_needed, drivers::simt};
 use crate::config::Precision;
 use crate::data::{Catalogue, DataSettings, PromptSide, Vocabulary};
 use crate::error::{Error, Result};
@@ -75,8 +75,8 @@ fn fail(name: &str, found: impl Into<String>, hint: impl Into<String>) -> Check 
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let facts = probe::facts();
     let (gpu, why) = super::device::automatic(Precision::Auto);
-    let device = gpu.map_or("cpu".to_string(), |gpu| gpu.info().name.clone());
-    let mut checks = vec![kernels(&facts), compiler(), driver(&facts)];
+    let device = gpu.as_ref().map_or("cpu".to_string(), |gpu| gpu.info().name.clone());
+    let mut checks = vec![kernels(&facts), compiler(), driver(&facts, gpu.is_some())];
     checks.extend(facts.gpus.iter().map(gpu_check));
     checks.extend(links(&facts.links));
     checks.extend(facts.libraries.iter().map(|l| library(l, !facts.gpus.is_empty())));
@@ -84,7 +84,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     checks.extend(args.model.as_deref().map(model));
     let layers = args.model.as_deref().map_or(Vec::new(), |dir| layers::of(dir, &facts));
     checks.extend(layers.iter().map(layers::check));
-    checks.push(pass("--device auto", format!("{device}, because {why}")));
+    checks.push(automatic(&facts, gpu.is_some(), format!("{device}, because {why}")));
     let failed = checks.iter().filter(|c| c.status == Status::Fail).count();
     let out = &mut std::io::stdout();
     let written = match args.output.json {
@@ -134,6 +134,19 @@ fn document(
 
 // ---- the kernels and the GPU ------------------------------------------------------------------
 
+/// What `--device auto` takes. A GPU that is there, has kernels and cannot be opened must not pass unseen.
+fn automatic(facts: &Facts, opened: bool, found: String) -> Check {
+    let usable = facts.gpus.iter().any(|g| g.ordinal.is_some() && g.image.is_some());
+    match usable && !opened {
+        true => fail(
+            "--device auto",
+            found,
+            "the GPU cannot be used: see the message, nvidia-smi and the lines above",
+        ),
+        false => pass("--device auto", found),
+    }
+}
+
 fn kernels(facts: &Facts) -> Check {
     let built = architectures();
     let simt = "and for the host SIMT machine (--device simt)";
@@ -172,24 +185,37 @@ fn compiler() -> Check {
     pass("compiler", format!("nvcc {release} ({})", nvcc.display()))
 }
 
-fn driver(facts: &Facts) -> Check {
+/// `opened`: whether CUDA opened a GPU, whatever the management library lists.
+fn driver(facts: &Facts, opened: bool) -> Check {
     let version = facts.driver_version.as_deref().unwrap_or("of unknown version");
     match (facts.driver, facts.gpus.is_empty(), facts.cuda) {
         (false, _, _) => warn(
             "driver",
             "no CUDA driver library (libcuda)",
-            "on a machine with a GPU, install the NVIDIA driver, 570 or later; without a GPU, --device cpu",
+            format!(
+                "on a machine with a GPU, update the NVIDIA driver{}; without a GPU, --device cpu",
+                driver_needed()
+            ),
+        ),
+        (true, true, _) if opened => warn(
+            "driver",
+            format!(
+                "{version}; GPUs work, and are not listed ({})",
+                facts.nvml_error.as_deref().unwrap_or("none")
+            ),
+            "libnvidia-ml.so.1 is missing: in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility",
         ),
         (true, true, _) => fail(
             "driver",
             format!("{version}, but no GPU ({})", facts.nvml_error.as_deref().unwrap_or("none is listed")),
             "see nvidia-smi; in a container, pass the GPU through (--gpus all)",
         ),
-        (true, false, Some((major, minor))) if (major, minor) < (12, 8) => fail(
-            "driver",
-            format!("{version}, for CUDA {major}.{minor} at most"),
-            "the kernels need CUDA 12.8: update the NVIDIA driver to 570 or later",
-        ),
+        (true, false, Some((major, minor)))
+            if (major as u32, minor as u32) < built_by().unwrap_or((12, 4)) =>
+        {
+            let found = format!("{version}, for CUDA {major}.{minor} at most");
+            fail("driver", found, format!("update the NVIDIA driver{}", driver_needed()))
+        }
         (true, false, cuda) => {
             let cuda = cuda.map_or(String::new(), |(major, minor)| format!(", for CUDA {major}.{minor}"));
             pass("driver", format!("{version}{cuda}"))
@@ -198,7 +224,10 @@ fn driver(facts: &Facts) -> Check {
 }
 
 fn gpu_check(gpu: &GpuFacts) -> Check {
-    let name = format!("cuda:{}", gpu.index);
+    let Some(ordinal) = gpu.ordinal else {
+        return pass(&format!("GPU {}", gpu.index), format!("{}, hidden (CUDA_VISIBLE_DEVICES)", gpu.name));
+    };
+    let name = format!("cuda:{ordinal}");
     let mut found = vec![gpu.name.clone()];
     let mut say = |text: Option<String>| found.extend(text);
     say(gpu.capability.map(|(major, minor)| format!("compute capability {major}.{minor}")));

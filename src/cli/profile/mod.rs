@@ -187,7 +187,7 @@ impl ProfileArgs {
         let steps = (0..self.steps).map(|_| timed()).collect::<Result<Vec<f64>>>()?;
         backend.profiler(false)?;
         trace::stop();
-        let (waits, peak) = (backend.waits() - waits, backend.memory().peak);
+        let (waits, peak) = (backend.waits() - waits, backend.memory().taken);
         let refresh = if self.no_refresh { None } else { Some((backend.waits(), timed()?, backend.waits())) };
         trace::start(false);
         backend.record()?;

@@ -24,7 +24,8 @@ fn driver_errors_say_what_to_do() {
         (C::CUDA_ERROR_DEVICE_UNAVAILABLE, "another process"),
         (C::CUDA_ERROR_ILLEGAL_ADDRESS, "--device simt"),
         (C::CUDA_ERROR_ECC_UNCORRECTABLE, "--resume"),
-        (C::CUDA_ERROR_UNKNOWN, "the last checkpoint is good"),
+        (C::CUDA_ERROR_UNKNOWN, "last checkpoint is good"),
+        (C::CUDA_ERROR_SYSTEM_NOT_READY, "fabricmanager"),
         (C::CUDA_ERROR_LAUNCH_TIMEOUT, "the GPU is lost"),
     ] {
         let error = explain(DriverError(code));
@@ -58,6 +59,36 @@ fn a_full_device_says_what_is_in_use() {
     assert!(error.to_string().contains("0.6 MiB more are needed, 0.6 MiB in use"), "{error}");
     drop(held);
     be.alloc(300, 512, DType::F32).unwrap();
+}
+
+#[test]
+fn memory_that_was_given_back_is_waited_for_before_a_device_counts_as_full() {
+    let faults = Faults { memory: Some(4 << 20), lost_at: None };
+    let be = Cuda::open(DeviceSpec { faults, ..DeviceSpec::dry_run_of_h100(DType::F32) }).unwrap();
+    // Too small to serve the next; with both there is no room until the first is given back and that has settled.
+    drop(be.alloc(1, 700_000, DType::F32).unwrap());
+    let held = be.alloc(1, 1_000_000, DType::F32).unwrap();
+    assert_eq!(be.memory().taken, be.memory().live);
+    assert!(be.alloc(1, 1_000_000, DType::F32).is_err());
+    drop(held);
+    be.alloc(1, 1_000_000, DType::F32).unwrap();
+}
+
+#[test]
+fn what_is_taken_is_told_and_idle_memory_serves_tensors_of_at_least_half_its_size() {
+    let be = Cuda::open(DeviceSpec::dry_run_of_h100(DType::F32)).unwrap();
+    let alloc = |mib: usize| be.alloc(1, mib << 18, DType::F32).unwrap();
+    let mib = |bytes: usize| bytes >> 20;
+    drop(alloc(8));
+    let five = alloc(5);
+    assert_eq!((mib(be.memory().live), mib(be.memory().taken)), (8, 8), "5 of the 8 that lay idle");
+    drop(five);
+    let three = alloc(3);
+    assert_eq!((mib(be.memory().live), mib(be.memory().taken)), (3, 11), "8 are too many for 3");
+    be.trim();
+    be.reset_peak_memory();
+    assert_eq!((mib(be.memory().live), mib(be.memory().taken)), (3, 3));
+    drop(three);
 }
 
 #[test]

@@ -17,6 +17,19 @@ use std::sync::Mutex;
 /// Bytes that the library may use beside the matrices.
 const WORKSPACE: usize = 32 << 20;
 
+/// What tells the library how operands, addend and result are aligned.
+const ALIGNMENTS: [sys::cublasLtMatmulPreferenceAttributes_t; 4] = [
+    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+];
+
+/// The largest power of two, at most 256, that an address is a multiple of.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
 /// A matrix as a column-major library sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operand {
@@ -55,8 +68,8 @@ struct Plan {
 pub struct Library {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
-    /// `None` for kinds of call that the library does not do.
-    plans: Mutex<HashMap<PlainProduct, Option<Plan>>>,
+    /// By kind of call and alignment of the matrices; `None` for those that the library does not do.
+    plans: Mutex<HashMap<(PlainProduct, [u32; 3]), Option<Plan>>>,
 }
 // SAFETY: the handle and the plans are used under the mutex only; the workspace by one stream only.
 unsafe impl Send for Library {}
@@ -93,7 +106,8 @@ impl Library {
         stream: CUstream,
     ) -> Result<bool> {
         let mut plans = self.plans.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let plan = plans.entry(*p).or_insert_with(|| self.plan(p).ok());
+        let aligned = [b, a, c].map(alignment);
+        let plan = plans.entry((*p, aligned)).or_insert_with(|| self.plan(p, aligned).ok());
         let Some(plan) = plan else { return Ok(false) };
         let (alpha, beta): (*const f32, *const f32) = (&alpha, &beta);
         // SAFETY: plan and matrices belong together by the caller's word; factors are read before this returns.
@@ -121,7 +135,8 @@ impl Library {
         Ok(true)
     }
 
-    fn plan(&self, p: &PlainProduct) -> std::result::Result<Plan, CublasError> {
+    /// `aligned`: bytes that the addresses of both operands and of the result are multiples of.
+    fn plan(&self, p: &PlainProduct, aligned: [u32; 3]) -> std::result::Result<Plan, CublasError> {
         let real = |dtype| match dtype {
             DType::F32 => sys::cudaDataType::CUDA_R_32F,
             DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
@@ -151,6 +166,11 @@ impl Library {
             let attribute =
                 sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             result::set_matmul_pref_attribute(preference, attribute, most.cast(), 8)?;
+            // Otherwise the library takes for granted 256 bytes, as of whole allocations.
+            for (attribute, operand) in ALIGNMENTS.into_iter().zip([0, 1, 2, 2]) {
+                let bytes: *const u32 = &aligned[operand];
+                result::set_matmul_pref_attribute(preference, attribute, bytes.cast(), 4)?;
+            }
             let [first, second, c] = layouts;
             let found =
                 result::get_matmul_algo_heuristic(self.handle, product, first, second, c, c, preference);

@@ -1,6 +1,7 @@
 //! A driver that fails on purpose, over one that works: the ways a GPU fails, for tests anywhere.
 //!
-//! It counts launches one by one, so it stands above graphs, never below.
+//! It counts launches one by one, so it stands above graphs, never below. Memory given back can be taken again when
+//! somebody has waited, not sooner: the least that a stream-ordered pool promises.
 
 use crate::backend::DeviceInfo;
 use crate::backend::cuda::abi::Launch;
@@ -24,13 +25,20 @@ pub struct Faulty {
     inner: Arc<dyn Driver>,
     faults: Faults,
     used: AtomicUsize,
+    /// What of it was given back since somebody waited.
+    settling: AtomicUsize,
     launches: AtomicUsize,
 }
 
 impl Faulty {
     /// `inner`, with `faults`.
     pub fn over(inner: Arc<dyn Driver>, faults: Faults) -> Self {
-        Self { inner, faults, used: AtomicUsize::new(0), launches: AtomicUsize::new(0) }
+        let zero = || AtomicUsize::new(0);
+        Self { inner, faults, used: zero(), settling: zero(), launches: zero() }
+    }
+
+    fn settle(&self) {
+        self.used.fetch_sub(self.settling.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// A lost device refuses everything, as the CUDA driver does after a sticky error.
@@ -59,7 +67,7 @@ impl Driver for Faulty {
         self.inner.alloc(bytes)
     }
     fn free(&self, address: u64, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.settling.fetch_add(bytes, Ordering::Relaxed);
         self.inner.free(address, bytes);
     }
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
@@ -68,6 +76,7 @@ impl Driver for Faulty {
     }
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.alive()?;
+        self.settle();
         self.inner.download(from, bytes)
     }
     fn launch(&self, kernel: &str, launch: Launch, arguments: &[u8]) -> Result<()> {
@@ -77,6 +86,7 @@ impl Driver for Faulty {
     }
     fn synchronize(&self) -> Result<()> {
         self.alive()?;
+        self.settle();
         self.inner.synchronize()
     }
 }

@@ -6,13 +6,13 @@
 use super::cublaslt::Library;
 use super::gpu_graph::{Function, GpuGraph};
 use super::staging::Ring;
-use crate::backend::DeviceInfo;
 use crate::backend::cuda::abi::{Launch, Matrix, TensorMap};
 use crate::backend::cuda::driver::{Driver, Event, Graph, Node, PlainProduct};
 use crate::backend::cuda::errors::explain;
 use crate::backend::cuda::images;
 use crate::backend::cuda::probe::{driver_present, other_processes};
 use crate::backend::work::Peaks;
+use crate::backend::{DType, DeviceInfo};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{
     CUdevice_attribute_enum as Attribute, CUevent_flags_enum, CUfunction_attribute_enum, CUresult,
@@ -49,15 +49,18 @@ pub struct Gpu {
     context: Arc<CudaContext>,
 }
 
-/// Multiplications and additions a multiprocessor's tensor cores do in bf16 per clock, without sparsity.
-fn tensor_rate(major: u32, minor: u32) -> Option<f64> {
-    Some(match (major, minor) {
+/// Multiplications and additions a multiprocessor's tensor cores do in bf16 with f32 sums per clock, without sparsity;
+/// GeForce cards do half of what their chips can.
+fn tensor_rate((major, minor): (u32, u32), name: &str) -> Option<f64> {
+    let share = if name.contains("GeForce") { 0.5 } else { 1.0 };
+    let chip = match (major, minor) {
         (8, 0) => 2048.0,
         (8, _) | (12, _) => 1024.0,
         (9, _) => 4096.0,
         (10, _) => 8192.0,
         _ => return None,
-    })
+    };
+    Some(share * chip)
 }
 
 impl Gpu {
@@ -74,7 +77,7 @@ impl Gpu {
         let opened = std::panic::catch_unwind(|| Self::open_present(ordinal, blas));
         opened.unwrap_or_else(|_| {
             Err(Error::device("the CUDA driver is too old")
-                .remedy("update the NVIDIA driver to 570 or later"))
+                .remedy(format!("update the NVIDIA driver{}", images::driver_needed())))
         })
     }
 
@@ -92,7 +95,7 @@ impl Gpu {
         let max_shared =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         let image = images::choose(&images::architectures(), capability.0, capability.1)?;
-        let peaks = peaks(&context, capability);
+        let peaks = peaks(&context, capability, &name);
         let gpu = Self {
             info: DeviceInfo { name, max_shared, peaks, blas, ..DeviceInfo::of_image(image, sms) },
             stream,
@@ -131,7 +134,9 @@ impl Gpu {
                 sys::cuFuncGetName(&mut name, handle).result().map_err(explain)?;
                 let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
                 let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                result::function::set_function_attribute(handle, most, self.info.max_shared as i32)
+                let own = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                let own = result::function::get_function_attribute(handle, own).map_err(explain)?;
+                result::function::set_function_attribute(handle, most, self.info.max_shared as i32 - own)
                     .map_err(explain)?;
                 self.functions.lock().unwrap_or_else(|p| p.into_inner()).insert(name, Function(handle));
             }
@@ -156,7 +161,7 @@ impl Gpu {
 }
 
 /// What the device's clocks and widths allow: the bus on both edges, the tensor cores at the highest clock.
-fn peaks(context: &CudaContext, (major, minor): (u32, u32)) -> Option<Peaks> {
+fn peaks(context: &CudaContext, capability: (u32, u32), name: &str) -> Option<Peaks> {
     let attribute = |a| context.attribute(a).ok().filter(|v| *v > 0).map(f64::from);
     let bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)? / 8.0;
     let memory_clock = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? * 1e3;
@@ -164,7 +169,7 @@ fn peaks(context: &CudaContext, (major, minor): (u32, u32)) -> Option<Peaks> {
     let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     Some(Peaks {
         bytes_per_second: 2.0 * memory_clock * bytes,
-        flops_per_second: tensor_rate(major, minor)? * multiprocessors * clock,
+        flops_per_second: tensor_rate(capability, name)? * multiprocessors * clock,
     })
 }
 
@@ -198,9 +203,16 @@ impl Staging {
     }
 }
 
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Copies under way read the ring, which is freed next. A failure here means that the device is lost.
+        let _ = self.bind().and_then(|()| self.synchronize());
+    }
+}
+
 impl Drop for Staging {
     fn drop(&mut self) {
-        // SAFETY: see `new`. Copies under way end before the context does; a failure means a lost device.
+        // SAFETY: see `new`; nothing reads it any more.
         let _ = unsafe { result::free_host(self.base.cast()) };
     }
 }
@@ -280,13 +292,15 @@ impl Driver for Gpu {
     }
     fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
         use sys::CUtensorMapDataType_enum as Type;
-        let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::zeroed();
-        let (size, row) = ([matrix.cols as u64, matrix.rows as u64], [matrix.ld as u64 * 2]);
-        // SAFETY: the arrays hold as many values as two dimensions need; the map is plain bytes, which the
-        // driver fills without touching the device.
-        let map = unsafe {
+        self.bind()?;
+        // Aligned as the driver wants it, which the binding's own type is not.
+        let mut map = TensorMap { opaque: [0; 16] };
+        let (size, row) = ([matrix.cols as u64, matrix.rows as u64], [matrix.row_bytes(DType::BF16)]);
+        // SAFETY: the arrays hold as many values as two dimensions need; the map is 128 plain bytes, which the driver
+        // fills without touching the device.
+        unsafe {
             sys::cuTensorMapEncodeTiled(
-                map.as_mut_ptr(),
+                std::ptr::from_mut(&mut map).cast(),
                 Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 2,
                 matrix.data as *mut c_void,
@@ -301,9 +315,8 @@ impl Driver for Gpu {
             )
             .result()
             .map_err(|e| explain(e).at(format!("tensor map of {} x {}", matrix.rows, matrix.cols)))?;
-            map.assume_init()
-        };
-        Ok(TensorMap { opaque: map.opaque })
+        }
+        Ok(map)
     }
     fn event(&self) -> Result<Event> {
         self.record(CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event::Device)

@@ -1,9 +1,9 @@
 //! The host SIMT machine (`kernels/simt/`) as a driver.
 
-use crate::backend::DeviceInfo;
 use crate::backend::cuda::abi::{Launch, Matrix, TensorMap};
 use crate::backend::cuda::driver::{Driver, Graph, Node};
 use crate::backend::cuda::images;
+use crate::backend::{DType, DeviceInfo};
 use crate::error::{Error, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
 
@@ -30,7 +30,7 @@ unsafe extern "C" {
         row_bytes: u64,
         box_cols: u32,
         box_rows: u32,
-    );
+    ) -> i32;
     fn gems_simt_configure(threads: u32, schedule: i32, seed: u64);
 }
 
@@ -194,11 +194,16 @@ impl Driver for Simt {
     fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
         let mut map = TensorMap { opaque: [0; 16] };
         let (cols, rows) = (matrix.cols as u64, matrix.rows as u64);
+        let row = matrix.row_bytes(DType::BF16);
         // SAFETY: the map has the 128 bytes that are written.
-        unsafe {
+        let refused = unsafe {
             let to = std::ptr::from_mut(&mut map).cast();
-            gems_simt_tensor_map(to, matrix.data as *const c_void, cols, rows, matrix.ld as u64 * 2, 64, 64);
+            gems_simt_tensor_map(to, matrix.data as *const c_void, cols, rows, row, 64, 64)
+        };
+        match refused {
+            0 => Ok(map),
+            _ => Err(Error::device(format!("no tensor map of {rows} x {cols}, {row} bytes from row to row"))
+                .at("SIMT machine")),
         }
-        Ok(map)
     }
 }
