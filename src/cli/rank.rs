@@ -2,7 +2,7 @@
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
-use crate::data::{Record, json_objects};
+use crate::data::{Record, check_names, filenames, json_objects};
 use crate::error::{Error, Result};
 use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, order};
 use clap::Args;
@@ -90,6 +90,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
 
 /// A row of a batch.
 fn asked(fields: &serde_json::Map<String, Value>) -> Result<Asked> {
+    check_names(fields, &["history", "query", "task"])?;
     let wrong = |field: &str, wanted: &str| {
         Error::data(format!("{} instead of {wanted}", fields[field]))
             .at(field)
@@ -129,7 +130,10 @@ fn record(session: &Session, asked: &Asked) -> Result<Record> {
             .map_or(usual, |t| t),
     };
     let task = data.task(name).ok_or_else(|| {
-        Error::usage(format!("unknown task {name:?}")).remedy(format!("one of {}", data.tasks.join(", ")))
+        let near = filenames::nearest(name, data.tasks.iter().map(String::as_str));
+        let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        Error::usage(format!("unknown task `{name}`"))
+            .remedy(format!("{near}one of {}", data.tasks.join(", ")))
     })?;
     if let Some(missing) = session.prompts.missing(name, history, query) {
         return Err(

@@ -1,10 +1,12 @@
 //! Reading and checking a data directory.
 
+use super::fault::{Checked, Fault, describe};
+use super::filenames::{self, DataFiles};
 use super::prompt::Prompts;
 use super::record::{Catalogue, Record, Split};
-use super::rows::{self, Fault, Row, describe};
+use super::rows::{self, Row};
 use super::settings::DataSettings;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ pub struct Dataset {
     pub extra: Vec<Split>,
     /// Files of general text: to learn the null space from, and (`general-heldout`) to measure with.
     pub general: Vec<PathBuf>,
+    /// Files of the directory that no part of a run reads.
+    pub unread: Vec<PathBuf>,
     /// Rows left out, by reason.
     pub skipped: BTreeMap<String, usize>,
     /// The message of the first row left out for each reason.
@@ -41,24 +45,21 @@ impl Dataset {
     pub fn load(dir: &Path, settings: &DataSettings) -> Result<Self> {
         settings.validate()?;
         let prompts = Prompts::new(settings, None)?;
+        let files = DataFiles::of(dir)?;
         let mut loader = Loader::new(settings, prompts);
-        loader.read_items(dir)?;
-        let train = loader.read_split(dir, "train", "train")?;
-        let valid = loader.read_split(dir, "valid", "valid")?;
-        let test = loader.read_split(dir, "test", "test")?;
+        loader.read_items(dir, files.table("items"))?;
+        let mut split = |name: &str| loader.read_split(files.table(name), name);
+        let (train, valid, test) = (split("train")?, split("valid")?, split("test")?);
         if [&train, &valid, &test].iter().all(|s| s.records.is_empty()) {
             return Err(Error::data("no records: neither train, valid nor test has any")
                 .at(dir.display())
                 .remedy("`gems-engine prepare` makes a data directory from logs"));
         }
-        let mut extra = Vec::new();
-        for name in extra_names(dir)? {
-            extra.push(loader.read_split(dir, &format!("test-{name}"), &name)?);
-        }
-        let general = ["general.txt", "general.jsonl", "general-heldout.txt", "general-heldout.jsonl"];
-        let general = general.iter().map(|name| dir.join(name)).filter(|p| p.is_file()).collect();
+        let extra = files.extra().map(|name| loader.read_split(files.table(&format!("test-{name}")), name));
+        let extra = extra.collect::<Result<_>>()?;
+        let (general, unread) = (files.general, files.unread);
         let Loader { items, tasks, skipped, first_faults, .. } = loader;
-        Ok(Self { items, tasks, train, valid, test, extra, general, skipped, first_faults })
+        Ok(Self { items, tasks, train, valid, test, extra, general, unread, skipped, first_faults })
     }
     /// All evaluation sets: `test` first, then the extra ones.
     pub fn tests(&self) -> impl Iterator<Item = &Split> {
@@ -70,22 +71,6 @@ impl Dataset {
     }
 }
 
-fn extra_names(dir: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::io("read the directory", dir, e))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io("read the directory", dir, e))?.path();
-        let extension = path.extension().and_then(|e| e.to_str());
-        let stem = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.strip_prefix("test-"));
-        if let (Some("jsonl" | "parquet"), Some(name)) = (extension, stem) {
-            names.push(name.to_string());
-        }
-    }
-    names.sort();
-    names.dedup();
-    Ok(names)
-}
-
 struct Loader<'a> {
     settings: &'a DataSettings,
     prompts: Prompts,
@@ -94,8 +79,6 @@ struct Loader<'a> {
     skipped: BTreeMap<String, usize>,
     first_faults: BTreeMap<String, String>,
 }
-
-type Checked<T> = std::result::Result<T, Fault>;
 
 /// A value of the wrong kind in `field`.
 fn wrong(field: &str, value: &Value, wanted: &str) -> Fault {
@@ -126,45 +109,45 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn read_items(&mut self, dir: &Path) -> Result<()> {
-        if !dir.is_dir() {
-            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(Error::io("open the data directory", dir, missing));
+    fn read_items(&mut self, dir: &Path, parts: &[PathBuf]) -> Result<()> {
+        if parts.is_empty() {
+            return Err(Error::data("no items.jsonl or items.parquet").at(dir.display()).remedy(
+                "list every item as {\"item\": id, \"text\": title}; `gems-engine prepare` writes it",
+            ));
         }
-        let path = rows::find(dir, "items")?.ok_or_else(|| {
-            Error::data("no items.jsonl or items.parquet")
-                .at(dir.display())
-                .remedy("list every item as {\"item\": id, \"text\": title}; `gems-engine prepare` writes it")
-        })?;
-        for row in rows::open(&path)? {
-            let added = row.and_then(|row| {
-                add_item(&mut self.items, &row.fields)
-                    .map_err(|f| Fault::new(f.reason, f.error.at(row_place(&path, row.number))))
-            });
-            if let Err(fault) = added {
-                self.skip(fault)?;
-            }
-        }
+        self.each(parts, ITEM_FIELDS, |loader, fields| add_item(&mut loader.items, &fields))?;
         if self.items.is_empty() {
-            return Err(Error::data("no items").at(path.display()).remedy("list every item"));
+            return Err(Error::data("no items").at(parts[0].display()).remedy("list every item"));
         }
         Ok(())
     }
 
-    fn read_split(&mut self, dir: &Path, stem: &str, name: &str) -> Result<Split> {
+    fn read_split(&mut self, parts: &[PathBuf], name: &str) -> Result<Split> {
         let mut split = Split { name: name.into(), records: Vec::new() };
-        let Some(path) = rows::find(dir, stem)? else { return Ok(split) };
-        for row in rows::open(&path)? {
-            let record = row.and_then(|row| {
-                let Row { number, fields } = row;
-                self.record(fields).map_err(|f| Fault::new(f.reason, f.error.at(row_place(&path, number))))
-            });
-            match record {
-                Ok(record) => split.records.push(record),
-                Err(fault) => self.skip(fault)?,
+        self.each(parts, RECORD_FIELDS, |loader, fields| {
+            split.records.push(loader.record(fields)?);
+            Ok(())
+        })?;
+        Ok(split)
+    }
+
+    /// Hands the fields of every row of a table over, and counts or returns what is wrong with them.
+    fn each(
+        &mut self,
+        parts: &[PathBuf],
+        known: &'static [&'static str],
+        mut take: impl FnMut(&mut Self, Map<String, Value>) -> Checked<()>,
+    ) -> Result<()> {
+        for path in parts {
+            let unit = if filenames::is_parquet(&filenames::name(path).1) { "row" } else { "line" };
+            for row in rows::open(path, Some(known))? {
+                let taken = row.and_then(|Row { number, fields }| {
+                    take(self, fields).map_err(|f| f.place(path, unit, number as u64))
+                });
+                taken.or_else(|fault| self.skip(fault))?;
             }
         }
-        Ok(split)
+        Ok(())
     }
 
     fn record(&mut self, mut fields: Map<String, Value>) -> Checked<Record> {
@@ -199,8 +182,10 @@ impl<'a> Loader<'a> {
                     self.settings.tasks.iter().map(String::as_str).filter(|t| !self.prompts.knows(t)),
                 );
                 let error = Error::data(format!("unknown task `{name}`; known: {}", names.join(", ")));
+                let near = filenames::nearest(name, names.iter().copied());
+                let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? otherwise "));
                 let remedy = match self.settings.tasks.is_empty() || known.is_some() {
-                    true => format!("give it a prompt: --set data.templates.{name}=\"..\""),
+                    true => format!("{near}give it a prompt: --set data.templates.{name}=\"..\""),
                     false => "add it to data.tasks, or correct the row".into(),
                 };
                 Err(Fault::new("unknown task", error.at("task").remedy(remedy)))
@@ -209,7 +194,7 @@ impl<'a> Loader<'a> {
     }
 
     fn text_record(&self, fields: &Map<String, Value>, text: Box<str>) -> Checked<Record> {
-        let other = ["history", "query", "target", "negatives"];
+        let other = ["history", "query", "target", "answer", "negatives"];
         if let Some(field) = other.iter().find(|f| fields.get(**f).is_some_and(|v| !v.is_null())) {
             let error = Error::data("a row with `text` is a plain text and has no request").at(field);
             return Err(Fault::new("text and request", error.remedy("split it into two rows")));
@@ -223,7 +208,12 @@ impl<'a> Loader<'a> {
         let negatives = self.items(fields, "negatives")?;
         let query = string(fields, "query")?;
         let user = fields.get("user").map(|v| scalar("user", v)).transpose()?.flatten();
-        if target.is_empty() {
+        let answer = string(fields, "answer")?;
+        if answer.is_some() && !(target.is_empty() && negatives.is_empty()) {
+            let error = Error::data("a row with `answer` is answered by a text and has no items to rank");
+            return Err(Fault::new("answer and target", error.at("target").remedy("split it into two rows")));
+        }
+        if target.is_empty() && answer.is_none() {
             return Err(absent("target", "list the items that answer the request"));
         }
         if let Some(twice) = target.iter().enumerate().find(|(i, t)| target[..*i].contains(t)) {
@@ -242,7 +232,7 @@ impl<'a> Loader<'a> {
             return Err(Fault::new("empty history or query", error.remedy(remedy)));
         }
         let timestamp = fields.get("timestamp").map(timestamp).transpose()?.flatten();
-        Ok(Record { task: 0, user, history, query, target, negatives, timestamp, text: None })
+        Ok(Record { task: 0, user, history, query, target, answer, negatives, timestamp, text: None })
     }
 
     /// A list of items as numbers; absent or null is empty.
@@ -267,11 +257,12 @@ impl<'a> Loader<'a> {
     }
 }
 
+const ITEM_FIELDS: &[&str] = &["item", "text"];
 const RECORD_FIELDS: &[&str] =
-    &["task", "user", "history", "query", "target", "negatives", "timestamp", "text"];
+    &["task", "user", "history", "query", "target", "answer", "negatives", "timestamp", "text"];
 
 /// A field that is nearly one of `known` is a misspelling; other fields are the user's own.
-fn check_names(fields: &Map<String, Value>, known: &[&str]) -> Checked<()> {
+pub(crate) fn check_names(fields: &Map<String, Value>, known: &[&str]) -> Checked<()> {
     for name in fields.keys().filter(|name| !known.contains(&name.as_str())) {
         let nearest = known
             .iter()
@@ -285,17 +276,12 @@ fn check_names(fields: &Map<String, Value>, known: &[&str]) -> Checked<()> {
     Ok(())
 }
 
-fn row_place(path: &Path, number: usize) -> String {
-    let unit = if path.extension().is_some_and(|e| e == "parquet") { "row" } else { "line" };
-    format!("{} {unit} {number}", path.display())
-}
-
 fn absent(field: &str, remedy: &str) -> Fault {
     Fault::new("missing field", Error::data("missing or empty").at(field).remedy(remedy))
 }
 
 fn add_item(items: &mut Catalogue, fields: &Map<String, Value>) -> Checked<()> {
-    check_names(fields, &["item", "text"])?;
+    check_names(fields, ITEM_FIELDS)?;
     let value = fields.get("item").unwrap_or(&Value::Null);
     let id = scalar("item", value)?.ok_or_else(|| absent("item", "write {\"item\": id}"))?;
     let text = match fields.get("text") {
@@ -339,12 +325,5 @@ fn timestamp(value: &Value) -> Checked<Option<i64>> {
             _ => Err(wrong("timestamp", value, "a number of seconds")),
         },
         other => Err(wrong("timestamp", other, "a number of seconds")),
-    }
-}
-
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        debug_assert!(matches!(fault.error.kind, Kind::Data | Kind::Io));
-        fault.error
     }
 }

@@ -115,9 +115,9 @@ impl<'a> Encoder<'a> {
     pub fn prompt_side(&self) -> PromptSide {
         self.prompt_side
     }
-    /// Examples a record makes: one a target; a plain text is one.
+    /// Examples a record makes: one a target; a plain text, or one that answers, is one.
     pub fn examples(record: &Record) -> usize {
-        record.target.len().max(usize::from(record.text.is_some()))
+        record.target.len().max(usize::from(record.text.is_some() || record.answer.is_some()))
     }
 
     /// Example number `nth` of `record`. A request with several targets is one example a target, all
@@ -137,7 +137,10 @@ impl<'a> Encoder<'a> {
             PromptSide::Encoder { decoder_start } => (Some(fitted.tokens), vec![decoder_start]),
         };
         let labels_from = tokens.len();
-        tokens.extend(self.vocabulary.target(record.target[nth]));
+        match &record.answer {
+            Some(answer) => tokens.extend(self.answer(answer, self.max_length.saturating_sub(labels_from))?),
+            None => tokens.extend(self.vocabulary.target(record.target[nth])),
+        }
         Ok(Example { task: record.task, encoder, tokens, labels_from, dropped_items, cut_query })
     }
 
@@ -217,6 +220,14 @@ impl<'a> Encoder<'a> {
         if decoder && tokens.last() == self.vocabulary.eos().as_ref() {
             tokens.pop();
         }
+        Ok(tokens)
+    }
+
+    /// The tokens of a text that answers, at most `room` of them, and the end of the sequence behind it.
+    fn answer(&self, text: &str, room: usize) -> Result<Vec<u32>> {
+        let mut tokens = self.vocabulary.plain(&format!(" {text}"))?;
+        tokens.extend(self.vocabulary.eos());
+        tokens.truncate(room.max(1));
         Ok(tokens)
     }
 

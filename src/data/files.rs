@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tokenizers::{PreTokenizerWrapper, Tokenizer};
 
@@ -78,7 +79,10 @@ impl TokenizerFiles {
                 .at(self.dir.join("tokenizer.json").display())
                 .remedy("save it again with `tokenizer.save_pretrained`")
         };
-        let mut tokenizer = Tokenizer::from_bytes(&self.tokenizer).map_err(|e| bad(&e))?;
+        // The library indexes by what the file says: a panic in it is an error about the file.
+        let read = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(&self.tokenizer)));
+        let read = read.map_err(|_| bad(&"its parts contradict each other"))?;
+        let mut tokenizer = read.map_err(|e| bad(&e))?;
         // What a checkpoint's tokenizer was last used with must not cut or pad our sequences.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| bad(&e))?;

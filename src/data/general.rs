@@ -1,9 +1,11 @@
 //! General text: to learn the null space from, and to measure what was forgotten.
 
+use super::filenames;
 use super::rows;
 use super::settings::DataSettings;
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Kind, Result};
+use crate::random::{Purpose, permutation};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -18,14 +20,14 @@ pub struct GeneralText {
 
 impl GeneralText {
     /// Reads the files of [`Dataset::general`](super::Dataset::general): a document a line (`.txt`)
-    /// or a row `{text}` (`.jsonl`). Without a `general-heldout` file a share of the documents is
+    /// or a row `{text}` (`.jsonl`, `.parquet`). Without a `general-heldout` file a share of the documents is
     /// held out, chosen by their contents: the same text is on the same side wherever it stands.
     ///
     /// # Errors
     /// A file that cannot be read, is not UTF-8, or whose rows have no text.
     pub fn load(files: &[PathBuf], settings: &DataSettings) -> Result<Self> {
         let (mut calibration, mut held_out) = (Vec::new(), Vec::new());
-        let apart = |path: &&PathBuf| path.file_stem().is_some_and(|s| s == "general-heldout");
+        let apart = |path: &&PathBuf| filenames::name(path).0 == "general-heldout";
         for path in files.iter().filter(apart) {
             held_out.extend(documents(path)?);
         }
@@ -48,6 +50,9 @@ impl GeneralText {
     /// Documents as token sequences of at most `length` tokens, until `max_tokens` are reached (0:
     /// all). A document longer than `length` becomes several pieces; pieces of one token are dropped.
     ///
+    /// Where there is more text than that, windows of a few pieces are drawn from all over it, the
+    /// same ones every time, and stay in the order of the text.
+    ///
     /// # Errors
     /// The tokenizer fails.
     pub fn chunks(
@@ -56,19 +61,46 @@ impl GeneralText {
         length: usize,
         max_tokens: usize,
     ) -> Result<Vec<Vec<u32>>> {
-        let (mut chunks, mut total) = (Vec::new(), 0);
-        let limit = if max_tokens == 0 { usize::MAX } else { max_tokens };
-        for document in documents {
-            if total >= limit {
+        let length = length.max(2);
+        let pieces = |text: &str| -> Result<Vec<Vec<u32>>> {
+            let tokens = vocabulary.encode(text)?;
+            Ok(tokens.chunks(length).filter(|p| p.len() > 1).map(<[u32]>::to_vec).collect())
+        };
+        // No token is shorter than a byte.
+        if max_tokens == 0 || documents.iter().map(|d| d.len() + 1).sum::<usize>() <= max_tokens {
+            return Ok(documents.iter().map(|d| pieces(d)).collect::<Result<Vec<_>>>()?.concat());
+        }
+        let windows: Vec<&str> = documents.iter().flat_map(|d| windows(d, WINDOW * length)).collect();
+        let (mut drawn, mut total) = (Vec::new(), 0);
+        for number in permutation(0, Purpose::Text, 0, 0, windows.len()) {
+            if total >= max_tokens {
                 break;
             }
-            for piece in vocabulary.encode(document)?.chunks(length.max(2)).filter(|p| p.len() > 1) {
-                total += piece.len();
-                chunks.push(piece.to_vec());
-            }
+            let pieces = pieces(windows[number as usize])?;
+            total += pieces.iter().map(Vec::len).sum::<usize>();
+            drawn.push((number, pieces));
         }
-        Ok(chunks)
+        drawn.sort_unstable_by_key(|(number, _)| *number);
+        Ok(drawn.into_iter().flat_map(|(_, pieces)| pieces).collect())
     }
+}
+
+/// Bytes of a window for every token of a piece.
+const WINDOW: usize = 8;
+
+/// A text in windows of at most `most` bytes that end between words where there are any.
+fn windows(text: &str, most: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut end = rest.len().min(most.max(4));
+        while !rest.is_char_boundary(end) {
+            end -= 1;
+        }
+        let blank = rest[..end].rfind(char::is_whitespace).filter(|at| end < rest.len() && *at > 0);
+        let (window, tail) = rest.split_at(blank.unwrap_or(end));
+        rest = tail;
+        (!window.is_empty()).then_some(window)
+    })
 }
 
 /// A pure function of the document, so that a duplicate never straddles the split.
@@ -79,7 +111,7 @@ fn is_held_out(document: &str, share: f64) -> bool {
 }
 
 fn documents(path: &Path) -> Result<Vec<String>> {
-    if path.extension().is_some_and(|e| e == "jsonl") { json_documents(path) } else { lines(path) }
+    if filenames::name(path).1 == "txt" { lines(path) } else { json_documents(path) }
 }
 
 fn lines(path: &Path) -> Result<Vec<String>> {
@@ -93,8 +125,9 @@ fn lines(path: &Path) -> Result<Vec<String>> {
         if !more {
             return Ok(documents);
         }
-        let text = std::str::from_utf8(&line)
-            .map_err(|_| Error::data("not UTF-8").at(place()).remedy("save the file as UTF-8"))?;
+        let text = std::str::from_utf8(&line).map_err(|e| {
+            Error::data("not UTF-8").at(place()).remedy(rows::not_utf8(&line, e.valid_up_to()))
+        })?;
         if !text.trim().is_empty() {
             documents.push(text.trim().to_string());
         }
@@ -103,7 +136,7 @@ fn lines(path: &Path) -> Result<Vec<String>> {
 
 fn json_documents(path: &Path) -> Result<Vec<String>> {
     let mut documents = Vec::new();
-    for row in rows::open(path)? {
+    for row in rows::open(path, Some(&["text"]))? {
         let row = row?;
         let text = row.fields.get("text").and_then(|t| t.as_str()).ok_or_else(|| {
             Error::data("missing, or not a string")

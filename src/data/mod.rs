@@ -5,17 +5,22 @@
 //! | file | a row |
 //! |---|---|
 //! | `items.{jsonl,parquet}` | `{item, text?}` |
-//! | `{train,valid,test}.{jsonl,parquet}` | `{task, user?, history[], query?, target[], negatives[]?, timestamp?}`, or `{task, text}` |
+//! | `{train,valid,test}.{jsonl,parquet}` | `{task, user?, history[], query?, target[] or answer, negatives[]?, timestamp?}`, or `{task, text}` |
 //! | `test-NAME.{jsonl,parquet}` | the same: one more named evaluation set |
 //! | `general.txt`, `general.jsonl` | general text: a document a line, or `{text}` |
+//!
+//! Each may be packed (`.gz`, `.zst`) or cut into parts (`train-00000-of-00010.parquet`, `train/`).
 //!
 //! [`Dataset::load`] reads and checks it, [`Encoder`] turns a record into token ids, [`Sampler`]
 //! decides the order (a pure function of seed and position), and [`pack`] lays the examples of a
 //! step end to end, ordered by task.
 
 pub(crate) mod columnar;
+pub(crate) mod content;
 mod dataset;
 mod encode;
+pub(crate) mod fault;
+pub(crate) mod filenames;
 mod files;
 mod general;
 mod markup;
@@ -30,6 +35,7 @@ mod tokens;
 mod vocabulary;
 
 pub use dataset::Dataset;
+pub(crate) use dataset::check_names;
 pub use encode::{Encoder, Example, Tally};
 pub use general::GeneralText;
 pub use markup::Quotes;

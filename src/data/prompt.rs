@@ -1,5 +1,6 @@
 //! Prompt templates: a record's history and query as text.
 
+use super::filenames;
 use super::files;
 use super::markup::SEAM;
 use super::settings::{DataSettings, PromptPreset};
@@ -14,8 +15,12 @@ const PUBLISHED_REC: &str =
     "A user interacted with these items, oldest first: {{ history }}. Which item will the user click next?";
 const PUBLISHED_SEARCH: &str = "{% if history %}A user interacted with these items, oldest first: {{ history }}. \
      {% endif %}The user now searches for: {{ query }}. Which item will the user click next?";
+const PUBLISHED_TITLE_TO_ITEM: &str = "Which item is called: {{ query }}?";
+const PUBLISHED_ITEM_TO_TITLE: &str = "What is this item called: {{ history }}?";
 const CUE_REC: &str = "{{ history }} next{% if query %} {{ query }}{% endif %} :";
 const CUE_SEARCH: &str = "{% if history %}{{ history }} {% endif %}find {{ query }} :";
+const CUE_TITLE_TO_ITEM: &str = "item {{ query }} :";
+const CUE_ITEM_TO_TITLE: &str = "title {{ history }} :";
 
 const CHAT: &str = "chat";
 
@@ -55,8 +60,18 @@ impl Prompts {
         environment.set_formatter(print);
         let mut sources = BTreeMap::from(
             match settings.prompts {
-                PromptPreset::Published => [("rec", PUBLISHED_REC), ("search", PUBLISHED_SEARCH)],
-                PromptPreset::Cue => [("rec", CUE_REC), ("search", CUE_SEARCH)],
+                PromptPreset::Published => [
+                    ("rec", PUBLISHED_REC),
+                    ("search", PUBLISHED_SEARCH),
+                    ("title-to-item", PUBLISHED_TITLE_TO_ITEM),
+                    ("item-to-title", PUBLISHED_ITEM_TO_TITLE),
+                ],
+                PromptPreset::Cue => [
+                    ("rec", CUE_REC),
+                    ("search", CUE_SEARCH),
+                    ("title-to-item", CUE_TITLE_TO_ITEM),
+                    ("item-to-title", CUE_ITEM_TO_TITLE),
+                ],
             }
             .map(|(task, text)| (task.to_string(), text.to_string())),
         );
@@ -77,7 +92,25 @@ impl Prompts {
         Ok(prompts)
     }
 
+    /// A misspelt variable would be as if it were never given: `{% if qeury %}`.
+    fn check_variables(&self, task: &str) -> Result<()> {
+        const VARIABLES: [&str; 3] = ["history", "items", "query"];
+        let template = self.environment.get_template(task).map_err(fault)?;
+        let known = |name: &str| {
+            VARIABLES.contains(&name) || self.environment.globals().any(|(global, _)| global == name)
+        };
+        let mut unknown: Vec<String> = template.undeclared_variables(false).into_iter().collect();
+        unknown.retain(|name| !known(name));
+        let Some(name) = unknown.iter().min() else { return Ok(()) };
+        let near =
+            filenames::nearest(name, VARIABLES).map_or(String::new(), |n| format!("did you mean `{n}`? "));
+        Err(Error::usage(format!("the prompt uses `{name}`, and there is no such variable"))
+            .at(format!("data.templates.{task}"))
+            .remedy(format!("{near}there are `history`, `items` and `query`")))
+    }
+
     fn probe(&self, task: &str) -> Result<Needs> {
+        self.check_variables(task)?;
         let (history, query) = (["\u{1}item".to_string()], Some("\u{1}query"));
         let works = |h: &[String], q| self.fill(task, h, " ", q).is_ok_and(|text| !text.trim().is_empty());
         let both = self

@@ -59,7 +59,7 @@ impl Catalogue {
     }
 }
 
-/// One row of a split: a request and what answers it, or a plain text.
+/// One row of a split: a request and the items or the text that answer it, or a plain text.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Record {
     /// Number of the task, in the order of [`Dataset::tasks`](super::Dataset::tasks).
@@ -70,8 +70,10 @@ pub struct Record {
     pub history: Box<[u32]>,
     /// What was typed.
     pub query: Option<Box<str>>,
-    /// Items that answer the request; empty for a plain text.
+    /// Items that answer the request; empty for a plain text, and where a text answers.
     pub target: Box<[u32]>,
+    /// A text that answers the request, instead of items; nothing is ranked.
+    pub answer: Option<Box<str>>,
     /// Items to rank the target among, in sampled evaluation.
     pub negatives: Box<[u32]>,
     /// When, in seconds (or whatever unit the file uses).

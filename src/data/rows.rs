@@ -1,11 +1,14 @@
 //! Rows of JSONL and Parquet files, one at a time, with their place for messages.
 
-use super::columnar::{batches, value_at};
+use super::columnar::{batches, not_finite, value_at};
+use super::content;
+use super::fault::{Checked, Fault, UNREADABLE, describe};
 use crate::error::{Error, Kind, Result};
+use arrow_array::Array;
 use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, Read};
+use std::path::Path;
 
 /// Longest line of a text file, in bytes.
 pub(crate) const MAX_LINE_BYTES: usize = 16 << 20;
@@ -18,71 +21,19 @@ pub(crate) struct Row {
     pub fields: Map<String, Value>,
 }
 
-/// Something wrong with one row, and the few words it is counted under.
-pub(crate) struct Fault {
-    /// Why, for the count of skipped rows.
-    pub reason: &'static str,
-    /// The whole message.
-    pub error: Error,
-}
-
-impl Fault {
-    pub(crate) fn new(reason: &'static str, error: Error) -> Self {
-        Self { reason, error }
-    }
-    /// Whether the rest of the file can still be read.
-    pub(crate) fn is_skippable(&self) -> bool {
-        self.error.kind == Kind::Data && self.reason != UNREADABLE
-    }
-}
-
-/// The reason of a fault that ends the file.
-pub(crate) const UNREADABLE: &str = "unreadable file";
-
 /// The rows of a file.
-pub(crate) type Rows = Box<dyn Iterator<Item = std::result::Result<Row, Fault>>>;
+pub(crate) type Rows = Box<dyn Iterator<Item = Checked<Row>>>;
 
-/// `dir/stem.jsonl` or `dir/stem.parquet`, whichever exists.
-///
-/// # Errors
-/// Both exist.
-pub(crate) fn find(dir: &Path, stem: &str) -> Result<Option<PathBuf>> {
-    let [jsonl, parquet] = ["jsonl", "parquet"].map(|ext| dir.join(format!("{stem}.{ext}")));
-    match (jsonl.is_file(), parquet.is_file()) {
-        (true, true) => Err(Error::data(format!("both {stem}.jsonl and {stem}.parquet exist"))
-            .at(dir.display())
-            .remedy("remove one of them")),
-        (true, false) => Ok(Some(jsonl)),
-        (false, true) => Ok(Some(parquet)),
-        (false, false) => Ok(None),
-    }
+/// Opens the rows of a JSONL or Parquet file. Of a Parquet file only the `known` columns have values, the others just
+/// their names; without `known` all have.
+pub(crate) fn open(path: &Path, known: Option<&'static [&'static str]>) -> Result<Rows> {
+    let named = super::filenames::is_parquet(&super::filenames::name(path).1);
+    if named || content::is_parquet(path)? { parquet_rows(path, known) } else { json_rows(path) }
 }
 
-/// Opens the rows of a `.jsonl` or `.parquet` file.
-pub(crate) fn open(path: &Path) -> Result<Rows> {
-    if path.extension().is_some_and(|e| e == "parquet") { parquet_rows(path) } else { json_rows(path) }
-}
-
-/// A text file to read line by line; `.gz` and `.zst` are unpacked on the way.
+/// A text file to read line by line; gzip and zstd are unpacked on the way.
 pub(crate) fn open_text(path: &Path) -> Result<Box<dyn BufRead>> {
-    unpack(path, File::open(path).map_err(|e| Error::io("open", path, e))?)
-}
-
-/// The text of a `stream` of the bytes of `path`, unpacked as the name says.
-pub(crate) fn unpack(path: &Path, stream: impl Read + 'static) -> Result<Box<dyn BufRead>> {
-    let capacity = 1 << 18;
-    let file = BufReader::with_capacity(capacity, stream);
-    Ok(match path.extension().and_then(|e| e.to_str()) {
-        Some("gz") => {
-            Box::new(BufReader::with_capacity(capacity, flate2::bufread::MultiGzDecoder::new(file)))
-        }
-        Some("zst" | "zstd") => {
-            let decoder =
-                zstd::stream::read::Decoder::with_buffer(file).map_err(|e| Error::io("unpack", path, e))?;
-            Box::new(BufReader::with_capacity(capacity, decoder))
-        }
-        _ => Box::new(file),
-    })
+    content::text(path, File::open(path).map_err(|e| Error::io("open", path, e))?, None)
 }
 
 /// Reads the next line into `line`, without its end. `Ok(false)`: the file is at its end.
@@ -91,7 +42,7 @@ pub(crate) fn unpack(path: &Path, stream: impl Read + 'static) -> Result<Box<dyn
 /// A line longer than [`MAX_LINE_BYTES`] (the rest of it is passed over), or the file system.
 pub(crate) fn next_line(reader: &mut dyn BufRead, line: &mut Vec<u8>, path: &Path) -> Result<bool> {
     line.clear();
-    let failed = |e| Error::io("read", path, e);
+    let failed = |e: std::io::Error| Error::io("read", path, e);
     let read = reader.take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', line).map_err(failed)?;
     if read == 0 {
         return Ok(false);
@@ -105,7 +56,7 @@ pub(crate) fn next_line(reader: &mut dyn BufRead, line: &mut Vec<u8>, path: &Pat
         line.clear();
         while !pass_over(reader).map_err(failed)? {}
         return Err(Error::data(format!("longer than {MAX_LINE_BYTES} bytes"))
-            .remedy("one JSON object a line; is this really JSONL?"));
+            .remedy("a row a line, lines that end in \\n; is this really a text file of rows?"));
     }
     Ok(true)
 }
@@ -113,7 +64,7 @@ pub(crate) fn next_line(reader: &mut dyn BufRead, line: &mut Vec<u8>, path: &Pat
 /// Drops what is buffered up to the end of the line; whether the end was met.
 fn pass_over(reader: &mut dyn BufRead) -> std::io::Result<bool> {
     let buffer = reader.fill_buf()?;
-    let (used, done) = match buffer.iter().position(|&b| b == b'\n') {
+    let (used, done) = match memchr::memchr(b'\n', buffer) {
         Some(at) => (at + 1, true),
         None => (buffer.len(), buffer.is_empty()),
     };
@@ -124,21 +75,23 @@ fn pass_over(reader: &mut dyn BufRead) -> std::io::Result<bool> {
 fn json_rows(path: &Path) -> Result<Rows> {
     let mut reader = open_text(path)?;
     let (path, mut line, mut number) = (path.to_path_buf(), Vec::new(), 0);
+    let mut failed = false;
     Ok(Box::new(std::iter::from_fn(move || {
-        loop {
+        while !failed {
             number += 1;
-            match next_line(&mut *reader, &mut line, &path) {
+            let row = match next_line(&mut *reader, &mut line, &path) {
                 Ok(false) => return None,
                 Ok(true) if line.trim_ascii().is_empty() => continue,
-                Ok(true) => {
-                    return Some(json_row(&line, number).map_err(|f| place(f, &path, "line", number)));
+                Ok(true) => json_row(&line, number),
+                Err(error) if error.kind == Kind::Data => Err(Fault::new("line too long", error)),
+                Err(error) => {
+                    failed = true;
+                    return Some(Err(Fault::new(UNREADABLE, error)));
                 }
-                Err(error) if error.kind == Kind::Data => {
-                    return Some(Err(place(Fault::new("line too long", error), &path, "line", number)));
-                }
-                Err(error) => return Some(Err(Fault::new(UNREADABLE, error))),
-            }
+            };
+            return Some(row.map_err(|f| f.place(&path, "line", number as u64)));
         }
+        None
     })))
 }
 
@@ -147,20 +100,27 @@ fn json_rows(path: &Path) -> Result<Rows> {
 /// # Errors
 /// A file that cannot be opened; then, row by row, what is wrong with it.
 pub fn json_objects(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Map<String, Value>)>>> {
-    Ok(open(path)?.map(|row| row.map(|r| (r.number, r.fields)).map_err(Error::from)))
+    Ok(open(path, None)?.map(|row| row.map(|r| (r.number, r.fields)).map_err(Error::from)))
 }
 
-fn place(fault: Fault, path: &Path, unit: &str, number: usize) -> Fault {
-    Fault::new(fault.reason, fault.error.at(format!("{} {unit} {number}", path.display())))
+/// A line as text.
+pub(crate) fn utf8(line: &[u8]) -> Checked<&str> {
+    std::str::from_utf8(line).map_err(|e| {
+        let at = e.valid_up_to();
+        let error = Error::data(format!("not UTF-8 from byte {} of the line on", at + 1));
+        Fault::new("bad UTF-8", error.remedy(not_utf8(line, at)))
+    })
 }
 
-/// A line as text, without a byte order mark.
-pub(crate) fn utf8(line: &[u8], number: usize) -> std::result::Result<&str, Fault> {
-    let text = std::str::from_utf8(line).map_err(|e| {
-        let error = Error::data(format!("not UTF-8 from byte {} of the line on", e.valid_up_to() + 1));
-        Fault::new("bad UTF-8", error.remedy("save the file as UTF-8"))
-    })?;
-    Ok(if number == 1 { text.trim_start_matches('\u{feff}') } else { text })
+/// What to do about bytes that are not UTF-8 from `at` on.
+pub(crate) fn not_utf8(bytes: &[u8], at: usize) -> String {
+    let around =
+        bytes[..at].iter().rposition(|b| *b < 0x80 && !b.is_ascii_alphanumeric()).map_or(0, |p| p + 1);
+    let end = bytes.len().min(at + 24);
+    format!(
+        "save the file as UTF-8 (`prepare events` also takes --encoding: {})",
+        content::guesses(&bytes[around..end])
+    )
 }
 
 /// What a line that is not JSON is answered with.
@@ -174,8 +134,8 @@ pub(crate) fn not_json(text: &str, e: &serde_json::Error) -> Fault {
     Fault::new("not JSON", Error::data(what).remedy(remedy))
 }
 
-fn json_row(line: &[u8], number: usize) -> std::result::Result<Row, Fault> {
-    let text = utf8(line, number)?;
+fn json_row(line: &[u8], number: usize) -> Checked<Row> {
+    let text = utf8(line)?;
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(fields)) => Ok(Row { number, fields }),
         Ok(other) => {
@@ -192,7 +152,7 @@ fn strip_position(error: &serde_json::Error) -> String {
     text.split(" at line ").next().unwrap_or_default().to_string()
 }
 
-fn parquet_rows(path: &Path) -> Result<Rows> {
+fn parquet_rows(path: &Path, known: Option<&'static [&'static str]>) -> Result<Rows> {
     let mut source = batches(path)?;
     let path = path.to_path_buf();
     let (mut batch, mut next, mut number) = (None::<arrow_array::RecordBatch>, 0, 0);
@@ -207,27 +167,24 @@ fn parquet_rows(path: &Path) -> Result<Rows> {
         (next, number) = (next + 1, number + 1);
         let schema = current.schema();
         let fields = schema.fields().iter().zip(current.columns()).map(|(field, column)| {
-            let value = value_at(column, next - 1).map_err(|e| e.at(field.name()))?;
-            Ok((field.name().clone(), value))
+            let name = field.name();
+            let wanted = known.is_none_or(|known| known.contains(&name.as_str()));
+            let value =
+                if wanted { known_value(column, next - 1).map_err(|e| e.at(name))? } else { Value::Null };
+            Ok((name.clone(), value))
         });
         let fields = fields.collect::<Result<Map<_, _>>>();
         let row = fields.map(|fields| Row { number, fields });
-        Some(row.map_err(|e| place(Fault::new("column type", e), &path, "row", number)))
+        Some(row.map_err(|e| Fault::new("column type", e).place(&path, "row", number as u64)))
     })))
 }
 
-/// A value in a few words, for messages.
-pub(crate) fn describe(value: &Value) -> String {
-    let short = |text: &str| -> String {
-        let head: String = text.chars().take(40).collect();
-        if head.len() < text.len() { format!("{head}…") } else { head }
-    };
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(b) => format!("the boolean {b}"),
-        Value::Number(n) => format!("the number {n}"),
-        Value::String(s) => format!("the string {:?}", short(s)),
-        Value::Array(_) => format!("the list {}", short(&value.to_string())),
-        Value::Object(_) => format!("the object {}", short(&value.to_string())),
+/// A value that is read; a float that is not finite is none.
+fn known_value(column: &dyn Array, row: usize) -> Result<Value> {
+    match not_finite(column, row) {
+        Some(what) => {
+            Err(Error::data(format!("{what} instead of a value")).remedy("write null where there is none"))
+        }
+        None => value_at(column, row),
     }
 }

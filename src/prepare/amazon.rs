@@ -6,13 +6,16 @@
 //! a search test is in the training of recommendation.
 
 use super::cell::absent;
+use super::inputs::{self, Input};
 use super::intake::Intake;
 use super::literal;
 use super::log::{Entry, Log};
+use super::notes;
+use super::reader::{ItemTexts, Reader};
 use super::settings::Settings;
-use super::source::{self, ItemTexts, missing};
-use super::table::{self, Checked, Column, each_line};
-use crate::data::rows::{self, Fault};
+use super::table::{self, Column, Reading, Table, each_line_of};
+use crate::data::fault::{Checked, Fault};
+use crate::data::rows;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -28,27 +31,55 @@ pub struct Amazon {
 const COLUMNS: [&str; 4] = ["reviewerID", "asin", "unixReviewTime", "overall"];
 
 impl Amazon {
-    pub(super) fn read(&self, log: &mut Log, intake: &mut Intake, settings: &Settings) -> Result<()> {
-        let files = source::files_below(&self.dir)?;
-        let named = |part: &str| files.iter().filter(|f| name(f).contains(part)).collect::<Vec<_>>();
-        let (reviews, texts, qrels) = (named("reviews_"), named("query_text"), named("qrels"));
+    pub(super) fn open(&self) -> Result<Opened> {
         let remedy = "reviews_NAME_5.json.gz, and query_text.txt.gz with *.qrels of the product-search set";
-        let [reviews, texts, qrels] =
-            [("reviews_*.json", reviews), ("query_text.txt", texts), ("*.qrels", qrels)].map(
-                |(what, found)| match found.is_empty() {
-                    true => Err(missing(&self.dir, what, remedy)),
-                    false => Ok(found),
-                },
-            );
-        let (reviews, texts, qrels) = (reviews?, texts?, qrels?);
-        reviews.iter().chain(&texts).chain(&qrels).for_each(|f| intake.expect(f));
-        for file in reviews {
-            let columns = COLUMNS.map(|name| Column { name: name.into(), required: name != "overall" });
-            table::read(intake, file, &columns, &mut |row| {
+        if !self.dir.exists() {
+            return Err(inputs::missing(&self.dir, "", remedy));
+        }
+        let files = inputs::files_below(&self.dir)?;
+        let named = |part: &str| -> Vec<PathBuf> {
+            files.iter().filter(|f| name(f).contains(part)).cloned().collect()
+        };
+        let needed = |part: &str, what: &str| match named(part) {
+            found if found.is_empty() => Err(inputs::missing(&self.dir, what, remedy)),
+            found => Ok(found),
+        };
+        let reviews = needed("reviews_", "reviews_*.json")?;
+        let (texts, qrels) = (needed("query_text", "query_text.txt")?, needed("qrels", "*.qrels")?);
+        let columns = COLUMNS.map(|name| match name {
+            "overall" => Column::optional(name),
+            name => Column::required(name),
+        });
+        let reviews: Vec<Input> = reviews.iter().map(|path| Input::new(path)).collect();
+        let reviews = table::open_all(&reviews, &columns, &Reading::default())?;
+        let items = named("meta_");
+        let read = [&texts, &qrels, &items].into_iter().flatten().map(PathBuf::as_path);
+        let unread = inputs::others(&self.dir, read.chain(reviews.iter().map(Table::path)))?;
+        Ok(Opened { columns, reviews, texts, qrels, items, unread })
+    }
+}
+
+/// The files once they were looked at.
+pub(super) struct Opened {
+    columns: [Column; 4],
+    reviews: Vec<Table>,
+    texts: Vec<PathBuf>,
+    qrels: Vec<PathBuf>,
+    items: Vec<PathBuf>,
+    unread: Vec<PathBuf>,
+}
+
+impl Reader for Opened {
+    fn read(&mut self, log: &mut Log, intake: &mut Intake, settings: &Settings) -> Result<()> {
+        intake.notes.extend(notes::not_read(&self.unread));
+        let others = self.texts.iter().chain(&self.qrels).map(PathBuf::as_path);
+        self.reviews.iter().map(Table::path).chain(others).for_each(|f| intake.expect(f));
+        for table in &mut self.reviews {
+            table.read(intake, &self.columns, &mut |row| {
                 let [user, item, time, stars] = row else { return Ok(()) };
                 let user = user.id(COLUMNS[0])?.ok_or_else(|| absent(COLUMNS[0]))?;
                 let item = item.id(COLUMNS[1])?.ok_or_else(|| absent(COLUMNS[1]))?;
-                let time = Some(log.time(time, COLUMNS[2])?);
+                let time = Some(log.clock.read(time, COLUMNS[2])?);
                 let stars = stars.number(COLUMNS[3])?;
                 let wanted = settings.min_label.is_none_or(|least| stars.is_some_and(|s| s >= least));
                 let (user, item) =
@@ -57,17 +88,17 @@ impl Amazon {
                 log.push(Entry { user, item, task, time, wanted, ..Entry::default() })
             })?;
         }
-        let queries = read_queries(&texts)?;
-        for file in qrels {
+        let queries = read_queries(&self.texts)?;
+        for file in &self.qrels {
             let test = name(file).contains("test");
-            each_line(intake, file, &mut |line| add_judgement(log, line, &queries, test))?;
+            each_line_of(intake, file, &mut |line| add_judgement(log, line, &queries, test))?;
         }
         Ok(())
     }
 
-    pub(super) fn texts(&self, texts: &mut ItemTexts, intake: &mut Intake) -> Result<()> {
-        for file in source::files_below(&self.dir)?.iter().filter(|f| name(f).starts_with("meta_")) {
-            each_line(intake, file, &mut |line| {
+    fn texts(&mut self, texts: &mut ItemTexts, intake: &mut Intake) -> Result<()> {
+        for file in &self.items {
+            each_line_of(intake, file, &mut |line| {
                 // The 2014 files hold Python literals.
                 let fields: Value =
                     serde_json::from_str(line).or_else(|_| literal::parse(line)).map_err(|what| {
@@ -88,13 +119,13 @@ fn name(path: &Path) -> &str {
 }
 
 /// The lines of the query texts; blank ones count, since queries are numbered by line.
-fn read_queries(files: &[&PathBuf]) -> Result<Vec<String>> {
+fn read_queries(files: &[PathBuf]) -> Result<Vec<String>> {
     let (mut queries, mut line) = (Vec::new(), Vec::new());
     for path in files {
         let mut reader = rows::open_text(path)?;
         while rows::next_line(&mut *reader, &mut line, path)? {
             let place = || format!("{} line {}", path.display(), queries.len() + 1);
-            let text = rows::utf8(&line, 1).map_err(|f| f.error.at(place()))?;
+            let text = rows::utf8(&line).map_err(|f| f.error.at(place()))?;
             queries.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
         }
     }

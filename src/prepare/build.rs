@@ -127,7 +127,7 @@ impl<'a> Builder<'a> {
         for of_user in all.chunk_by(|a, b| a.head.user == b.head.user) {
             let user = of_user[0].head.user;
             if self.alive.users[user as usize] {
-                let past = self.past(of_user);
+                let past = self.past(user, of_user);
                 let drafts = self.drafts(user, &past, &mut BuildReport::default());
                 let train = drafts.iter().filter(|d| d.request.split == Part::Train);
                 train.for_each(|d| targets.extend_from_slice(&d.targets));
@@ -136,14 +136,15 @@ impl<'a> Builder<'a> {
         targets
     }
 
-    fn past<'e>(&self, of_user: &[Event<'e>]) -> Past<'e> {
+    fn past<'e>(&self, user: u32, of_user: &[Event<'e>]) -> Past<'e> {
         let mut past = Past::new(of_user, self.alive);
-        past.split(self.settings.split, self.names.tasks.len(), self.bounds);
+        let mut random = stream(self.settings.seed, Purpose::Data, u64::from(user), u64::MAX);
+        past.split(self.settings.split, self.names.tasks.len(), self.bounds, &mut || random.random());
         past
     }
 
     fn user(&self, user: u32, of_user: &[Event], built: &mut Built, counts: &mut [[u64; 3]]) {
-        let past = self.past(of_user);
+        let past = self.past(user, of_user);
         let drafts = self.drafts(user, &past, &mut built.report);
         let taken: Vec<u32> = past.taken.iter().map(|t| t.item).collect();
         for draft in &drafts {
@@ -256,13 +257,14 @@ impl<'a> Builder<'a> {
             built.report.short_of_negatives += u64::from(negatives.len() < asked);
             sheet.push(
                 &Row {
-                    task: request.task,
-                    user: self.users.name(user),
+                    task: &self.names.tasks[request.task as usize],
+                    user: Some(self.users.name(user)),
                     history: &draft.history,
                     query: request.query,
                     targets,
                     negatives: &negatives,
-                    time: request.time,
+                    time: Some(request.time),
+                    ..Row::default()
                 },
                 self.names,
             );

@@ -61,6 +61,9 @@ impl Card {
         let mut line = |what: &str, value: String| {
             let _ = writeln!(text, "{what:<44} {value:>14}");
         };
+        for (what, files) in &self.read.files {
+            line(&format!("files read as {what}"), grouped(*files));
+        }
         line("rows read", grouped(self.read.rows));
         for (reason, rows) in &self.read.bad {
             line(&format!("  bad: {reason}"), grouped(rows.rows));

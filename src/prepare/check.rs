@@ -67,12 +67,15 @@ pub fn check(dir: &Path, settings: &DataSettings, model: Option<&Path>) -> Resul
     check.look_for_leaks(&data);
     check.look_at_targets(&data);
     check.look_at_items(&data);
+    check.notes.extend(super::notes::not_read(&data.unread));
     let general = GeneralText::load(&data.general, settings)?;
     check.general = (general.calibration.len(), general.held_out.len());
     if general.calibration.is_empty() {
-        check
-            .notes
-            .push("no general text: nothing to learn a null space from or to measure forgetting with".into());
+        check.notes.push(format!(
+            "no general text: nothing to learn a null space from or to measure forgetting with; put a general.txt \
+             there, or gems-engine prepare sample --model MODEL --out {}/general.jsonl",
+            dir.display()
+        ));
     }
     if let Some(model) = model {
         check.look_at_words(&data, model)?;

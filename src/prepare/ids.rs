@@ -1,6 +1,6 @@
 //! Names as numbers, in the order in which they are first met.
 
-use crate::data::rows::Fault;
+use crate::data::fault::{Fault, UNREADABLE};
 use crate::error::Error;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
@@ -47,10 +47,7 @@ impl Ids {
             return Err(Fault::new("bad id", error.remedy(remedy)));
         }
         let number = u32::try_from(ends.len()).ok().filter(|n| *n < u32::MAX).ok_or_else(|| {
-            Fault::new(
-                crate::data::rows::UNREADABLE,
-                Error::data("more than 4 billion different ids").at(column),
-            )
+            Fault::new(UNREADABLE, Error::data("more than 4 billion different ids").at(column))
         })?;
         text.extend_from_slice(name.as_bytes());
         ends.push(text.len() as u64);

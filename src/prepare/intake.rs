@@ -1,6 +1,6 @@
 //! What goes in: rows counted, bad ones by reason, progress and interruption.
 
-use crate::data::rows::Fault;
+use crate::data::fault::Fault;
 use crate::error::{Error, Kind, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -51,9 +51,24 @@ pub struct Counts {
     pub bad: BTreeMap<String, Reason>,
     /// What was left out on purpose, by reason.
     pub dropped: BTreeMap<String, u64>,
+    /// Files, by what they were taken for.
+    pub files: BTreeMap<String, u64>,
 }
 
 impl Counts {
+    /// Adds the counts of another reading.
+    pub(super) fn add(&mut self, other: Counts) {
+        self.rows += other.rows;
+        for (reason, more) in other.bad {
+            let all = self.bad.entry(reason).or_default();
+            all.rows += more.rows;
+            if all.first.is_empty() {
+                all.first = more.first;
+            }
+        }
+        other.dropped.into_iter().for_each(|(reason, n)| *self.dropped.entry(reason).or_default() += n);
+        other.files.into_iter().for_each(|(what, n)| *self.files.entry(what).or_default() += n);
+    }
     /// Counts `n` more things left out on purpose.
     pub(super) fn drop(&mut self, reason: &'static str, n: u64) {
         if n > 0 {
@@ -65,6 +80,10 @@ impl Counts {
 /// Reads of all files of a source, with a common allowance of bad rows.
 pub(super) struct Intake<'a, 'w> {
     pub counts: Counts,
+    /// What to know about the input.
+    pub notes: Vec<String>,
+    /// Rows, and bad ones, before the file that is read.
+    before: (u64, u64),
     allowed: usize,
     watch: &'a mut Watch<'w>,
     bytes: Arc<AtomicU64>,
@@ -76,7 +95,8 @@ const STRIDE: u64 = 4096;
 
 impl<'a, 'w> Intake<'a, 'w> {
     pub fn new(allowed: usize, watch: &'a mut Watch<'w>) -> Self {
-        Self { counts: Counts::default(), allowed, watch, bytes: Arc::default(), total: 0 }
+        let (counts, notes) = (Counts::default(), Vec::new());
+        Self { counts, notes, before: (0, 0), allowed, watch, bytes: Arc::default(), total: 0 }
     }
     /// Says that `path` will be read, for the progress.
     pub fn expect(&mut self, path: &Path) {
@@ -102,8 +122,29 @@ impl<'a, 'w> Intake<'a, 'w> {
             Err(fault) => self.bad(fault),
         }
     }
+    /// Says that a file begins.
+    pub fn begin(&mut self) {
+        self.before = (self.counts.rows, self.all_bad());
+    }
+    /// Says that a file ends.
+    ///
+    /// # Errors
+    /// Not one of its rows was as it must be: that is no matter of a few bad rows.
+    pub fn end(&self, path: &Path) -> Result<()> {
+        let (rows, bad) = (self.counts.rows - self.before.0, self.all_bad() - self.before.1);
+        if rows == 0 || bad < rows || rows == 1 {
+            return Ok(());
+        }
+        let first =
+            self.counts.bad.values().map(|r| r.first.as_str()).find(|f| f.contains(&*path.to_string_lossy()));
+        let first = first.map_or(String::new(), |first| format!("; the first: {first}"));
+        Err(Error::data(format!("none of the {rows} rows can be used{first}")).at(path.display()))
+    }
+    fn all_bad(&self) -> u64 {
+        self.counts.bad.values().map(|r| r.rows).sum()
+    }
     fn bad(&mut self, fault: Fault) -> Result<()> {
-        let so_far: u64 = self.counts.bad.values().map(|r| r.rows).sum();
+        let so_far = self.all_bad();
         if !fault.is_skippable() {
             return Err(fault.error);
         }

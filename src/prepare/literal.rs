@@ -89,6 +89,10 @@ impl Parser<'_> {
         let mut object = Map::new();
         loop {
             self.separator();
+            // Python 2 marks its strings.
+            if let [b'u' | b'b', b'"' | b'\'', ..] = &self.text[self.at..] {
+                self.at += 1;
+            }
             match self.peek() {
                 Some(b'}') => {
                     self.at += 1;

@@ -1,10 +1,10 @@
 //! The general table: who did what with which item, and when.
 
-use super::cell::{Cell, absent, wrong};
 use super::ids::Ids;
 use super::spool::{Event, Head, PARTS, Spool, TEST, UNTIMED, WANTED, events};
-use super::table::Checked;
-use crate::data::rows::{Fault, UNREADABLE};
+use super::time::Clock;
+use super::unit::Unit;
+use crate::data::fault::{Checked, Fault, UNREADABLE};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -23,7 +23,8 @@ pub(super) struct Log {
     pub spool: Spool,
     /// Items' texts, by number; filled in after the k-core, for the items that are left.
     pub texts: Vec<Option<Box<str>>>,
-    unit: Option<(Unit, i64)>,
+    /// Reads times.
+    pub clock: Clock,
     pub events: u64,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct Entry<'a> {
 }
 
 impl Log {
-    pub fn new(directory: &Path) -> Self {
+    pub fn new(directory: &Path, unit: Option<Unit>) -> Self {
         Self {
             users: Ids::default(),
             items: Ids::default(),
@@ -52,7 +53,7 @@ impl Log {
             searches: Vec::new(),
             spool: Spool::new(directory),
             texts: Vec::new(),
-            unit: None,
+            clock: Clock::new(unit),
             events: 0,
         }
     }
@@ -74,7 +75,8 @@ impl Log {
         let Entry { user, item, task, .. } = entry;
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         let flags = flag(entry.wanted, WANTED) | flag(entry.test, TEST) | flag(entry.time.is_none(), UNTIMED);
-        let (query, history) = (entry.query, &entry.history[..entry.history.len().min(u16::MAX.into())]);
+        let newest = entry.history.len().saturating_sub(u16::MAX.into());
+        let (query, history) = (entry.query, &entry.history[newest..]);
         let (time, request) = (entry.time.unwrap_or(i64::MAX), entry.request);
         let lengths = (query.len() as u32, history.len() as u16);
         let head = Head { time, request, user, item, query: lengths.0, history: lengths.1, task, flags };
@@ -83,72 +85,63 @@ impl Log {
         self.spool.push(head, query, history).map_err(|e| Fault::new(UNREADABLE, e))
     }
 
-    /// A time as a number: of seconds, or of a smaller unit if the whole log uses it.
-    pub fn time(&mut self, cell: &Cell, column: &str) -> Checked<i64> {
-        let time = match cell {
-            _ if cell.is_missing() => return Err(absent(column)),
-            Cell::Int(time) => Some(*time),
-            Cell::Float(x) if x.abs() < 9e18 => Some(x.floor() as i64),
-            Cell::Text(text) => text.trim().parse().ok().or_else(|| date(text.trim())).or_else(|| {
-                text.trim().parse().ok().filter(|x: &f64| x.abs() < 9e18).map(|x| x.floor() as i64)
-            }),
-            _ => None,
-        };
-        let time =
-            time.ok_or_else(|| wrong(column, cell, "a number, or a date such as 2024-05-01 12:30:00"))?;
-        let unit = Unit::of(time);
-        match self.unit {
-            None => self.unit = Some((unit, time)),
-            Some((first, _)) if first == unit => {}
-            Some((first, example)) => {
-                let what = format!(
-                    "{time} looks like {}, but {example} before it like {}",
-                    unit.name(),
-                    first.name()
-                );
-                let error = Error::data(what).at(column);
-                return Err(Fault::new(
-                    "mixed time units",
-                    error.remedy("write all times in one unit; a missing time is no 0: leave such rows out"),
-                ));
-            }
-        }
-        Ok(time)
-    }
-
-    /// Puts every user's events into the order of time, once each. Returns how many were repeated, and how
-    /// many had no event to take their time from.
+    /// Puts every user's events into the order of time, once each, in the unit in which times are written.
     ///
     /// # Errors
-    /// The file system.
-    pub fn sort(&mut self, tell: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<(u64, u64)> {
-        let (mut repeated, mut untimed) = (0, 0);
+    /// The file system; an interruption, which `tell` reports.
+    pub fn sort(&mut self, tell: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Sorting> {
+        let (mut all, unit) = (Sorting::default(), self.clock.written());
         let step = rayon::current_num_threads().max(1);
         for first in (0..PARTS).step_by(step) {
             tell(first as u64, PARTS as u64)?;
             let numbers: Vec<usize> = (first..PARTS.min(first + step)).collect();
             let sorted: Vec<_> =
-                numbers.par_iter().map(|n| self.spool.load(*n).map(|part| sorted(&part))).collect();
+                numbers.par_iter().map(|n| self.spool.load(*n).map(|part| sorted(&part, unit))).collect();
             for (number, sorted) in numbers.into_iter().zip(sorted) {
-                let (bytes, again, without) = sorted?;
-                repeated += again;
-                untimed += without;
+                let (bytes, of_part) = sorted?;
+                all.add(of_part);
                 self.spool.replace(number, bytes)?;
             }
         }
-        Ok((repeated, untimed))
+        Ok(all)
+    }
+}
+
+/// What sorting found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sorting {
+    /// Events that stand there more than once.
+    pub repeated: u64,
+    /// Events that had no other to take their time from.
+    pub untimed: u64,
+    /// Users with several events.
+    pub several: u64,
+    /// Those of them whose events all have the same time.
+    pub at_one_time: u64,
+}
+
+impl Sorting {
+    fn add(&mut self, other: Self) {
+        self.repeated += other.repeated;
+        self.untimed += other.untimed;
+        self.several += other.several;
+        self.at_one_time += other.at_one_time;
     }
 }
 
 /// A part in the order of users and times; at one instant what was merely shown comes first, otherwise equal
 /// times stay in the order of the log. An event that is repeated stays once; shown and taken at once is taken.
-fn sorted(part: &[u8]) -> (Vec<u8>, u64, u64) {
+fn sorted(part: &[u8], unit: i64) -> (Vec<u8>, Sorting) {
     let mut all: Vec<Event> = events(part).collect();
-    let untimed = find_times(&mut all);
+    let mut found = Sorting { untimed: find_times(&mut all), ..Sorting::default() };
+    all.iter_mut().for_each(|e| e.head.time = e.head.time.div_euclid(unit));
     all.sort_by_key(|e| (e.head.user, e.head.time, e.is(WANTED)));
+    for of_user in all.chunk_by(|a, b| a.head.user == b.head.user).filter(|all| all.len() > 1) {
+        found.several += 1;
+        found.at_one_time += u64::from(of_user[0].head.time == of_user[of_user.len() - 1].head.time);
+    }
     let (mut bytes, mut kept) = (Vec::with_capacity(part.len()), Vec::<&Event>::new());
     let mut seen = HashSet::new();
-    let mut repeated = 0;
     for run in all.chunk_by(|a, b| (a.head.user, a.head.time) == (b.head.user, b.head.time)) {
         seen.clear();
         kept.clear();
@@ -159,9 +152,9 @@ fn sorted(part: &[u8]) -> (Vec<u8>, u64, u64) {
             }
         }
         kept.iter().rev().for_each(|event| event.store(&mut bytes));
-        repeated += (run.len() - kept.len()) as u64;
+        found.repeated += (run.len() - kept.len()) as u64;
     }
-    (bytes, repeated, untimed)
+    (bytes, found)
 }
 
 /// Gives events without a time that of the same user's timed event with the same item; drops those that have
@@ -184,56 +177,4 @@ fn find_times(all: &mut Vec<Event>) -> u64 {
     let before = all.len();
     all.retain(|e| !e.is(UNTIMED));
     (before - all.len()) as u64
-}
-
-/// What a time is counted in, as its size tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
-    Steps,
-    Seconds,
-    Milliseconds,
-    Microseconds,
-    Nanoseconds,
-}
-
-impl Unit {
-    /// Years 1973 to 5138 in each unit; smaller numbers count something of the log's own.
-    fn of(time: i64) -> Self {
-        match time.unsigned_abs() {
-            0..100_000_000 => Unit::Steps,
-            100_000_000..100_000_000_000 => Unit::Seconds,
-            100_000_000_000..100_000_000_000_000 => Unit::Milliseconds,
-            100_000_000_000_000..100_000_000_000_000_000 => Unit::Microseconds,
-            _ => Unit::Nanoseconds,
-        }
-    }
-    fn name(self) -> &'static str {
-        match self {
-            Unit::Steps => "a count",
-            Unit::Seconds => "seconds since 1970",
-            Unit::Milliseconds => "milliseconds since 1970",
-            Unit::Microseconds => "microseconds since 1970",
-            Unit::Nanoseconds => "nanoseconds since 1970",
-        }
-    }
-}
-
-/// Seconds since 1970 of `YYYY-MM-DD[ T]HH:MM[:SS[.fraction]][Z]`, or of a date alone.
-fn date(text: &str) -> Option<i64> {
-    let (day, time) = match text.split_once([' ', 'T']) {
-        Some((day, time)) => (day, time.trim_end_matches('Z')),
-        None => (text, "00:00"),
-    };
-    let mut parts = day.splitn(3, '-').map(|p| p.parse::<i64>().ok());
-    let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
-    let time = time.split_once('.').map_or(time, |(whole, _)| whole);
-    let mut clock = time.split(':').map(|p| p.parse::<i64>().ok());
-    let (hour, minute) = (clock.next()??, clock.next()??);
-    let second = clock.next().unwrap_or(Some(0))?;
-    let sound = (1..=12).contains(&month) && (1..=31).contains(&day) && (1600..=9999).contains(&year);
-    let sound = sound && (0..24).contains(&hour) && (0..60).contains(&minute) && (0..=60).contains(&second);
-    // Days from civil (Howard Hinnant): a year begins in March, so that leap days come last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    sound.then_some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }

@@ -1,7 +1,7 @@
 //! Public logs and event tables into the engine's data directory.
 //!
 //! ```text
-//! source ─> log (events by user, in time order) ─> k-core ─> requests, split, histories
+//! source ─> tables ─> log (events by user, in time order) ─> k-core ─> requests, split, histories
 //!                                     ─> pairs held out ─> negatives ─> rows, card
 //! ```
 //!
@@ -9,13 +9,17 @@
 //! texts, a part, and no rows. Every random decision is a pure function of the seed: the same input gives the
 //! same bytes on every machine. The directory is written aside and appears whole.
 
+mod alignment;
 mod amazon;
+mod bounds;
 mod build;
 mod card;
 mod cell;
 mod check;
+mod columns;
 mod events;
 mod ids;
+mod inputs;
 mod intake;
 mod kcore;
 mod kuaisar;
@@ -23,7 +27,9 @@ mod leaks;
 mod literal;
 mod log;
 mod negatives;
+mod notes;
 mod qilin;
+mod reader;
 mod requests;
 mod settings;
 mod sheet;
@@ -32,105 +38,111 @@ mod spool;
 mod staging;
 mod synth;
 mod table;
+mod target;
+mod time;
+mod unit;
 
 pub use amazon::Amazon;
 pub use build::BuildReport;
 pub use card::Card;
 pub use check::{Check, check};
-pub use events::{EventColumns, Events};
+pub use columns::EventColumns;
+pub use events::Events;
 pub use intake::{Counts, Reason, Watch};
 pub use kcore::CoreReport;
 pub use kuaisar::KuaiSar;
 pub use leaks::Leaks;
 pub use qilin::Qilin;
-pub use settings::{Core, Format, HistoryRule, NegativeKind, Negatives, Settings, SplitRule};
+pub use settings::{Align, Core, Format, HistoryRule, NegativeKind, Negatives, Settings, SplitRule};
 pub use source::Source;
 pub use synth::{World, synth};
+pub use table::Reading;
+pub use target::Target;
+pub use time::moment;
+pub use unit::Unit;
 
-use crate::data::{DataSettings, GeneralText};
+use crate::data::filenames;
 use crate::error::{Error, Result};
+use bounds::Bounds;
 use build::{Builder, Built, SPLITS};
 use intake::Intake;
 use kcore::Alive;
-use log::Log;
+use log::{Log, Sorting};
 use negatives::Sampler;
 use rayon::prelude::*;
+use reader::ItemTexts;
 use sheet::{Names, Output, Sheet};
-use source::ItemTexts;
-use spool::{PARTS, UNTIMED, WANTED, events as events_of};
+use spool::{PARTS, events as events_of};
 use staging::Staging;
-use std::path::{Path, PathBuf};
-
-/// Where the result goes.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// The data directory.
-    pub out: PathBuf,
-    /// Replace a directory that `prepare` made before.
-    pub overwrite: bool,
-    /// A file of general text to copy into it.
-    pub general: Option<PathBuf>,
-}
+use std::path::Path;
 
 /// Makes a data directory of a source.
 ///
 /// # Errors
-/// A bad row (file, line, column, value, remedy), a split without rows, a catalogue that is too big, the file
-/// system, an interruption. Then there is no directory.
+/// What is asked for and cannot be, before anything is read; a bad row (file, line, column, value, remedy), a split
+/// without rows, a catalogue that is too big, the file system, an interruption. Then there is no directory.
 pub fn run(source: &Source, settings: &Settings, target: &Target, watch: &mut Watch) -> Result<Card> {
     settings.validate()?;
+    target.check_general()?;
+    let mut reader = source.open(settings)?;
     let staging = Staging::begin(&target.out, target.overwrite)?;
     let spool = tempfile::tempdir_in(staging.path()).map_err(|e| Error::io("create", staging.path(), e))?;
-    let mut log = Log::new(spool.path());
+    let mut log = Log::new(spool.path(), settings.time_unit);
     let mut intake = Intake::new(settings.skip_bad_rows, watch);
-    source.read(&mut log, &mut intake, settings)?;
-    let mut counts = intake.counts;
-    let (repeated, untimed) = log.sort(&mut |done, all| watch.at("sorting", done, all))?;
-    counts.drop("no event of the pair with a time", untimed);
+    reader.read(&mut log, &mut intake, settings)?;
+    let (mut counts, mut notes) = (intake.counts, intake.notes);
+    check_tasks(&log, settings)?;
+    let sorting = log.sort(&mut |done, all| watch.at("sorting", done, all))?;
+    counts.drop("no event of the pair with a time", sorting.untimed);
     let sizes = (log.users.len(), log.items.len(), log.tasks.len());
     let (alive, core) =
         kcore::core(&log.spool, sizes, settings.core, &mut |pass| watch.at("k-core", pass, 0))?;
     check_size(settings, &core)?;
     let mut intake = Intake::new(settings.skip_bad_rows, watch);
     let mut texts = ItemTexts::new(&log.items, &alive, settings.text_chars);
-    source.texts(&mut texts, &mut intake)?;
-    let of_items = intake.counts;
+    reader.texts(&mut texts, &mut intake)?;
+    counts.add(intake.counts);
+    notes.append(&mut intake.notes);
     log.texts = texts.texts;
-    let bounds = bounds(&log, &alive, settings.split)?;
-    let written = write(&log, &alive, settings, bounds, staging.path(), watch)?;
-    check_splits(&written)?;
+    let bounds = Bounds::of(&log, &alive, settings.split)?;
+    let written = write(&log, &alive, settings, bounds.first(), staging.path(), watch)?;
+    check_splits(&log, &written, settings, &sorting, &bounds)?;
     let items = write_items(&log, &alive, settings, staging.path())?;
-    if let Some(general) = &target.general {
-        copy_general(general, staging.path())?;
-    }
-    counts.rows += of_items.rows;
-    for (reason, of_items) in of_items.bad {
-        let all = counts.bad.entry(reason).or_default();
-        all.rows += of_items.rows;
-        if all.first.is_empty() {
-            all.first = of_items.first;
-        }
-    }
+    target.copy_general(staging.path())?;
+    notes.extend(warnings(&log, settings, &written, items));
+    notes.extend(target.general_note());
     let card = Card {
         engine: env!("CARGO_PKG_VERSION"),
         source: serde_json::to_value(source).unwrap_or_default(),
         settings: serde_json::to_value(settings).unwrap_or_default(),
         read: counts,
         events: log.events,
-        repeated,
+        repeated: sorting.repeated,
         core,
         items: items.0,
         items_with_text: items.1,
-        bounds: matches!(settings.split, SplitRule::Time { .. }).then_some(bounds),
+        bounds: matches!(settings.split, SplitRule::Time { .. }).then_some(bounds.first()),
         leak_rate_before: written.leaks_before.rate(),
         leak_rate: written.leaks.rate(),
-        warnings: warnings(&log, settings, &written, items),
+        warnings: notes,
         written,
     };
     spool.close().map_err(|e| Error::io("remove the temporary files of", staging.path(), e))?;
     card.save(staging.path())?;
     staging.commit()?;
     Ok(card)
+}
+
+/// What was named must be a task of the log.
+fn check_tasks(log: &Log, settings: &Settings) -> Result<()> {
+    let Some(task) = settings.negatives.tasks().find(|task| !log.tasks.iter().any(|t| t == task)) else {
+        return Ok(());
+    };
+    let near = filenames::nearest(task, log.tasks.iter().map(String::as_str));
+    let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+    Err(Error::usage(format!("the log has no task `{task}`"))
+        .at("--negatives")
+        .remedy(format!("{near}there are: {}", log.tasks.join(", "))))
 }
 
 fn check_size(settings: &Settings, core: &CoreReport) -> Result<()> {
@@ -153,59 +165,40 @@ fn check_size(settings: &Settings, core: &CoreReport) -> Result<()> {
     Ok(())
 }
 
-fn check_splits(written: &BuildReport) -> Result<()> {
-    for split in SPLITS {
-        if written.of(split) == 0 {
-            let reasons: Vec<String> = written.dropped.iter().map(|(r, n)| format!("{n} x {r}")).collect();
-            let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
-            return Err(Error::data(format!("no {split} rows are left{why}")).at("--split").remedy(
-                "leave-one-out needs users with three requests of a task, the first of them with a history; \
-                 lower --min-history, or choose another split",
-            ));
-        }
+fn check_splits(
+    log: &Log,
+    written: &BuildReport,
+    settings: &Settings,
+    sorting: &Sorting,
+    bounds: &Bounds,
+) -> Result<()> {
+    let has = |split: &str| {
+        written.rows.get(split).is_some_and(|rows| log.tasks.iter().any(|task| rows.contains_key(task)))
+    };
+    let Some(split) = SPLITS.into_iter().find(|split| !has(split)) else { return Ok(()) };
+    let reasons: Vec<String> = written.dropped.iter().map(|(r, n)| format!("{n} x {r}")).collect();
+    let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
+    let error = Error::data(format!("no {split} rows are left{why}")).at("--split");
+    if sorting.several > 0 && sorting.at_one_time == sorting.several {
+        return Err(error.remedy(
+            "all events of a user have the same time, so none is history of another; is it the right column? \
+             --row-order takes the order of the rows instead",
+        ));
     }
-    Ok(())
-}
-
-/// First times of validation and test.
-fn bounds(log: &Log, alive: &Alive, rule: SplitRule) -> Result<(i64, i64)> {
-    let SplitRule::Time { valid, test, valid_from, test_from } = rule else { return Ok((0, 0)) };
-    /// Bins of the histogram that shares are taken from.
-    const BINS: usize = 1 << 16;
-    let each = |act: &mut dyn FnMut(i64)| -> Result<()> {
-        for part in 0..PARTS {
-            let bytes = log.spool.load(part)?;
-            let kept = events_of(&bytes).filter(|e| e.is(WANTED) && !e.is(UNTIMED));
-            let kept = kept.filter(|e| alive.users[e.head.user as usize] && alive.item(e.head.item));
-            kept.for_each(|e| act(e.head.time));
+    Err(error.remedy(match settings.split {
+        SplitRule::LeaveOneOut => {
+            "leave-one-out needs users with three requests of a task, the first of them with a history; lower \
+             --min-history, or choose another split"
+                .into()
         }
-        Ok(())
-    };
-    let (mut first, mut last, mut total) = (i64::MAX, i64::MIN, 0u64);
-    each(&mut |t| (first, last, total) = (first.min(t), last.max(t), total + 1))?;
-    let span = (last as i128 - first as i128).max(0) as u128 + 1;
-    let mut bins = vec![0u64; BINS];
-    let bin = |t: i64| ((t as i128 - first as i128) as u128 * BINS as u128 / span) as usize;
-    each(&mut |t| bins[bin(t)] += 1)?;
-    // The earliest bound that leaves at most the share behind it; times of one bin stay together.
-    let from = |share: f64| -> i64 {
-        let most = (share * total as f64) as u64;
-        let mut behind = 0;
-        for (number, count) in bins.iter().enumerate().rev() {
-            behind += count;
-            if behind > most {
-                let offset = ((number as u128 + 1) * span).div_ceil(BINS as u128);
-                return (first as i128 + offset as i128).min(i64::MAX as i128) as i64;
-            }
+        SplitRule::Time { .. } => bounds.advice(),
+        SplitRule::Users { .. } => "raise --valid-share or --test-share: too few users were drawn".into(),
+        SplitRule::Given => {
+            "the source's own test has no requests that are left; lower --min-user and --min-item, or choose another \
+             split"
+                .into()
         }
-        first
-    };
-    let test = test_from.unwrap_or_else(|| from(test));
-    Ok((valid_from.unwrap_or_else(|| from(valid + test_share(rule))).min(test), test))
-}
-
-fn test_share(rule: SplitRule) -> f64 {
-    if let SplitRule::Time { test, .. } = rule { test } else { 0.0 }
+    }))
 }
 
 /// Writes the splits.
@@ -255,6 +248,13 @@ fn write(
             outputs.iter_mut().zip(built.sheets).try_for_each(|(output, sheet)| output.append(sheet))
         },
     )?;
+    if !settings.align.is_empty() {
+        let (sheet, counts) = alignment::rows(log, alive, &names, settings)?;
+        outputs[0].append(sheet)?;
+        for (align, rows) in counts {
+            report.rows.entry(SPLITS[0]).or_default().insert(align.task().into(), rows);
+        }
+    }
     outputs.into_iter().try_for_each(Output::finish)?;
     Ok(report)
 }
@@ -292,19 +292,6 @@ fn write_items(log: &Log, alive: &Alive, settings: &Settings, dir: &Path) -> Res
     output.finish()?;
     let with_text = numbers.iter().filter(|n| log.texts.get(**n as usize).is_some_and(Option::is_some));
     Ok((numbers.len() as u64, with_text.count() as u64))
-}
-
-/// Copies general text, after reading it as training will.
-fn copy_general(from: &Path, dir: &Path) -> Result<()> {
-    let extension = from.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if !["txt", "jsonl"].contains(&extension) {
-        return Err(Error::usage("general text is a .txt or .jsonl file")
-            .at(from.display())
-            .remedy("a document a line, or a {\"text\": ..} a line"));
-    }
-    GeneralText::load(&[from.to_path_buf()], &DataSettings::default())?;
-    let to = dir.join(format!("general.{extension}"));
-    std::fs::copy(from, &to).map(|_| ()).map_err(|e| Error::io("copy", from, e))
 }
 
 fn warnings(log: &Log, settings: &Settings, written: &BuildReport, items: (u64, u64)) -> Vec<String> {

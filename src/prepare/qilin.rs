@@ -5,11 +5,14 @@
 //! numpy literals.
 
 use super::cell::{Cell, absent};
+use super::inputs::{self, missing};
 use super::intake::Intake;
 use super::log::{Entry, Log};
-use super::source::{self, ItemTexts, missing};
-use super::table::{self, Checked, Column};
-use crate::data::rows::{Fault, describe};
+use super::notes;
+use super::reader::{ItemTexts, Reader};
+use super::settings::Settings;
+use super::table::{self, Column, Reading, Table};
+use crate::data::fault::{Checked, Fault, describe};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -49,50 +52,84 @@ const CONFIGS: [Config; 4] = [
 
 const HISTORY: &str = "recent_clicked_note_idxs";
 
+/// A table of requests once it was looked at.
+struct Requests {
+    config: &'static Config,
+    columns: [Column; 4],
+    tables: Vec<Table>,
+}
+
+/// The files once they were looked at.
+pub(super) struct Opened {
+    contents: bool,
+    requests: Vec<Requests>,
+    texts: Vec<Table>,
+    unread: Vec<PathBuf>,
+}
+
+fn note_columns() -> [Column; 3] {
+    [Column::required("note_idx"), Column::optional("note_title"), Column::optional("note_content")]
+}
+
 impl Qilin {
-    pub(super) fn read(&self, log: &mut Log, intake: &mut Intake) -> Result<()> {
-        let mut work = Vec::new();
+    pub(super) fn open(&self) -> Result<Opened> {
+        let mut requests = Vec::new();
+        let open = |inputs: &[_], columns: &[Column]| table::open_all(inputs, columns, &Reading::default());
         for config in &CONFIGS {
-            for file in source::named(&self.dir, config.name)? {
-                intake.expect(&file);
-                work.push((config, file));
+            let files = if self.dir.exists() { inputs::named(&self.dir, config.name)? } else { Vec::new() };
+            if files.is_empty() {
+                continue;
             }
-        }
-        if work.is_empty() {
-            return Err(missing(
-                &self.dir,
-                "search_train, search_test, recommendation_train or recommendation_test",
-                "give the directory of the data set: search_train/*.parquet, or search_train.csv, and so on",
-            ));
-        }
-        let (mut request, mut unclicked) = (0u64, 0u64);
-        for (config, file) in work {
             let columns = [
                 Column::required("user_idx"),
                 Column::optional("query"),
                 Column::optional(HISTORY),
                 Column::required(config.results),
             ];
-            table::read(intake, &file, &columns, &mut |row| {
-                request += 1;
-                unclicked += u64::from(!add(log, config, row, request)?);
-                Ok(())
-            })?;
+            requests.push(Requests { config, tables: open(&files, &columns)?, columns });
+        }
+        if requests.is_empty() {
+            return Err(missing(
+                &self.dir,
+                "search_train, search_test, recommendation_train or recommendation_test",
+                "give the directory of the data set: search_train/*.parquet, or search_train.csv, and so on",
+            ));
+        }
+        let texts = inputs::named(&self.dir, "notes")?;
+        let texts = if texts.is_empty() { Vec::new() } else { open(&texts, &note_columns())? };
+        let read = requests.iter().flat_map(|r| &r.tables).chain(&texts).map(Table::path);
+        let unread = inputs::others(&self.dir, read)?;
+        Ok(Opened { contents: self.contents, requests, texts, unread })
+    }
+}
+
+impl Reader for Opened {
+    fn read(&mut self, log: &mut Log, intake: &mut Intake, _: &Settings) -> Result<()> {
+        intake.notes.extend(notes::not_read(&self.unread));
+        self.requests.iter().flat_map(|r| &r.tables).for_each(|t| intake.expect(t.path()));
+        let (mut request, mut unclicked) = (0u64, 0u64);
+        for Requests { config, columns, tables } in &mut self.requests {
+            for table in tables {
+                table.read(intake, columns, &mut |row| {
+                    request += 1;
+                    unclicked += u64::from(!add(log, config, row, request)?);
+                    Ok(())
+                })?;
+            }
         }
         intake.counts.drop("request without a click", unclicked);
         Ok(())
     }
 
-    pub(super) fn texts(&self, texts: &mut ItemTexts, intake: &mut Intake) -> Result<()> {
-        let columns =
-            [Column::required("note_idx"), Column::optional("note_title"), Column::optional("note_content")];
-        for file in source::named(&self.dir, "notes")? {
-            table::read(intake, &file, &columns, &mut |row| {
+    fn texts(&mut self, texts: &mut ItemTexts, intake: &mut Intake) -> Result<()> {
+        let contents = self.contents;
+        for table in &mut self.texts {
+            table.read(intake, &note_columns(), &mut |row| {
                 let [note, title, content] = row else { return Ok(()) };
-                let id = note.id("note_idx")?.ok_or_else(|| absent("note_idx"))?;
+                let id = note.integer_id("note_idx")?.ok_or_else(|| absent("note_idx"))?;
                 let title = title.text("note_title")?.unwrap_or_default();
                 let content = content.text("note_content")?.unwrap_or_default();
-                match self.contents || title.is_empty() {
+                match contents || title.is_empty() {
                     true => texts.set(&id, Some(&format!("{title} {content}"))),
                     false => texts.set(&id, Some(&title)),
                 }
@@ -112,7 +149,7 @@ struct Shown {
 /// Adds a request; `false`: nothing was clicked.
 fn add(log: &mut Log, config: &Config, row: &[Cell], request: u64) -> Checked<bool> {
     let [user, query, history, results] = row else { return Ok(true) };
-    let user = user.id("user_idx")?.ok_or_else(|| absent("user_idx"))?;
+    let user = user.integer_id("user_idx")?.ok_or_else(|| absent("user_idx"))?;
     let query = query.text("query")?.unwrap_or_default();
     let history = list(history.nested(HISTORY)?, HISTORY)?;
     let history = history.iter().enumerate().map(|(i, v)| note(v, &format!("{HISTORY}[{i}]")));
@@ -124,11 +161,7 @@ fn add(log: &mut Log, config: &Config, row: &[Cell], request: u64) -> Checked<bo
         return Ok(false);
     }
     let time = shown.iter().find_map(|s| s.time.as_ref()).ok_or_else(|| absent(config.time))?;
-    let time = match time {
-        Value::String(text) => Cell::Text(text.as_str().into()),
-        value => value.as_i64().map_or_else(|| Cell::Float(value.as_f64().unwrap_or(f64::NAN)), Cell::Int),
-    };
-    let time = log.time(&time, config.time)?;
+    let time = log.clock.read(&time.clone().into(), config.time)?;
     let task = log.task(config.task)?;
     let user = log.users.number(&user, "user_idx")?;
     let history = history.iter().map(|h| log.items.number(h, HISTORY)).collect::<Checked<Vec<u32>>>()?;

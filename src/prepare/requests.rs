@@ -92,9 +92,24 @@ impl<'a> Past<'a> {
         Self { requests, taken }
     }
 
-    /// Decides where every request goes. `bounds` are the first times of validation and test.
-    pub fn split(&mut self, rule: SplitRule, tasks: usize, bounds: (i64, i64)) {
+    /// Decides where every request goes. `bounds` are the first times of validation and test, `drawn` gives a
+    /// number from 0 to 1 of the user's own.
+    pub fn split(
+        &mut self,
+        rule: SplitRule,
+        tasks: usize,
+        bounds: (i64, i64),
+        drawn: &mut dyn FnMut() -> f64,
+    ) {
         match rule {
+            SplitRule::Users { valid, test } => {
+                let part = match drawn() {
+                    x if x < test => Part::Test,
+                    x if x < test + valid => Part::Valid,
+                    _ => Part::Train,
+                };
+                self.requests.iter_mut().for_each(|request| request.split = part);
+            }
             SplitRule::Time { .. } => {
                 for request in &mut self.requests {
                     request.split = match request.time {

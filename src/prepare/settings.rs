@@ -1,5 +1,7 @@
 //! What `prepare` is asked to do.
 
+use super::unit::Unit;
+use crate::data::filenames;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,10 +28,15 @@ pub struct Settings {
     pub train_sample: f64,
     /// One row a target in training and validation, instead of one row a request.
     pub expand_targets: bool,
+    /// Tasks that teach what the items are called, as rows of training.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub align: Vec<Align>,
     /// Negatives of validation and test rows.
     pub negatives: Negatives,
     /// An event counts as wanted when its label is at least this; unset: more than 0.
     pub min_label: Option<f64>,
+    /// What times that are numbers are counted in; unset: as their size tells.
+    pub time_unit: Option<Unit>,
     /// Longest item text, in characters.
     pub text_chars: usize,
     /// Most items that may be left.
@@ -70,6 +77,13 @@ pub enum SplitRule {
         /// First time of the test, instead of a share.
         test_from: Option<i64>,
     },
+    /// By user: the requests of a share of the users, drawn at random, are for validation, of another for the test.
+    Users {
+        /// Share of users for validation.
+        valid: f64,
+        /// Share of users for the test.
+        test: f64,
+    },
     /// The source's own test requests; the last training request of every user and task validates.
     Given,
 }
@@ -86,6 +100,26 @@ pub enum HistoryRule {
     SearchSeesAll,
     /// As the log gives it, where it does (Qilin's recent clicks).
     Log,
+}
+
+/// What is learned about the items' texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Align {
+    /// An item's text is asked, the item is the answer.
+    TitleToItem,
+    /// An item is asked, its text is the answer.
+    ItemToTitle,
+}
+
+impl Align {
+    /// The task's name in the data.
+    pub fn task(self) -> &'static str {
+        match self {
+            Align::TitleToItem => "title-to-item",
+            Align::ItemToTitle => "item-to-title",
+        }
+    }
 }
 
 /// The files that are written.
@@ -138,6 +172,10 @@ impl Negatives {
     pub fn wants(&self, kind: NegativeKind) -> bool {
         self.by_task.values().flatten().any(|(k, n)| *k == kind && *n > 0)
     }
+    /// The tasks that are named.
+    pub fn tasks(&self) -> impl Iterator<Item = &str> {
+        self.by_task.keys().map(String::as_str).filter(|t| !t.is_empty())
+    }
     /// Adds `[TASK=]KIND:N[,KIND:N]` or `[TASK=]none`, in place of what the task had.
     ///
     /// # Errors
@@ -149,16 +187,30 @@ impl Negatives {
                 .at("--negatives")
                 .remedy("[TASK=]KIND:N[,KIND:N] with uniform, popularity, bm25 or impressions; or none")
         };
-        let mut kinds = Vec::new();
-        for part in list.split(',').filter(|p| *p != "none") {
+        let mut kinds: Vec<(NegativeKind, usize)> = Vec::new();
+        for part in list.split(',').filter(|_| list.trim() != "none") {
             let (kind, count) = part.split_once(':').ok_or_else(|| bad(format!("`{part}` is not KIND:N")))?;
-            let count = count.parse().map_err(|_| bad(format!("`{count}` is not a number of items")))?;
-            kinds.push((kind.parse().map_err(|()| bad(format!("unknown kind `{kind}`")))?, count));
+            let number = count.trim().parse().ok().filter(|n| (1..=MOST_NEGATIVES).contains(n));
+            let number = number.ok_or_else(|| {
+                bad(format!("`{count}` is not a number of items from 1 to {MOST_NEGATIVES}"))
+            })?;
+            let kind: NegativeKind = kind.parse().map_err(|()| {
+                let near = filenames::nearest(kind, ["uniform", "popularity", "bm25", "impressions"]);
+                let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+                bad(format!("unknown kind `{}`{near}", kind.trim()))
+            })?;
+            if kinds.iter().any(|(k, _)| *k == kind) {
+                return Err(bad(format!("`{part}` names a kind twice")));
+            }
+            kinds.push((kind, number));
         }
         self.by_task.insert(task.trim().into(), kinds);
         Ok(())
     }
 }
+
+/// Most negatives of a kind that a row may have.
+const MOST_NEGATIVES: usize = 1 << 20;
 
 impl FromStr for NegativeKind {
     type Err = ();
@@ -187,8 +239,10 @@ impl Default for Settings {
             min_history: 1,
             train_sample: 1.0,
             expand_targets: false,
+            align: Vec::new(),
             negatives,
             min_label: None,
+            time_unit: None,
             text_chars: 200,
             max_items: 1 << 22,
             skip_bad_rows: 0,
@@ -203,37 +257,53 @@ impl Settings {
     /// # Errors
     /// A usage error that names the flag.
     pub fn validate(&self) -> Result<()> {
-        let share =
-            |flag: &str, value: f64, least: f64| match value.is_finite() && value >= least && value <= 1.0 {
-                true => Ok(()),
-                false => Err(Error::usage(format!("{value} is not a share"))
-                    .at(flag)
-                    .remedy("a number from 0 to 1")),
-            };
-        share("--train-sample", self.train_sample, f64::MIN_POSITIVE)?;
-        if let SplitRule::Time { valid, test, valid_from, test_from } = self.split {
-            share("--valid-share", valid, 0.0)?;
-            share("--test-share", test, 0.0)?;
+        let bad = |flag: &str, what: String, remedy: &str| Err(Error::usage(what).at(flag).remedy(remedy));
+        if !(self.train_sample > 0.0 && self.train_sample <= 1.0) {
+            let what = format!("{} is not a share", self.train_sample);
+            return bad("--train-sample", what, "more than 0, at most 1");
+        }
+        if let SplitRule::Time { valid, test, .. } | SplitRule::Users { valid, test } = self.split {
+            for (flag, share) in [("--valid-share", valid), ("--test-share", test)] {
+                if !(0.0..1.0).contains(&share) {
+                    return bad(flag, format!("{share} is not a share"), "0 or more, less than 1");
+                }
+            }
             if valid + test >= 1.0 {
-                return Err(Error::usage(format!("{valid} and {test} leave nothing to train on"))
-                    .at("--valid-share, --test-share")
-                    .remedy("together less than 1"));
+                let what = format!("{valid} and {test} leave nothing to train on");
+                return bad("--valid-share, --test-share", what, "together less than 1");
             }
-            if let (Some(v), Some(t)) = (valid_from, test_from)
-                && v > t
-            {
-                return Err(Error::usage(format!("validation would begin at {v}, after the test ({t})"))
-                    .at("--valid-from")
-                    .remedy("a time not after --test-from"));
-            }
+        }
+        if let SplitRule::Time { valid_from: Some(v), test_from: Some(t), .. } = self.split
+            && v > t
+        {
+            let what = format!("validation would begin at {v}, after the test ({t})");
+            return bad("--valid-from", what, "a time not after --test-from");
+        }
+        if let Some(label) = self.min_label.filter(|l| !l.is_finite()) {
+            return bad("--min-label", format!("{label} is no label"), "a finite number");
         }
         if self.max_history == 0 {
-            return Err(Error::usage("rows need room for a history").at("--max-history").remedy("1 or more"));
+            return bad("--max-history", "rows need room for a history".into(), "1 or more");
+        }
+        if self.min_history > self.max_history {
+            let what = format!("{} items are asked for and {} kept", self.min_history, self.max_history);
+            return bad("--min-history, --max-history", what, "a minimum not above the maximum");
         }
         if self.core.user == 0 || self.core.item == 0 {
-            return Err(Error::usage("0 events cannot be a minimum")
-                .at("--min-user, --min-item")
-                .remedy("1 keeps all"));
+            return bad("--min-user, --min-item", "0 events cannot be a minimum".into(), "1 keeps all");
+        }
+        if self.max_items == 0 || u32::try_from(self.max_items).is_err() {
+            return bad(
+                "--max-items",
+                format!("{} is no size of a catalogue", self.max_items),
+                "1 to 4294967295",
+            );
+        }
+        if self.align.iter().enumerate().any(|(at, task)| self.align[..at].contains(task)) {
+            return bad("--align", "a task is named twice".into(), "title-to-item,item-to-title");
+        }
+        if self.text_chars == 0 {
+            return bad("--text-chars", "texts of 0 characters say nothing".into(), "1 or more");
         }
         Ok(())
     }

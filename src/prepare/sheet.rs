@@ -54,15 +54,18 @@ fn quote(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
-/// One row of a split.
+/// One row of a split. What is empty or none is left out.
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Row<'a> {
-    pub task: u8,
-    pub user: &'a str,
+    pub task: &'a str,
+    pub user: Option<&'a str>,
     pub history: &'a [u32],
     pub query: &'a str,
     pub targets: &'a [u32],
+    /// The text that answers, instead of targets.
+    pub answer: &'a str,
     pub negatives: &'a [u32],
-    pub time: i64,
+    pub time: Option<i64>,
 }
 
 /// Rows on their way to a file.
@@ -122,19 +125,30 @@ fn json(out: &mut Vec<u8>, row: &Row, names: &Names) {
         out.push(b']');
     };
     out.extend_from_slice(b"{\"task\":");
-    quote(out, &names.tasks[row.task as usize]);
-    out.extend_from_slice(b",\"user\":");
-    quote(out, row.user);
+    quote(out, row.task);
+    if let Some(user) = row.user {
+        out.extend_from_slice(b",\"user\":");
+        quote(out, user);
+    }
     list(out, b",\"history\":[", row.history);
     if !row.query.is_empty() {
         out.extend_from_slice(b",\"query\":");
         quote(out, row.query);
     }
-    list(out, b",\"target\":[", row.targets);
+    match row.answer {
+        "" => list(out, b",\"target\":[", row.targets),
+        answer => {
+            out.extend_from_slice(b",\"answer\":");
+            quote(out, answer);
+        }
+    }
     if !row.negatives.is_empty() {
         list(out, b",\"negatives\":[", row.negatives);
     }
-    let _ = writeln!(out, ",\"timestamp\":{}}}", row.time);
+    if let Some(time) = row.time {
+        let _ = write!(out, ",\"timestamp\":{time}");
+    }
+    out.extend_from_slice(b"}\n");
 }
 
 /// The columns of a split.
@@ -145,6 +159,7 @@ pub(super) struct Columns {
     history: ListBuilder<StringBuilder>,
     query: StringBuilder,
     target: ListBuilder<StringBuilder>,
+    answer: StringBuilder,
     negatives: ListBuilder<StringBuilder>,
     timestamp: Int64Builder,
 }
@@ -155,13 +170,15 @@ impl Columns {
             items.iter().for_each(|i| column.values().append_value(names.items.name(*i)));
             column.append(true);
         };
-        self.task.append_value(&names.tasks[row.task as usize]);
-        self.user.append_value(row.user);
+        let text = |text| Some(text).filter(|text: &&str| !text.is_empty());
+        self.task.append_value(row.task);
+        self.user.append_option(row.user);
         list(&mut self.history, row.history);
-        self.query.append_option((!row.query.is_empty()).then_some(row.query));
+        self.query.append_option(text(row.query));
         list(&mut self.target, row.targets);
+        self.answer.append_option(text(row.answer));
         list(&mut self.negatives, row.negatives);
-        self.timestamp.append_value(row.time);
+        self.timestamp.append_option(row.time);
     }
     fn finish(&mut self) -> Result<RecordBatch> {
         batch(vec![
@@ -170,6 +187,7 @@ impl Columns {
             ("history", Arc::new(self.history.finish())),
             ("query", Arc::new(self.query.finish())),
             ("target", Arc::new(self.target.finish())),
+            ("answer", Arc::new(self.answer.finish())),
             ("negatives", Arc::new(self.negatives.finish())),
             ("timestamp", Arc::new(self.timestamp.finish())),
         ])

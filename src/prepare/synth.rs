@@ -7,12 +7,12 @@
 //! wanted item's kind; successors of an item are of different kinds, so a search without noise has one answer.
 //! The last request of every user and task is for the test, the one before for validation.
 
-use super::Target;
 use super::ids::Ids;
 use super::intake::Watch;
 use super::settings::Format;
 use super::sheet::{Names, Output, Row, Sheet, batch};
 use super::staging::Staging;
+use super::target::Target;
 use crate::error::{Error, Result};
 use crate::eval::metrics::{self, Judged};
 use crate::files::write_atomically;
@@ -85,8 +85,8 @@ impl World {
                 return bad(flag, format!("{share} is not a share"), "a number from 0 to 1".into());
             }
         }
-        if self.users == 0 {
-            return bad("--users", "a world needs users".into(), "1 or more".into());
+        if !(1..=1 << 32).contains(&self.users) {
+            return bad("--users", format!("{} users make no world", self.users), "1 to 4294967296".into());
         }
         if self.length < 6 {
             let what = format!("{} events leave no training rows", self.length);
@@ -252,6 +252,7 @@ struct Block {
 /// A world that cannot be; the file system; an interruption. Then there is no directory.
 pub fn synth(world: &World, target: &Target, watch: &mut Watch) -> Result<Value> {
     world.validate()?;
+    target.check_general()?;
     let staging = Staging::begin(&target.out, target.overwrite)?;
     let mut items = Ids::default();
     for item in 0..world.items {
@@ -294,9 +295,7 @@ pub fn synth(world: &World, target: &Target, watch: &mut Watch) -> Result<Value>
         output.append(Sheet::items(&rows, world.format)?)?;
     }
     output.finish()?;
-    if let Some(general) = &target.general {
-        super::copy_general(general, staging.path())?;
-    }
+    target.copy_general(staging.path())?;
     let card = json!({"engine": env!("CARGO_PKG_VERSION"), "source": {"source": "synth"}, "settings": world,
         "written": card});
     write_atomically(&staging.path().join("card.json"), format!("{card:#}").as_bytes())?;
@@ -345,13 +344,13 @@ fn write_rows(world: &World, names: &Names, user: u64, steps: &[Step], block: &m
     let items: Vec<u32> = steps.iter().map(|s| s.item as u32).collect();
     let mut push = |split: usize, history: &[u32], step: &Step, search: bool| {
         let row = Row {
-            task: u8::from(search),
-            user: &id,
+            task: TASKS[usize::from(search)],
+            user: Some(&id),
             history,
             query: if search { WORDS[world.kind(step.item)] } else { "" },
             targets: &[step.item as u32],
-            negatives: &[],
-            time: step.time,
+            time: Some(step.time),
+            ..Row::default()
         };
         block.rows[split] += 1;
         block.sheets[split].push(&row, names);

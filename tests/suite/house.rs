@@ -253,14 +253,9 @@ fn modules_use_those_above_them() {
 }
 
 /// Arrows that close a circle and are to be turned.
-const LEFT: [(&str, &str); 6] = [
+const LEFT: [(&str, &str); 1] = [
     // The default of a trait's method names the type that one implementation returns.
     ("gems::adapter", "gems::subspaces"),
-    ("prepare::table", "prepare::cell"),
-    ("prepare::source", "prepare::amazon"),
-    ("prepare::source", "prepare::events"),
-    ("prepare::source", "prepare::kuaisar"),
-    ("prepare::source", "prepare::qilin"),
 ];
 
 /// The shortest way from a file back to itself.

@@ -5,6 +5,7 @@ mod general;
 mod packing;
 mod prompts;
 mod reading;
+mod rows;
 mod semantic;
 mod tokens;
 

@@ -23,8 +23,14 @@ fn presets_and_own_templates_render() {
     assert_eq!(read(prompts.render("cart", &names, " ", Some("q")).unwrap()), "[<item_1>][<item_2>] q");
     for (task, template, part) in [
         ("rec", "{{ history", "data.templates.rec: the template fails"),
-        ("rec", "{{ histroy }}", "undefined"),
+        ("rec", "{{ histroy }}", "did you mean `history`?"),
         ("rec", "hello", "neither history nor query"),
+        (
+            "search",
+            "{{ history }}{% if qeury %} {{ query }}{% endif %}",
+            "data.templates.search: the prompt uses `qeury`, and there is no such variable",
+        ),
+        ("rec", "{{ history }}{{ user }}", "there are `history`, `items` and `query`"),
     ] {
         let mut bad = DataSettings::default();
         bad.templates.insert(task.into(), template.into());

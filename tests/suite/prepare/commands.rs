@@ -150,12 +150,18 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
         // Other requests in the pass change the order of f32 sums.
         assert!((likelihood(one) - likelihood(other)).abs() < 1e-4);
     }
-    fs::write(&requests, "{\"history\": [\"nope\"]}\n").unwrap();
-    let mut command = engine();
-    command.args(["rank", "--device", "cpu", "--run"]).arg(join("a")).arg("--batch").arg(&requests);
-    let failed = command.assert().failure();
-    let text = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
-    assert!(text.contains("requests.jsonl line 1") && text.contains("nope"), "{text}");
+    for (row, said) in [
+        ("{\"history\": [\"nope\"]}", "nope"),
+        ("{\"history\": [\"i3\"], \"querry\": \"red\"}", "querry: unknown field"),
+        ("{\"history\": [\"i3\"], \"task\": \"reco\"}", "did you mean `rec`?"),
+    ] {
+        fs::write(&requests, format!("{row}\n")).unwrap();
+        let mut command = engine();
+        command.args(["rank", "--device", "cpu", "--run"]).arg(join("a")).arg("--batch").arg(&requests);
+        let failed = command.assert().failure();
+        let text = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+        assert!(text.contains("requests.jsonl line 1") && text.contains(said), "{text}");
+    }
 }
 
 #[test]

@@ -2,16 +2,20 @@
 
 mod bad_input;
 mod commands;
+mod dialects;
+mod files;
+mod fuzz;
 mod negatives;
 mod output;
 mod pipeline;
+mod published;
+mod refusals;
 mod sources;
 mod synth;
+mod values;
 
 use gems_engine::error::Result;
-use gems_engine::prepare::{
-    Card, EventColumns, Events, Format, Settings, Source, Target, Watch, World, run, synth,
-};
+use gems_engine::prepare::{Card, Events, Format, Settings, Source, Target, Watch, World, run, synth};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -44,7 +48,7 @@ fn prepare(source: &Source, settings: &Settings, out: &Path) -> Result<Card> {
 }
 
 fn events_of(files: Vec<PathBuf>) -> Events {
-    Events { files, items: Vec::new(), columns: EventColumns::default() }
+    Events { files, ..Events::default() }
 }
 
 /// Writes events as JSONL and returns them as a source.

@@ -20,7 +20,7 @@ fn events_in_shards_with_their_own_column_names() {
         columns.set(role).unwrap();
     }
     let source =
-        Source::Events(Box::new(Events { files: vec![fixtures("events")], items: Vec::new(), columns }));
+        Source::Events(Box::new(Events { files: vec![fixtures("events")], columns, ..Events::default() }));
     let mut settings = plain();
     // 2024-05-01 10:00:05 is 1714557605.
     let (valid_from, test_from) = (Some(1_714_557_605), Some(1_714_557_611));
