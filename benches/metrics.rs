@@ -2,6 +2,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gems_engine::data::{Record, Split};
+use gems_engine::eval::metrics::Place;
 use gems_engine::eval::slices::{by_slice, coverage, popularity};
 use gems_engine::eval::{EvaluateSettings, Ranked, Rankings};
 use std::hint::black_box;
@@ -17,8 +18,8 @@ fn world() -> (Rankings, Split) {
         record: i,
         task: (i % 2) as u32,
         top: (0..20).map(|p| (spread(i + p * 7, 2_654_435_761, ITEMS) as u32, -(p as f32))).collect(),
-        positions: (0..1 + i % 3)
-            .map(|t| spread(i + t, 40_503, if i.is_multiple_of(2) { 30 } else { ITEMS }))
+        places: (0..1 + i % 3)
+            .map(|t| Place::alone(spread(i + t, 40_503, if i.is_multiple_of(2) { 30 } else { ITEMS })))
             .collect(),
         candidates: ITEMS,
         sampled: Vec::new(),

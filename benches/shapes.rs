@@ -136,6 +136,7 @@ impl Training {
         self.tuner.begin_step()?;
         let labels = pass(&self.model, &mut self.tuner, &self.batch)?;
         let input = StepInput {
+            schedule: 1.0,
             counts: vec![1.0; labels.len()],
             labels: labels.clone(),
             lr: 1e-4,

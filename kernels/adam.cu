@@ -1,10 +1,10 @@
 // Adam on many matrices in one launch, block of columns by block of columns:
 //
-//   g <- clip grad_scale sum_k weight_k G[:, from + k stride + c]
+//   g <- clip grad_scale (sum_k weight_k G[:, from + k stride + c] + held H[:, c])
 //   m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
 //   x <- (keep_before x - gate step m / (sqrt(v) / sqrt_correction2 + eps)) keep_after
 //
-// x, m, v f32 [M x R], G f32 [M x any]; change f32 (new x - old x, 0 outside all blocks) and copy (copy_scale x in compute
+// x, m, v f32 [M x R], G f32 [M x any], H f32 [M x R] or absent; change f32 (new x - old x, 0 outside all blocks) and copy (copy_scale x in compute
 // type) are optional. clip, the tasks' weights and gates are factors f32 [1 + 2 tasks] that a former kernel worked out
 // (step_factors.cu); without factors they are 1. A clip that is not a number leaves x, m, v and copy as they are.
 // squares[l] receives the squared norm of matrix l's change, or adds it when `only_blocks`: blocks leave their parts in
@@ -13,15 +13,17 @@
 //
 // One pass: combining the tasks, the update, the write-back and the bf16 copy that the forward uses. 256 threads, four
 // neighbouring columns each; grid: x of the largest matrix, y matrices. Shared memory: 512 bytes.
-// Bytes: 4 * (x, m, v twice, g once), and the copy once.
+// Bytes: 4 * (x, m, v twice, g and H once), and the copy once.
 #include "common.cuh"
 
 struct AdamBlock {
   int first, end, from, terms, stride, gate;  // gate: its place among the factors, or -1
-  float beta1, beta2, step, sqrt_correction2, eps, keep_before, keep_after, grad_scale;
+  float beta1, beta2, step, sqrt_correction2, eps, keep_before, keep_after, grad_scale, held;
 };
 struct AdamMatrix {
   Matrix x, g, m, v, copy, change;
+  const float* held;
+  int64_t held_ld;
   int first_block, end_block, only_blocks;
   float copy_scale;
 };
@@ -91,7 +93,9 @@ __device__ __forceinline__ double adam_quad(const AdamArguments& a, const AdamMa
     if (i >= n || which == l.end_block || c < a.block[which].first) continue;
     const AdamBlock& b = a.block[which];
     float scale = b.grad_scale * (a.factors ? a.factors[0] : 1.0f), step = b.step * (b.gate >= 0 ? a.factors[b.gate] : 1.0f);
-    float gradient = gradient_of(b, g, a.factors, c) * scale, old = x[i];
+    float sum = gradient_of(b, g, a.factors, c), old = x[i];
+    if (l.held) sum += b.held * l.held[row * l.held_ld + c];
+    float gradient = sum * scale;
     m[i] = b.beta1 * m[i] + (1.0f - b.beta1) * gradient;
     v[i] = b.beta2 * v[i] + (1.0f - b.beta2) * gradient * gradient;
     x[i] = (old * b.keep_before - step * (m[i] / (sqrtf(v[i]) * (1.0f / b.sqrt_correction2) + b.eps))) * b.keep_after;

@@ -5,7 +5,7 @@
 // ---- how many of something one launch takes: its arguments fit in 4 KB -------------------------------
 
 constexpr int SEGMENTS = 64;  // Segments of rows.
-constexpr int ADAM_MATRICES = 16;  // Matrices of Adam.
+constexpr int ADAM_MATRICES = 14;  // Matrices of Adam.
 constexpr int ADAM_BLOCKS = 24;  // Blocks of columns of Adam's matrices.
 constexpr int FACTOR_TASKS = 16;  // Tasks of a step.
 constexpr int GRAD_PARTS = 32;  // Parts of a weight gradient.

@@ -4,14 +4,15 @@
 //
 // products f32 [count] are inner products of gradients over all layers; quantity u32 [count] says of what: with S tasks,
 //   i S + j, S^2 + i S + j (where the whole gradient is not the sum of the tasks'), 2 S^2 + i S + j (dense parameters):
-//   <g_i, g_j>, i <= j;  3 S^2 + t: a task's gradient with itself as the gates see it;  3 S^2 + S: a whole gradient's.
+//   <g_i, g_j>, i <= j;  3 S^2 + t: a task's gradient with itself as the gates see it;  3 S^2 + S: a whole gradient's;
+//   3 S^2 + S + 1: that of what is held beside them, which only has to be finite.
 // losses f32 [S] are sums over labels f32 [S]; counts f32 [S] are samples. PCGrad's weights (Yu et al. 2020, algorithm 1,
 // tasks in order) follow from the Gram matrix; else all are 1. clip = min(1, most / (norm of the weighted gradient + 1e-6)),
 // as torch.nn.utils.clip_grad_norm_ does it; not a number when a loss or a product is not finite. Gates: fixed, shares
 // (published), or inverse norms. factors f32 [1 + 2 S]. All arithmetic in f64, sums in fixed order.
 //
 // One block of 256 threads: a warp sums a quantity at a time, one thread decides. At most 16 tasks.
-// Shared memory: 8 (4 S^2 + 7 S + 1) bytes: what was summed, then what the one thread works in, which would otherwise be
+// Shared memory: 8 (4 S^2 + 7 S + 2) bytes: what was summed, then what the one thread works in, which would otherwise be
 // local memory of every thread that the device can hold. Bytes: 8 count, from L2.
 #include "common.cuh"
 
@@ -73,9 +74,9 @@ __device__ __forceinline__ void find_gates(const StepFactorsArguments& a, const 
 __device__ __forceinline__ void find_factors(const StepFactorsArguments& a, double* sum) {
   int tasks = a.tasks, square = tasks * tasks;
   const double *own = sum + 3 * square, whole = sum[3 * square + tasks];
-  double *gram = sum + 3 * square + tasks + 1, *weight = gram + square, *gate = weight + tasks, *room = gate + tasks;
+  double *gram = sum + 3 * square + tasks + 2, *weight = gram + square, *gate = weight + tasks, *room = gate + tasks;
   // What is not finite stays so in this sum.
-  double doubt = 0.0 * whole;
+  double doubt = 0.0 * whole + 0.0 * sum[3 * square + tasks + 1];
   for (int i = 0; i < square; i++) {
     gram[i] = sum[i] + sum[square + i] + sum[2 * square + i];
     doubt += 0.0 * gram[i];
@@ -104,7 +105,7 @@ __device__ __forceinline__ void find_factors(const StepFactorsArguments& a, doub
 __device__ __forceinline__ void sum_and_find(const StepFactorsArguments& a) {
   GEMS_SHARED(shared);
   double* sum = reinterpret_cast<double*>(shared);
-  int quantities = 3 * a.tasks * a.tasks + a.tasks + 1, lane = threadIdx.x % 32;
+  int quantities = 3 * a.tasks * a.tasks + a.tasks + 2, lane = threadIdx.x % 32;
   for (int q = threadIdx.x / 32; q < quantities; q += blockDim.x / 32) {
     double total = 0.0;
     for (int i = lane; i < a.count; i += 32) {

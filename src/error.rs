@@ -77,7 +77,13 @@ impl Error {
             }
             _ => None,
         };
-        let error = Self::new(Kind::Io, format!("cannot {what}: {source}")).at(path.as_ref().display());
+        // One wording, whichever layer of the system it was that said so.
+        let why = match source.kind() {
+            std::io::ErrorKind::NotFound => "no such file or directory".to_string(),
+            std::io::ErrorKind::PermissionDenied => "permission denied".to_string(),
+            _ => source.to_string(),
+        };
+        let error = Self::new(Kind::Io, format!("cannot {what}: {why}")).at(path.as_ref().display());
         match remedy {
             Some(remedy) => error.remedy(remedy),
             None => error,
@@ -96,6 +102,26 @@ impl Error {
         self.remedy = Some(remedy.into());
         self
     }
+    /// Says what was probably meant by `word`; otherwise a remedy given before stays, or what there is is listed.
+    pub fn meant<S: AsRef<str>>(self, word: &str, known: &[S]) -> Self {
+        let nearest = nearest(word, known.iter().map(AsRef::as_ref));
+        let listed = || {
+            let some: Vec<&str> = known.iter().take(Self::LISTED).map(AsRef::as_ref).collect();
+            let more = if known.len() > some.len() { ", .." } else { "" };
+            format!("one of {}{more}", some.join(", "))
+        };
+        match nearest {
+            Some(name) if known.len() > Self::LISTED => self.remedy(format!("did you mean {name:?}?")),
+            Some(name) if known.len() > 1 => {
+                self.remedy(format!("did you mean {name:?}? There are {}", &listed()["one of ".len()..]))
+            }
+            Some(name) => self.remedy(format!("did you mean {name:?}?")),
+            None if known.is_empty() || self.remedy.is_some() => self,
+            None => self.remedy(listed()),
+        }
+    }
+    /// So many names are listed where none of them is near.
+    const LISTED: usize = 12;
     /// What is wrong, without place and remedy.
     pub fn what(&self) -> &str {
         &self.what
@@ -124,3 +150,18 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// The one of `known` that `name` is probably meant to be.
+pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let plain = |text: &str| text.to_lowercase().replace(['_', '-', ' '], "");
+    let wanted = plain(name);
+    let near = known.into_iter().filter_map(|k| {
+        let k_plain = plain(k);
+        let typos = strsim::damerau_levenshtein(&k_plain, &wanted);
+        let within = typos <= 1 + usize::from(wanted.chars().count() > 5);
+        let part =
+            wanted.len() > 2 && (k_plain.contains(&wanted) || k_plain.len() > 2 && wanted.contains(&k_plain));
+        (within || part).then_some((if within { typos } else { 10 + typos }, k))
+    });
+    near.min_by_key(|(distance, _)| *distance).map(|(_, k)| k)
+}

@@ -1,21 +1,49 @@
 //! Writing files so that a crash or a full disk leaves either the old one or the new one, whole.
 
 use crate::error::{Error, Result};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// Writes `contents` to `path` so that a crash leaves either the old file or the new one, whole.
 pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<()> {
+    replace(path, |file| file.as_file_mut().write_all(contents).map_err(|e| Error::io("write", path, e)))
+}
+
+/// Lets `write` fill a file beside `path`, given by its name, which then takes the place of `path` as a whole.
+///
+/// # Errors
+/// Whatever `write` fails with; the file system.
+pub fn write_aside(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    replace(path, |file| {
+        write(file.path())?;
+        // What wrote may have put another file there, with permissions of its own.
+        let right = || -> std::io::Result<()> {
+            let written = File::open(file.path())?;
+            written.set_permissions(file.as_file().metadata()?.permissions())?;
+            written.sync_all()
+        };
+        right().map_err(|e| Error::io("write", path, e))
+    })
+}
+
+fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io("write", path, e);
     let directory = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = builder(0o666).tempfile_in(directory)?;
-        file.write_all(contents)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|e| Error::io("write", path, e))
+    let mut file = builder(0o666).tempfile_in(directory).map_err(failed)?;
+    fill(&mut file)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map(drop).map_err(|e| failed(e.error))
+}
+
+/// Makes `link` a symbolic link to `target`, in place of one that may be there.
+#[cfg(unix)]
+pub fn link_atomically(link: &Path, target: &Path) -> Result<()> {
+    let place = |e| Error::io("write a link", link, e);
+    let aside = directory_aside(link.parent().unwrap_or(Path::new(".")), ".linking-").map_err(place)?;
+    let new = aside.path().join("link");
+    std::os::unix::fs::symlink(target, &new).and_then(|()| std::fs::rename(&new, link)).map_err(place)
 }
 
 /// Writes a directory as a whole: `write` fills one beside it, which takes the name `dir` only when all has worked.
@@ -42,6 +70,12 @@ pub fn write_directory<T>(dir: &Path, write: impl FnOnce(&Path) -> Result<T>) ->
 /// A directory in `parent` to write something in before it takes its place; gone if it never does.
 pub fn directory_aside(parent: &Path, prefix: &str) -> std::io::Result<TempDir> {
     builder(0o777).prefix(prefix).tempdir_in(parent)
+}
+
+/// Gives a file that a library wrote for its owner alone the permissions of any other new file.
+pub fn permit(path: &Path) -> std::io::Result<()> {
+    let usual = builder(0o666).tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+    std::fs::set_permissions(path, usual.as_file().metadata()?.permissions())
 }
 
 /// Temporary files are private by default; these become results, so the user's umask decides.

@@ -32,5 +32,6 @@ pub mod report;
 pub mod train;
 
 pub mod config;
+pub mod run;
 
 pub mod cli;

@@ -26,6 +26,8 @@ pub enum Purpose {
     Resampling = 6,
     /// Sampling text from a model.
     Text = 7,
+    /// Which general text is rehearsed.
+    Rehearsal = 8,
 }
 
 /// The random stream of (`seed`, `purpose`, `a`, `b`): the same arguments, the same stream.
@@ -51,4 +53,15 @@ pub fn permutation(seed: u64, purpose: Purpose, a: u64, b: u64, n: usize) -> Vec
         order.swap(i, rng.random_range(0..=i));
     }
     order
+}
+
+/// A number in which every bit depends on all bits of `a` and `b`: for orders that are to follow nothing else
+/// (the finalizer of SplitMix64, Steele et al. 2014, twice).
+pub fn mixed(a: u64, b: u64) -> u64 {
+    let mix = |x: u64| {
+        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    mix(mix(a.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_add(b).wrapping_add(0x9e37_79b9_7f4a_7c15))
 }

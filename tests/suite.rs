@@ -37,10 +37,16 @@ mod ranking;
 mod replay;
 #[path = "suite/report/mod.rs"]
 mod report;
+#[path = "suite/run/mod.rs"]
+mod run;
+#[path = "suite/settings.rs"]
+mod settings;
 #[path = "suite/simt.rs"]
 mod simt;
 #[path = "suite/tables.rs"]
 mod tables;
+#[path = "suite/ties.rs"]
+mod ties;
 #[path = "suite/tokens.rs"]
 mod tokens;
 #[path = "suite/train.rs"]

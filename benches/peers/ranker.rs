@@ -43,7 +43,7 @@ fn main() -> Result<(), Failure> {
     let model = Model::load(&args.model, backend, &LoadOptions::default())?;
     let prompt_side = PromptSide::from(&model.architecture);
     let vocabulary = Vocabulary::new(&args.model, &world.items, &settings, prompt_side, None)?;
-    let prompts = Prompts::new(&settings, None)?;
+    let prompts = Prompts::new(&settings, None, Some(&vocabulary))?;
     let encoder = Encoder::new(&vocabulary, &prompts, &world.tasks, prompt_side, &settings);
     // Deep enough to hold every candidate with its score.
     let evaluate = EvaluateSettings {

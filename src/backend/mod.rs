@@ -5,6 +5,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod host_copy;
 mod info;
 pub mod ops;
 mod pool;
@@ -13,6 +14,7 @@ mod tensor;
 pub mod trace;
 pub mod work;
 
+pub use host_copy::HostCopy;
 pub use info::DeviceInfo;
 pub use ops::*;
 pub use pool::{HostBuffer, HostPool, MemoryUse};

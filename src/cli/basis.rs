@@ -4,7 +4,7 @@ use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Session, configuration};
 use crate::config::Layer;
 use crate::error::{Error, Result};
-use crate::report::Progress;
+use crate::gems::NullSide;
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -40,44 +40,25 @@ pub fn run(args: &BasisArgs) -> Result<()> {
         Layer::value("--data", "data.path", text(&args.data)),
     ];
     let session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
-    let mut progress = Progress::new("knowledge basis, tokens", 0, args.output.json);
-    let basis = session.learn_basis(&mut |done, all| progress.tick(done as u64, || format!("of {all}")));
-    progress.finish();
-    let basis = basis?;
-    basis.save(&args.out)?;
-    let sites = &session.model.layout.sites;
-    let by_space = basis.sites_by_space();
-    let mut rows = Vec::new();
-    for (i, space) in basis.spaces.iter().enumerate() {
-        let names: Vec<&str> =
-            by_space.get(&i).into_iter().flatten().map(|s| sites[*s].projection.name()).collect();
-        rows.push(
-            json!({"layer": space.name, "serves": names, "dimensions": space.dim, "protected": space.kept(),
-            "free": space.dim - space.kept(), "energy": space.energy}),
-        );
-    }
+    let knowledge = session.learn_basis(&args.out, args.output.json)?;
+    let protected = session.protected(&knowledge)?;
+    let warnings = protected.warnings(session.config.null_space.side != NullSide::None);
     let mut out = std::io::stdout();
-    let written = if args.output.json {
-        writeln!(
+    let (tokens, backward) = (knowledge.tokens, knowledge.gradient_tokens);
+    let written = match args.output.json {
+        true => writeln!(
             out,
             "{}",
-            json!({"basis": args.out.display().to_string(), "tokens": basis.tokens, "spaces": rows})
-        )
-    } else {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-        table.set_header(["layer", "dimensions", "protected", "free", "energy"]);
-        for (space, row) in basis.spaces.iter().zip(&rows) {
-            let cells = [&row["dimensions"], &row["protected"], &row["free"]].map(|v| v.to_string());
-            table.add_row([
-                space.name.clone(),
-                cells[0].clone(),
-                cells[1].clone(),
-                cells[2].clone(),
-                format!("{:.4}", space.energy),
-            ]);
-        }
-        writeln!(out, "{table}\n{} ({} tokens of general text)", args.out.display(), basis.tokens)
+            json!({"basis": args.out.display().to_string(), "tokens": tokens, "gradient_tokens": backward,
+                "layers": protected.layers, "adapted": protected.adapted, "unprotected": protected.unprotected,
+                "spaces": protected.spaces, "warnings": warnings})
+        ),
+        false => writeln!(out, "{}", protected.table())
+            .and_then(|()| warnings.iter().try_for_each(|w| writeln!(out, "warning: {w}")))
+            .and_then(|()| {
+                let file = args.out.display();
+                writeln!(out, "{file} ({tokens} tokens of general text, {backward} of them backward too)")
+            }),
     };
     written.map_err(|e| Error::io("write", "standard output", e))
 }

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::report::side_by_side;
 use clap::Args;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -25,17 +26,51 @@ pub struct CompareArgs {
 
 /// Runs the command.
 pub fn run(args: &CompareArgs) -> Result<()> {
-    let runs = args.runs.iter().map(|run| column(run)).collect::<Result<Vec<_>>>()?;
-    let notes = notes(&runs);
+    let mut notes = Vec::new();
+    let mut runs = Vec::new();
+    for (path, name) in args.runs.iter().zip(names(&args.runs)) {
+        // A run that is not at its end must not keep the others from being shown.
+        if args.runs.len() > 1 && path.join("config.toml").is_file() && !path.join("result.json").exists() {
+            notes.push(format!("{name}: has not finished, so it is left out."));
+        } else {
+            runs.push((name, column(path)?));
+        }
+    }
+    notes.extend(unlike(&runs));
+    notes.extend(steps(&runs));
     let text = match args.output.json {
         true => json!({"runs": runs.iter().map(|(_, v)| v).collect::<Vec<_>>(), "notes": notes}).to_string(),
-        false => side_by_side(&runs) + "\n" + &notes.join("\n"),
+        false => side_by_side(&runs) + "\n" + &notes.join("\n") + &advice(args),
     };
     writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|e| Error::io("write", "standard output", e))
 }
 
-/// A run's name, and `{"run", "settings": {...}, "training": {...}, "<task>": {...}, "general": {...}}`.
-fn column(run: &Path) -> Result<(String, Value)> {
+/// How to learn whether a difference is luck.
+fn advice(args: &CompareArgs) -> String {
+    let [first, second, ..] = args.runs.as_slice() else { return String::new() };
+    format!(
+        "\nwhich differences are more than luck: gems-engine evaluate --run {} --against {}",
+        second.display(),
+        first.display()
+    )
+}
+
+/// The last parts of the paths, as many as tell the runs apart.
+fn names(runs: &[PathBuf]) -> Vec<String> {
+    let tail = |run: &PathBuf, parts: usize| {
+        let all: Vec<_> = run.components().collect();
+        all[all.len().saturating_sub(parts)..].iter().collect::<PathBuf>().display().to_string()
+    };
+    let distinct = |parts: &usize| {
+        let all: BTreeSet<String> = runs.iter().map(|run| tail(run, *parts)).collect();
+        all.len() == runs.len()
+    };
+    let parts = (1..8).find(distinct).unwrap_or(1);
+    runs.iter().map(|run| tail(run, parts)).collect()
+}
+
+/// `{"run", "settings": {...}, "training": {...}, "<task>": {...}, "general": {...}}` of a finished run.
+fn column(run: &Path) -> Result<Value> {
     let read = |name: &str| {
         let path = run.join(name);
         std::fs::read_to_string(&path)
@@ -47,37 +82,76 @@ fn column(run: &Path) -> Result<(String, Value)> {
     let config: toml::Table =
         read("config.toml")?.parse().map_err(|e: toml::de::Error| bad("config.toml", e.to_string()))?;
     let mut all = Map::from_iter([("run".to_string(), json!(run.display().to_string()))]);
-    all.insert("settings".into(), settings(&config));
-    all.insert("training".into(), result["training"].clone());
-    all.extend(result["after"].as_object().cloned().unwrap_or_default());
-    let name =
-        run.file_name().map_or_else(|| run.display().to_string(), |n| n.to_string_lossy().into_owned());
-    Ok((name, Value::Object(all)))
+    let mut settings = Map::new();
+    flatten("", &config, &mut settings);
+    all.insert("settings".into(), Value::Object(settings));
+    let after = result["after"].as_object().cloned().unwrap_or_default();
+    let tasks: Vec<&String> = after.keys().collect();
+    all.insert("training".into(), training(&result["training"], &tasks));
+    all.extend(after);
+    Ok(Value::Object(all))
 }
 
-/// What usually tells two runs apart.
-fn settings(config: &toml::Table) -> Value {
-    let keys = [
-        "gems.method",
-        "gems.rank",
-        "gems.bases",
-        "gems.surgery",
-        "null_space.side",
-        "null_space.value",
-        "null_space.item_rows",
-        "train.lr",
-        "seed",
-    ];
-    let find = |key: &str| {
-        let mut parts = key.split('.');
-        let first = config.get(parts.next()?)?;
-        parts.try_fold(first, |value, part| value.get(part)).and_then(|v| serde_json::to_value(v).ok())
+/// Every setting by its dotted key.
+fn flatten(prefix: &str, table: &toml::Table, to: &mut Map<String, Value>) {
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => flatten(&format!("{prefix}{key}."), inner, to),
+            value => {
+                to.insert(format!("{prefix}{key}"), serde_json::to_value(value).unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// Facts of training; the cosine of two tasks has one name, whichever task comes first.
+fn training(facts: &Value, tasks: &[&String]) -> Value {
+    let known = |name: &str| tasks.iter().any(|task| *task == name);
+    let one_name = |key: &String| -> String {
+        let Some(pair) = key.strip_prefix("cosine.") else { return key.clone() };
+        let mut halves = pair.match_indices('.').map(|(i, _)| (&pair[..i], &pair[i + 1..]));
+        match halves.find(|(a, b)| known(a) && known(b)) {
+            Some((a, b)) => format!("cosine.{}.{}", a.min(b), a.max(b)),
+            None => key.clone(),
+        }
     };
-    Value::Object(keys.iter().filter_map(|key| Some((key.to_string(), find(key)?))).collect())
+    let facts = facts.as_object().into_iter().flatten();
+    Value::Object(facts.map(|(key, value)| (one_name(key), value.clone())).collect())
 }
 
-/// What the numbers do not say by themselves.
-fn notes(runs: &[(String, Value)]) -> Vec<String> {
+/// Settings that must be equal for a comparison of anything else, and what a difference means.
+const FAIR: [(&[&str], &str); 4] = [
+    (&["data.path"], "was tuned and judged on other data: none of its numbers can be held against those of"),
+    (&["model.path", "model.init"], "began from another model: forgetting and gain are not those of"),
+    (
+        &["evaluate.k", "evaluate.candidates", "evaluate.records", "evaluate.general_tokens"],
+        "was measured in another way: its metrics are not those of",
+    ),
+    (&["train.batch", "train.batch_per_task"], "has other batches: a step of it is not a step of"),
+];
+
+/// What makes a comparison with the first run unfair.
+fn unlike(runs: &[(String, Value)]) -> Vec<String> {
+    let Some(((first, reference), others)) = runs.split_first() else { return Vec::new() };
+    let mut notes = Vec::new();
+    for (name, run) in others {
+        for (keys, meaning) in FAIR {
+            let differs = |key: &&&str| run["settings"][**key] != reference["settings"][**key];
+            let listed: Vec<&str> = keys.iter().filter(differs).copied().collect();
+            if !listed.is_empty() {
+                notes.push(format!("{name} {meaning} {first} ({}).", listed.join(", ")));
+            }
+        }
+        let (ours, theirs) = (&run["training"]["steps"], &reference["training"]["steps"]);
+        if ours != theirs {
+            notes.push(format!("{name} took {ours} steps, {first} {theirs}."));
+        }
+    }
+    notes
+}
+
+/// Runs whose steps are of other lengths than the first one's.
+fn steps(runs: &[(String, Value)]) -> Vec<String> {
     let norm = |v: &Value| v["training"]["mean_update_norm"].as_f64().filter(|n| *n > 0.0);
     let mut notes = Vec::new();
     let Some((first, reference)) = runs.first().and_then(|(name, v)| Some((name, norm(v)?))) else {

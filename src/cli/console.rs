@@ -3,10 +3,10 @@
 use crate::error::Result;
 use crate::gems::RefreshReport;
 use crate::report::{EventWriter, Journal, Line, MetricsLog, Progress, training_message};
-use crate::train::run::RunDirectory;
 use crate::train::{Listener, StepRecord, refresh_json};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Listens to a training run.
 pub struct Console<'a> {
@@ -20,20 +20,21 @@ pub struct Console<'a> {
 }
 
 impl<'a> Console<'a> {
-    /// Of a run of `steps` steps that begins after step `done`; `resumed` says that it goes on.
+    /// Of a run of `steps` steps that goes on after step `done`. What was kept of later steps is dropped.
     pub fn open(
-        run: &RunDirectory,
+        run: &Path,
         journal: &'a Journal,
         tasks: &[String],
         (done, steps): (u64, u64),
-        resumed: bool,
         quiet: bool,
     ) -> Result<Self> {
+        let events = run.join("tensorboard");
+        let resumed = events.is_dir().then_some(done);
         Ok(Self {
             journal,
             tasks: tasks.to_vec(),
             log: MetricsLog::open(&run.join("metrics.jsonl"), done)?,
-            events: EventWriter::open(&run.join("tensorboard"), resumed.then_some(done))?,
+            events: EventWriter::open(&events, resumed)?,
             progress: Progress::new("training", steps, quiet).starting_at(done),
             held: Line::new(),
         })
@@ -84,6 +85,9 @@ impl Listener for Console<'_> {
     }
     fn saved(&mut self, step: u64) -> Result<()> {
         self.journal.keep(&format!("saved a checkpoint after step {step}"));
+        Ok(())
+    }
+    fn flush(&mut self) -> Result<()> {
         self.log.sync()
     }
     fn note(&mut self, text: &str) {

@@ -21,7 +21,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// That of the run which `run` holds.
+    /// That of the run in `run`. Both it and the paths of `config` are whole.
     pub fn of_run(run: &Path, config: &Config) -> Self {
         let demo = run.join(INSIDE);
         let own = |path: &str, name: &str| Path::new(path) == demo.join(name);

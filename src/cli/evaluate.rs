@@ -1,13 +1,15 @@
 //! `gems-engine evaluate`.
 
-use super::measure::{rankings, reference, summary};
+use super::measure::{few_requests, rankings, reference, summary};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
-use super::session::{Session, run_configuration};
-use crate::data::Split;
+use super::session::Session;
+use super::summary::without_requests;
+use crate::data::{Catalogue, Split};
 use crate::error::{Error, Result};
 use crate::eval::slices::{by_slice, coverage, popularity};
 use crate::eval::{EvaluateSettings, LayerChange, Paired, Rankings, compare_runs, layer_changes, trec};
 use crate::report::before_after;
+use crate::run::{Reads, part};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -47,10 +49,9 @@ pub struct EvaluateArgs {
 
 /// Runs the command.
 pub fn run(args: &EvaluateArgs) -> Result<()> {
-    let base = Session::open(run_configuration(&args.run, &args.settings, &args.device)?, &args.device)?;
-    let reference = reference(&base)?;
-    drop(base);
-    let session = Session::open_run(&args.run, &args.settings, &args.device)?;
+    let mut session = Session::open_run(&args.run, &args.settings, &args.device, Reads::Tests)?;
+    let reference = reference(&session)?;
+    session.restore_best(&args.run)?;
     let mut settings = session.config.evaluate.clone();
     settings.published_metrics |= args.published_metrics;
     let ranked = rankings(&session, &settings, args.output.json)?;
@@ -71,22 +72,26 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
     if args.layers {
         result["layers"] = json!(layers(&session, args)?);
     }
+    if !session.notes.is_empty() {
+        result["changed"] = json!(session.notes);
+    }
     if let Some(other) = &args.against {
         let ours: Vec<(Split, Rankings)> = ranked.into_iter().map(|(s, r)| (s.clone(), r)).collect();
-        let tasks = session.data.tasks.clone();
+        let ours =
+            Judged { items: session.data.items.clone(), tasks: session.data.tasks.clone(), ranked: ours };
         // One model at a time.
         drop(session);
-        let pairs = against(args, other, &ours, &tasks, &settings)?;
+        let pairs = against(args, other, &ours, &settings)?;
         result["against"] = json!({"run": other.display().to_string(), "metrics": pairs});
     }
     let text = match args.output.json {
-        true => result.to_string(),
+        true => without_requests(&result).to_string(),
         false => describe(&result, args.slices),
     };
     writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|e| Error::io("write", "standard output", e))
 }
 
-/// Metrics by slice and catalogue coverage, by split and task as in the summary.
+/// Metrics by slice, and catalogue coverage where all requests were ranked, by split and task as in the summary.
 fn breakdown(
     session: &Session,
     settings: &EvaluateSettings,
@@ -98,6 +103,11 @@ fn breakdown(
     for (split, rankings) in ranked {
         for (task, of_task) in by_slice(rankings, split, &data.tasks, &kinds, settings) {
             slices.insert(key(&split.name, task), json!(of_task));
+        }
+        // What a part of the requests shows says little of what all would show.
+        let asked = split.records.iter().filter(|record| !record.target.is_empty()).count();
+        if rankings.requests.len() < asked {
+            continue;
         }
         for (task, of_task) in coverage(rankings, &data.tasks, data.items.len(), &settings.k) {
             shares.insert(key(&split.name, task), json!(of_task));
@@ -113,25 +123,44 @@ fn layers(session: &Session, args: &EvaluateArgs) -> Result<Vec<LayerChange>> {
             .at("--layers")
             .remedy("add general.txt to the data directory; `gems-engine prepare sample` writes some"));
     }
-    let base = Session::open(session.config.clone(), &args.device)?;
+    let base = session.base_again(&args.device)?;
     let knowledge = session.stored_basis(&args.run)?;
-    layer_changes(&base.model, &session.model, &chunks, knowledge.as_ref())
+    let protection = knowledge.as_ref().map(|k| session.protection(k)).transpose()?.unwrap_or_default();
+    let side = session.config.null_space.side;
+    layer_changes(&base.model, &session.model, &chunks, &protection, side)
+}
+
+/// What a run was judged on, and how it did.
+struct Judged {
+    items: Catalogue,
+    tasks: Vec<String>,
+    ranked: Vec<(Split, Rankings)>,
 }
 
 fn against(
     args: &EvaluateArgs,
     run: &Path,
-    ours: &[(Split, Rankings)],
-    tasks: &[String],
+    ours: &Judged,
     settings: &EvaluateSettings,
 ) -> Result<Vec<Paired>> {
-    let other = Session::open_run(run, &args.settings, &args.device)?;
-    let same =
-        other.data.tests().count() == ours.len() && other.data.tests().zip(ours).all(|(a, (b, _))| a == b);
-    if !same || other.data.tasks != tasks {
+    let mut other = Session::open_run(run, &args.settings, &args.device, Reads::Tests)?;
+    other.restore_best(run)?;
+    let Judged { items, tasks, ranked: ours } = ours;
+    // Each run numbers its items itself.
+    let same = |a: &Split, b: &Split| {
+        a.name == b.name && part(a, &other.data.items, &other.data.tasks) == part(b, items, tasks)
+    };
+    let (count, mut pairs) = (other.data.tests().count(), other.data.tests().zip(ours));
+    if count != ours.len() || !pairs.all(|(a, (b, _))| same(a, b)) || other.data.tasks != *tasks {
         return Err(Error::usage("this run is judged by other test records, so requests cannot be paired")
             .at(run.display())
             .remedy("compare runs on the same data directory"));
+    }
+    let known = (0..items.len() as u32).all(|n| other.data.items.number(items.id(n)).is_some());
+    if !known || items.len() != other.data.items.len() {
+        return Err(Error::usage("this run ranks other items, so its requests cannot be paired with ours")
+            .at(run.display())
+            .remedy("compare runs of the same catalogue"));
     }
     let theirs = rankings(&other, settings, args.output.json)?;
     let splits: Vec<_> = theirs.iter().zip(ours).map(|((s, t), (_, o))| (s.name.as_str(), t, o)).collect();
@@ -139,7 +168,7 @@ fn against(
 }
 
 fn describe(result: &Value, slices: bool) -> String {
-    let mut text = before_after(None, &result["result"]) + "\n";
+    let mut text = before_after(None, &result["result"]) + "\n" + &few_requests(&result["result"]);
     let empty = Map::new();
     let entries = |value: &'_ Value| value.as_object().unwrap_or(&empty).clone();
     for (task, shares) in entries(&result["coverage"]) {

@@ -1,13 +1,14 @@
 //! `gems-engine export`.
 
+use super::measure::probe;
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
-use super::train::probe;
 use crate::backend::Branch;
 use crate::error::{Error, Result};
 use crate::export::peft::{AdapterHead, Delta, RankRule, SiteDelta, factor, write};
 use crate::export::{logit_difference, write_merged};
 use crate::model::{DenseKind, Model, StoredType};
+use crate::run::Reads;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::io::Write;
@@ -52,7 +53,8 @@ enum Format {
 
 /// Runs the command.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let session = Session::open_run(&args.run, &args.settings, &args.device)?;
+    let mut session = Session::open_run(&args.run, &args.settings, &args.device, Reads::Items)?;
+    session.restore_best(&args.run)?;
     let (worst, energy) = match args.format {
         Format::Merged => {
             let tokenizer = |dir: &Path| session.vocabulary.save(dir, &session.data.items);
@@ -97,7 +99,7 @@ fn table_modules(model: &Model, kind: DenseKind) -> Vec<&'static str> {
 
 /// Writes the adapter, rebuilds the model from the base and the factors, and compares.
 fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
-    let mut base = Session::open(session.config.clone(), &args.device)?;
+    let mut base = session.base_again(&args.device)?;
     let tuned = &session.model;
     let be = &tuned.backend;
     let (mut factors, mut least) = (Vec::new(), 1f64);

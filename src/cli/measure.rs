@@ -1,11 +1,13 @@
 //! Ranks the test records and measures general knowledge: for `train` and `evaluate`.
 
 use super::session::Session;
-use crate::data::Split;
+use crate::data::{Record, Split};
 use crate::error::Result;
-use crate::eval::{EvaluateSettings, Metrics, Rankings, Reference, rank_split};
+use crate::eval::{EvaluateSettings, Metrics, Rankings, Reference, compared, rank_split};
+use crate::model::{Inference, general_pass};
 use crate::report::Progress;
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// The base model's predictions on held-out general text, or nothing where there is no such text.
 pub fn reference(session: &Session) -> Result<Option<Reference>> {
@@ -37,7 +39,11 @@ pub fn rankings<'a>(
         .collect()
 }
 
-/// `{task: {metric: value}, "SPLIT.task": .., "general": ..}`.
+/// The key of [`per_request`] among the tasks of a summary.
+pub const PER_REQUEST: &str = "per_request";
+
+/// `{task: {metric: value}, "SPLIT.task": .., "general": .., "per_request": {task: {metric: [value ..]}}}`; the last
+/// of the test split, for tests of what a run changed.
 pub fn summary(
     session: &Session,
     settings: &EvaluateSettings,
@@ -51,11 +57,87 @@ pub fn summary(
             let key = if split.name == "test" { task } else { format!("{}.{task}", split.name) };
             all.insert(key, json!(values));
         }
+        if split.name == "test" {
+            all.insert(PER_REQUEST.into(), per_request(session, settings, rankings));
+        }
     }
     if let Some(reference) = reference {
         all.insert("general".into(), json!(reference.measure(&session.model)?));
     }
     Ok(Value::Object(all))
+}
+
+/// A few metrics of every request, by task.
+fn per_request(session: &Session, settings: &EvaluateSettings, rankings: &Rankings) -> Value {
+    let tasks = session.data.tasks.iter().enumerate().map(|(number, task)| {
+        let values = |metric: String| {
+            let each = rankings.values(number as u32, &metric);
+            // Six digits are more than any test sees.
+            let each: Vec<f64> = each.into_iter().map(|v| (v * 1e6).round() / 1e6).collect();
+            (metric, json!(each))
+        };
+        (task.clone(), Value::Object(compared(settings).into_iter().map(values).collect()))
+    });
+    Value::Object(tasks.collect())
+}
+
+/// A command that asks the run's model what a test record asks, to be typed as it is.
+pub fn example(session: &Session, run: &Path) -> Option<String> {
+    let data = &session.data;
+    let wanted = |r: &&Record| {
+        let task = &data.tasks[r.task as usize];
+        !r.target.is_empty()
+            && session.prompts.missing(task, !r.history.is_empty(), r.query.is_some()).is_none()
+    };
+    let records = || data.tests().flat_map(|split| &split.records).filter(wanted);
+    let record =
+        records().find(|r| r.query.is_some() && !r.history.is_empty()).or_else(|| records().next())?;
+    let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:,".contains(c)) {
+        true if !text.starts_with('-') => text.to_string(),
+        _ => format!("'{}'", text.replace('\'', "'\\''")),
+    };
+    let newest = &record.history[record.history.len().saturating_sub(3)..];
+    // Ids are separated by commas: one that holds a comma cannot be shown.
+    let ids: Vec<&str> = newest.iter().map(|i| data.items.id(*i)).filter(|id| !id.contains(',')).collect();
+    let mut line = format!("gems-engine rank --run {}", quoted(&run.display().to_string()));
+    if !ids.is_empty() {
+        line += &format!(" --history={}", quoted(&ids.join(",")));
+    }
+    if let Some(query) = &record.query {
+        line += &format!(" --query={}", quoted(query));
+    }
+    Some(line + " --task=" + &quoted(&data.tasks[record.task as usize]))
+}
+
+/// Fewer requests than this say little about a model.
+const FEW: usize = 100;
+
+/// A line for each task whose metrics are of few requests only.
+pub fn few_requests(measured: &Value) -> String {
+    let tasks = measured[PER_REQUEST].as_object().into_iter().flatten();
+    let count =
+        |metrics: &Value| metrics.as_object().and_then(|m| m.values().next()?.as_array().map(Vec::len));
+    let few =
+        tasks.filter_map(|(task, metrics)| Some((task, count(metrics).filter(|n| (1..FEW).contains(n))?)));
+    few.map(|(task, n)| format!("{task}: {n} requests only; metrics of so few are mostly luck\n")).collect()
+}
+
+/// A few prompts of the catalogue's items, to compare logits with.
+pub fn probe(session: &Session) -> Result<Inference> {
+    let (encoder, items) = (session.encoder(), &session.data.items);
+    let first: Vec<u32> = (0..items.len() as u32).take(4).collect();
+    let text = first.iter().find_map(|item| items.text(*item)).unwrap_or("one");
+    let tasks = session.data.tasks.iter().enumerate().filter(|(_, task)| session.prompts.knows(task));
+    let record = |(task, _): (usize, &String)| {
+        let (task, history, query) = (task as u32, first.clone().into(), Some(text.into()));
+        encoder.prompt(&Record { task, history, query, ..Record::default() })
+    };
+    let mut prompts: Vec<Vec<u32>> = tasks.take(4).map(record).collect::<Result<_>>()?;
+    prompts.retain(|p| p.len() > 1);
+    if prompts.is_empty() {
+        prompts.push((0..8.min(session.old_vocabulary as u32)).collect());
+    }
+    Ok(general_pass(&session.model, &prompts))
 }
 
 /// Both at once.

@@ -14,6 +14,7 @@ mod plan;
 mod prepare;
 mod products;
 mod profile;
+mod protection;
 mod rank;
 mod schema;
 mod session;
@@ -57,6 +58,7 @@ enum Command {
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static CATCHING: AtomicBool = AtomicBool::new(false);
 
 /// Parses the command line, runs the command, prints an error once, returns its exit code.
 pub fn main() -> ExitCode {
@@ -92,6 +94,11 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
+/// Tells the user something on standard error, if anybody listens.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Prints an error the way every command does: what, where, what to do.
 fn report(error: &Error) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: {error}");
@@ -100,6 +107,9 @@ fn report(error: &Error) -> ExitCode {
 
 /// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once.
 fn catch_interrupts() -> Result<&'static AtomicBool> {
+    if CATCHING.swap(true, Ordering::SeqCst) {
+        return Ok(&INTERRUPTED);
+    }
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);

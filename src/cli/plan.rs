@@ -5,15 +5,18 @@ use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, DeviceSpec};
 use crate::data::StepSize;
 use crate::error::{Error, Kind, Result};
-use crate::gems::KnowledgeBasis;
-use crate::model::Batch;
-use crate::train::{Averaging, Batches, MemoryPlan, PlannedRun};
+use crate::gems::Knowledge;
+use crate::model::{Batch, Model};
+use crate::train::{
+    Averaging, Batches, KnowledgePass, MemoryPlan, PlannedRun, largest_knowledge, planned_peak,
+};
 use serde_json::json;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// The passes of a session's largest step, and what they need.
-fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<Batch>, MemoryPlan)> {
+fn needs(session: &Session, knowledge: Option<&Knowledge>) -> Result<(Vec<Batch>, MemoryPlan)> {
     let (config, data, model) = (&session.config, &session.data, &session.model);
     let (encoder, labels) = (session.encoder(), Averaging::Labels);
     let batches = Batches::new(&encoder, &data.train, &data.tasks, &config.train, labels, config.seed)?;
@@ -24,6 +27,7 @@ fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<B
         new_rows: session.new_rows,
         knowledge,
         batches: &batches,
+        text_length: config.data.general_length,
         checkpointing: config.train.activation_checkpointing,
     };
     let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
@@ -32,6 +36,18 @@ fn needs(session: &Session, knowledge: Option<&KnowledgeBasis>) -> Result<(Vec<B
         memory.idle = 0;
     }
     Ok((batches, memory))
+}
+
+/// The most memory that learning a knowledge basis holds at once, weights included, and that of the basis on the host.
+fn learning(session: &Session) -> Result<(usize, usize)> {
+    let model = &session.model;
+    let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
+    let outline = Model::outline(model.architecture.clone(), counting)?;
+    let null = &session.config.null_space;
+    let chunks = session.chunks(&session.general.calibration, null.tokens)?;
+    let never = AtomicBool::new(false);
+    let pass = KnowledgePass { model: &outline, ..session.knowledge_pass(&chunks, &never) };
+    Ok((planned_peak(&pass)?, largest_knowledge(&outline, null).bytes()))
 }
 
 /// An error of a device that is full, with the plan of the run and the settings that shrink it.
@@ -60,13 +76,14 @@ pub fn explain(error: Error, session: &Session) -> Error {
 }
 
 /// Prints the plan of a session: parameters, steps, memory by part.
-pub fn print(session: &Session, knowledge: Option<&KnowledgeBasis>, json: bool) -> Result<()> {
+pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Result<()> {
     let (config, data, model) = (&session.config, &session.data, &session.model);
     let (batches, memory) = needs(session, knowledge)?;
     let adapted = config.tuner().adapted(&model.layout.sites)?;
     let parameters: usize = model.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
     let mb = |bytes: usize| bytes as f64 / 1e6;
     let learns = session.needs_basis() && knowledge.is_none();
+    let (pass, held) = if learns { learning(session)? } else { (0, knowledge.map_or(0, Knowledge::bytes)) };
     let facts = json!({
         "device": model.backend.info().name,
         "method": config.gems.method,
@@ -82,7 +99,7 @@ pub fn print(session: &Session, knowledge: Option<&KnowledgeBasis>, json: bool) 
         "memory_mb": {
             "weights": mb(memory.weights), "activations": mb(memory.activations),
             "workspace": mb(memory.workspace), "idle": mb(memory.idle), "method": mb(memory.method), "total": mb(memory.total()),
-            "with_the_largest_possible_basis": learns,
+            "with_the_largest_possible_basis": learns, "learning_the_basis": mb(pass), "basis_on_the_host": mb(held),
         },
     });
     let text =

@@ -2,17 +2,21 @@
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
-use crate::data::{Record, check_names, filenames, json_objects};
+use crate::data::{Record, check_names, json_objects};
 use crate::error::{Error, Result};
 use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, order};
+use crate::run::Reads;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Ask a tuned model: what comes after this history, or answers this query?
 ///
-/// Example: gems-engine rank --run runs/first --history B0003,B0110 --query "warm scarf" --top 5
+/// Items of equal score stand in an order that is drawn once and always the same; it does not follow the catalogue.
+///
+/// Example, with ids of your items.jsonl: gems-engine rank --run runs/first --history B0003,B0110 --query "warm scarf" --top 5
 #[derive(Args)]
 pub struct RankArgs {
     /// The run directory.
@@ -31,8 +35,8 @@ pub struct RankArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["history", "query", "task"])]
     batch: Option<PathBuf>,
     /// How many items.
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    top: usize,
+    #[arg(long, value_name = "N", default_value = "10")]
+    top: NonZeroUsize,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
@@ -56,7 +60,8 @@ type Answer = (u32, Vec<(u32, f32)>);
 
 /// Runs the command.
 pub fn run(args: &RankArgs) -> Result<()> {
-    let session = Session::open_run(&args.run, &args.settings, &args.device)?;
+    let mut session = Session::open_run(&args.run, &args.settings, &args.device, Reads::Items)?;
+    session.restore_best(&args.run)?;
     let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
     let trie = candidate_trie(&items, &session.vocabulary);
     let mut out = std::io::stdout().lock();
@@ -65,7 +70,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
         let asked =
             Asked { history: args.history.clone(), query: args.query.clone(), task: args.task.clone() };
         let record = record(&session, &asked)?;
-        let (task, best) = answer(&session, &trie, &[record], args.top)?.swap_remove(0);
+        let (task, best) = answer(&session, &trie, &[record], args.top.get())?.swap_remove(0);
         let text = match args.output.json {
             true => answer_json(&session, task, &best).to_string(),
             false => answer_table(&session, &best),
@@ -79,7 +84,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
         let place = |e: Error| e.at(format!("{} line {line}", path.display()));
         records.push(asked(&fields).and_then(|a| record(&session, &a)).map_err(place)?);
         if records.len() == TOGETHER || rows.peek().is_none() {
-            for (task, best) in answer(&session, &trie, &records, args.top)? {
+            for (task, best) in answer(&session, &trie, &records, args.top.get())? {
                 writeln!(out, "{}", answer_json(&session, task, &best)).map_err(failed)?;
             }
             records.clear();
@@ -129,22 +134,25 @@ fn record(session: &Session, asked: &Asked) -> Result<Record> {
             .find(|t| session.prompts.missing(t, history, query).is_none())
             .map_or(usual, |t| t),
     };
-    let task = data.task(name).ok_or_else(|| {
-        let near = filenames::nearest(name, data.tasks.iter().map(String::as_str));
-        let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
-        Error::usage(format!("unknown task `{name}`"))
-            .remedy(format!("{near}one of {}", data.tasks.join(", ")))
-    })?;
+    let task = data
+        .task(name)
+        .ok_or_else(|| Error::usage(format!("there is no task {name:?}")).meant(name, &data.tasks))?;
     if let Some(missing) = session.prompts.missing(name, history, query) {
         return Err(
             Error::usage(format!("task {name} needs a {missing}")).remedy(format!("give --{missing}"))
         );
     }
+    if query && !session.prompts.shows_query(name) {
+        return Err(Error::usage(format!("the prompt of task {name} shows no query: it would be ignored"))
+            .remedy("ask without --query, or choose another --task"));
+    }
     let number = |id: &String| {
         data.items.number(id).ok_or_else(|| {
+            let ids: Vec<&str> = (0..data.items.len() as u32).map(|i| data.items.id(i)).collect();
             Error::usage(format!("there is no item {id:?}"))
                 .at("--history")
-                .remedy("ids are those of items.jsonl")
+                .remedy("ids are those of catalogue.jsonl in the run's directory")
+                .meant(id, &ids)
         })
     };
     Ok(Record {
@@ -163,7 +171,7 @@ fn answer(session: &Session, trie: &Trie, records: &[Record], top: usize) -> Res
     let batch_tokens = EvaluateSettings::default().batch_tokens;
     let scores = Scorer::new(&session.model, session.prompt_side, batch_tokens).scores(&requests)?;
     let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
-    let best = scores.iter().map(|scores| order(&items, scores).into_iter().take(top).collect());
+    let best = scores.iter().map(|scores| order(&items, scores, 0).into_iter().take(top).collect());
     Ok(records.iter().map(|r| r.task).zip(best).collect())
 }
 

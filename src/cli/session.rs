@@ -1,18 +1,22 @@
 //! What every command that touches a model opens first: data, vocabulary, base model, method.
 
 use super::options::{DeviceArgs, SettingsArgs};
+use super::protection::Protected;
 use crate::backend::Backend;
 use crate::config::{Config, Init, Layer};
 use crate::data::{
-    Dataset, Encoder, GeneralText, ItemIdentity, PromptSide, Prompts, SemanticIds, Vocabulary,
+    ChatTemplate, Dataset, Encoder, GeneralText, ItemIdentity, PromptSide, Prompts, SemanticIds, Vocabulary,
     residual_kmeans,
 };
-use crate::error::{Error, Result};
-use crate::gems::{KnowledgeBasis, Optimizer};
-use crate::model::{Inference, LoadOptions, Model, Packed, passes};
-use crate::train::{checkpoint, knowledge_basis, needs_basis};
+use crate::error::{Error, Kind, Result};
+use crate::gems::{Knowledge, Optimizer, Protection};
+use crate::model::{Architecture, Inference, LoadOptions, Model, Packed, hub, passes};
+use crate::report::Progress;
+use crate::run::{Purpose, Reads, Run, RunData, Sources, StepNorms, whole};
+use crate::train::{KnowledgePass, KnowledgeProgress, Rehearsal, checkpoint, needs_basis, partial_path};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// An opened run: the base model extended by item rows, and the data it is tuned on.
 pub struct Session {
@@ -28,32 +32,35 @@ pub struct Session {
     pub new_rows: Option<usize>,
     /// Vocabulary rows of the base model that are its own.
     pub old_vocabulary: usize,
+    /// What changed since the run was made; of a run only.
+    pub notes: Vec<String>,
+    /// Whether the test records and the held-out text are those of the run's start.
+    pub same_tests: bool,
+    codes: Option<SemanticIds>,
+}
+
+/// What a model is put together with.
+struct Parts {
+    read: RunData,
+    codes: Option<SemanticIds>,
+    chat: Option<ChatTemplate>,
 }
 
 /// Settings from preset, file, `--set` and a command's own flags, in that order.
 pub fn configuration(settings: &SettingsArgs, device: &DeviceArgs, flags: Vec<Layer>) -> Result<Config> {
     let mut layers = settings.layers()?;
     layers.extend(flags);
-    if let Some(device) = &device.device {
-        layers.push(Layer::value("--device", "device", toml::Value::from(device.as_str())));
-    }
-    Config::from_layers(layers)
+    layers.extend(device_layer(device));
+    let mut config = Config::from_layers(layers)?;
+    let model = hub::Cache::of_environment().locate(Path::new(&config.model.path));
+    config.model.path = model.display().to_string();
+    Ok(config)
 }
 
-/// The configuration of an earlier run, with flags over it.
-pub fn run_configuration(run: &Path, settings: &SettingsArgs, device: &DeviceArgs) -> Result<Config> {
-    let path = run.join("config.toml");
-    if !path.is_file() {
-        return Err(Error::usage("this is not a run directory: it has no config.toml")
-            .at(run.display())
-            .remedy("give the directory that `gems-engine train --out` wrote"));
-    }
-    let mut layers = vec![Layer::file(&path)?];
-    layers.extend(settings.layers()?);
-    if let Some(device) = &device.device {
-        layers.push(Layer::value("--device", "device", toml::Value::from(device.as_str())));
-    }
-    Config::from_layers(layers)
+/// The setting that `--device` is.
+pub fn device_layer(device: &DeviceArgs) -> Option<Layer> {
+    let device = device.device.as_ref()?;
+    Some(Layer::value("--device", "device", toml::Value::from(device.as_str())))
 }
 
 impl Session {
@@ -63,7 +70,10 @@ impl Session {
     }
 
     /// The same on the device that `open` gives, once it is clear that it is needed.
-    pub fn open_on(config: Config, open: impl FnOnce(&Config) -> Result<Arc<dyn Backend>>) -> Result<Self> {
+    pub fn open_on(
+        mut config: Config,
+        open: impl FnOnce(&Config) -> Result<Arc<dyn Backend>>,
+    ) -> Result<Self> {
         if config.model.path.is_empty() || config.data.path.is_empty() {
             return Err(Error::usage("a base model and a data directory are needed").remedy(
                 "give --model DIR (a Hugging Face directory) and --data DIR (items.jsonl, train.jsonl, ...)",
@@ -72,23 +82,63 @@ impl Session {
         let backend = open(&config)?;
         let base = PathBuf::from(&config.model.path);
         let data = Dataset::load(Path::new(&config.data.path), &config.data)?;
-        let described = crate::model::Architecture::read(&base)?;
-        let prompt_side = PromptSide::from(&described);
-        let random = (config.model.init == Init::Random).then_some(config.seed);
-        let semantic = match config.data.item_identity {
-            ItemIdentity::Semantic => Some(semantic_ids(&config, &base, &data, prompt_side, &backend)?),
+        let side = PromptSide::from(&Architecture::read(&base)?);
+        let codes = match config.data.item_identity {
+            ItemIdentity::Semantic => Some(semantic_ids(&config, &base, &data, side, &backend)?),
             _ => None,
         };
-        let vocabulary = Vocabulary::new(&base, &data.items, &config.data, prompt_side, semantic.as_ref())?;
+        let general = GeneralText::load(&data.general, &config.data)?;
+        let prompts = Prompts::new(&config.data, Some(&base), None)?;
+        // Resolved: which tasks there are and what their prompts say does not depend on anything from here on.
+        config.data.tasks = data.tasks.clone();
+        config.data.templates = prompts.sources().clone();
+        let read = RunData { data, general, notes: Vec::new(), same_tests: true };
+        Self::assemble(config, Parts { read, codes, chat: prompts.chat_template().cloned() }, backend)
+    }
+
+    /// Opens the base model of a run, with the run's own items, codes and prompts, under `config`.
+    pub fn of_run(run: &Run, config: Config, reads: Reads, device: &DeviceArgs) -> Result<Self> {
+        let base = Path::new(&config.model.path);
+        if !base.is_dir() {
+            return Err(Error::usage("the base model of this run is not there any more")
+                .at(base.display())
+                .remedy("put it back, or say where it is with --set model.path=DIR"));
+        }
+        let read = run.data(&config, reads)?;
+        let backend = super::device::open(&config, device)?;
+        let parts = Parts { read, codes: run.codes.clone(), chat: run.chat.clone() };
+        let session = Self::assemble(config, parts, backend)?;
+        let tokenizer = session.vocabulary.fingerprint();
+        let found = run.sources.check_model(&session.model.fingerprint, &tokenizer);
+        found.map_err(|e| e.at(session.base.display()))?;
+        Ok(session)
+    }
+
+    /// The base model once more, for what needs no records.
+    pub fn base_again(&self, device: &DeviceArgs) -> Result<Self> {
+        let (items, tasks) = (self.data.items.clone(), self.data.tasks.clone());
+        let data = Dataset { items, tasks, ..Dataset::default() };
+        let read = RunData { data, ..RunData::default() };
+        let parts = Parts { read, codes: self.codes.clone(), chat: self.prompts.chat_template().cloned() };
+        Self::assemble(self.config.clone(), parts, super::device::open(&self.config, device)?)
+    }
+
+    fn assemble(config: Config, parts: Parts, backend: Arc<dyn Backend>) -> Result<Self> {
+        let Parts { read: RunData { data, general, notes, same_tests }, codes, chat } = parts;
+        let base = PathBuf::from(&config.model.path);
+        let described = Architecture::read(&base)?;
+        let prompt_side = PromptSide::from(&described);
+        let vocabulary = Vocabulary::new(&base, &data.items, &config.data, prompt_side, codes.as_ref())?;
         let rows = vocabulary.rows_for(described.vocabulary)?;
+        let random = (config.model.init == Init::Random).then_some(config.seed);
         let options = LoadOptions { random, vocabulary: rows };
         let mut model = Model::load(&base, backend, &options)?;
+        config.tuner().fits(&model.layout.sites, data.tasks.len())?;
         let items = vocabulary.item_rows();
         let new_rows = (!items.is_empty()).then_some(items.start as usize);
         let old_vocabulary = new_rows.unwrap_or(model.architecture.vocabulary);
         start_rows(&mut model, &vocabulary, &data, old_vocabulary)?;
-        let general = GeneralText::load(&data.general, &config.data)?;
-        let prompts = Prompts::new(&config.data, Some(&base))?;
+        let prompts = Prompts::with_chat(&config.data, chat, Some(&vocabulary))?;
         Ok(Self {
             config,
             base,
@@ -100,21 +150,43 @@ impl Session {
             prompt_side,
             new_rows,
             old_vocabulary,
+            notes,
+            same_tests,
+            codes,
         })
     }
 
-    /// Opens a run with the weights of its best (or else latest) checkpoint.
-    pub fn open_run(run: &Path, settings: &SettingsArgs, device: &DeviceArgs) -> Result<Self> {
-        let mut session = Self::open(run_configuration(run, settings, device)?, device)?;
-        let knowledge = session.stored_basis(run)?;
-        let mut tuner = session.tuner(knowledge.as_ref())?;
-        let best = run.join("best");
-        let found = match best.exists() {
-            true => checkpoint::load(&best)?,
-            false => checkpoint::load_latest(&run.join("checkpoints"), |_| {})?,
-        };
-        found.restore(&mut session.model, &mut tuner, &session.data.tasks)?;
+    /// Opens the base model of the run in `path` to read the run, and says what changed since it was made.
+    pub fn open_run(path: &Path, settings: &SettingsArgs, device: &DeviceArgs, reads: Reads) -> Result<Self> {
+        let run = Run::open(path)?;
+        let mut layers = settings.layers()?;
+        layers.extend(device_layer(device));
+        let (config, _) = run.settings(layers, Purpose::Read)?;
+        let session = Self::of_run(&run, config, reads, device).map_err(|e| e.at(path.display()))?;
+        session.notes.iter().for_each(|note| super::say(note));
         Ok(session)
+    }
+
+    /// Puts the weights of a run's best (or else latest) checkpoint into its base model.
+    pub fn restore_best(&mut self, run: &Path) -> Result<()> {
+        let knowledge = self.stored_basis(run)?;
+        let mut tuner = self.tuner(knowledge.as_ref())?;
+        let found = checkpoint::load_best(&run.join("checkpoints"))?;
+        found.restore(&mut self.model, &mut tuner, &self.data.tasks)
+    }
+
+    /// What a run that begins in `path` keeps of this session.
+    pub fn kept(&self, path: &Path, norms: Option<StepNorms>) -> Run {
+        let tokenizer = self.vocabulary.fingerprint();
+        Run {
+            path: whole(path),
+            config: self.config.clone(),
+            items: self.data.items.clone(),
+            codes: self.codes.clone(),
+            chat: self.prompts.chat_template().cloned(),
+            norms,
+            sources: Sources::of(&self.model.fingerprint, &tokenizer, &self.data, &self.general),
+        }
     }
 
     /// Records to tokens.
@@ -132,24 +204,88 @@ impl Session {
         needs_basis(&self.config.null_space, self.new_rows.is_some())
     }
 
-    /// Learns the knowledge space from the calibration text.
-    pub fn learn_basis(&self, progress: &mut dyn FnMut(usize, usize)) -> Result<KnowledgeBasis> {
+    /// Learns what the base model knows from the calibration text, into `path`; an earlier start of the same that was
+    /// interrupted is gone on with.
+    pub fn learn_basis(&self, path: &Path, quiet: bool) -> Result<Knowledge> {
         let chunks = self.chunks(&self.general.calibration, self.config.null_space.tokens)?;
-        let tasks = self.data.tasks.len();
-        knowledge_basis(&self.model, tasks, &self.config.tuner(), &chunks, self.config.seed, progress)
+        let interrupted = super::catch_interrupts()?;
+        let partial = partial_path(path);
+        let pass = KnowledgePass { partial: Some(&partial), ..self.knowledge_pass(&chunks, interrupted) };
+        let total: usize = chunks.iter().map(Vec::len).sum();
+        let mut progress = Progress::new("knowledge basis, tokens", total as u64, quiet);
+        let learned = pass.learn(&mut |at| match at {
+            KnowledgeProgress::Resumed(tokens) => {
+                progress.note(&format!("going on from {} ({tokens} tokens)", partial.display()));
+            }
+            KnowledgeProgress::Tokens(done, _) => progress.tick(done as u64, String::new),
+            KnowledgeProgress::Moments(done, all) => {
+                progress.tick(total as u64, || format!("{done} of {all} second moments decomposed"));
+            }
+        });
+        progress.finish();
+        let learned = learned.map_err(|error| match error.kind {
+            Kind::Memory => error.remedy(
+                "learning the knowledge basis takes less memory with fewer null_space.directions, and with \
+                 null_space.gradient_tokens = 0 no backward pass; `train --dry-run` counts it",
+            ),
+            _ => error,
+        })?;
+        learned.save(path)?;
+        let _ = std::fs::remove_file(&partial);
+        Ok(learned)
+    }
+
+    /// General text on its way through the base model.
+    pub fn knowledge_pass<'a>(
+        &'a self,
+        chunks: &'a [Vec<u32>],
+        interrupted: &'a AtomicBool,
+    ) -> KnowledgePass<'a> {
+        KnowledgePass {
+            model: &self.model,
+            settings: &self.config.null_space,
+            chunks,
+            vocabulary: self.old_vocabulary,
+            seed: self.config.seed,
+            partial: None,
+            interrupted,
+        }
+    }
+
+    /// What is protected under the present settings.
+    pub fn protection<'a>(&self, knowledge: &'a Knowledge) -> Result<Protection<'a>> {
+        let (settings, sites) = (self.config.tuner(), &self.model.layout.sites);
+        let rooms = settings.rooms(sites, self.data.tasks.len())?;
+        let device = (&*self.model.backend, self.config.seed);
+        Protection::of(knowledge, &settings.null_space, sites, &rooms, device)
+    }
+
+    /// The same, layer by layer, to be told.
+    pub fn protected(&self, knowledge: &Knowledge) -> Result<Protected> {
+        let (sites, protection) = (&self.model.layout.sites, self.protection(knowledge)?);
+        let rooms = self.config.tuner().rooms(sites, self.data.tasks.len())?;
+        Ok(Protected::of(knowledge, &protection, sites, &rooms))
+    }
+
+    /// What is rehearsed while the model is tuned; to be asked for while it is still the base model.
+    pub fn rehearsal(&self) -> Result<Option<Rehearsal>> {
+        let settings = self.config.tuner();
+        let tokens = if settings.rehearsal.every > 0 { settings.rehearsal.tokens } else { return Ok(None) };
+        let texts = self.chunks(&self.general.calibration, tokens)?;
+        Rehearsal::new(&self.model, texts, self.old_vocabulary, &settings, self.config.seed)
     }
 
     /// The basis a run directory keeps.
-    pub fn stored_basis(&self, run: &Path) -> Result<Option<KnowledgeBasis>> {
+    pub fn stored_basis(&self, run: &Path) -> Result<Option<Knowledge>> {
         let path = run.join("basis.safetensors");
         if !path.is_file() {
             return Ok(None);
         }
-        KnowledgeBasis::load(&path, &self.model.fingerprint).map(Some)
+        Knowledge::load(&path, &self.model.fingerprint).map(Some)
     }
 
     /// The method over this model.
-    pub fn tuner(&mut self, knowledge: Option<&KnowledgeBasis>) -> Result<Optimizer> {
+    pub fn tuner(&mut self, knowledge: Option<&Knowledge>) -> Result<Optimizer> {
         let (settings, tasks, seed) = (self.config.tuner(), self.data.tasks.len(), self.config.seed);
         Optimizer::for_model(settings, &mut self.model, self.new_rows, tasks, knowledge, seed)
     }

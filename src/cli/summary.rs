@@ -1,7 +1,9 @@
 //! What a run comes to: numbers of its training, the table at the end, its report.
 
+use super::measure::{PER_REQUEST, few_requests};
 use crate::error::{Error, Result};
-use crate::report::{self, Line, ReportData, ReportTable, before_after};
+use crate::eval::significance;
+use crate::report::{self, Line, ReportData, ReportTable, Tested, before_after};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -17,8 +19,8 @@ pub fn training(run: &Path) -> Result<Value> {
     let values = |key: &str| steps.iter().filter_map(|l| l.get(key)?.as_f64()).collect::<Vec<f64>>();
     let mut facts = Map::new();
     facts.insert("steps".into(), json!(steps.len()));
-    facts.insert("tokens".into(), json!(values("tokens").iter().sum::<f64>()));
-    facts.insert("seconds".into(), json!(values("step_ms").iter().sum::<f64>() / 1e3));
+    facts.insert("tokens".into(), json!(values("tokens").iter().sum::<f64>() as u64));
+    facts.insert("seconds".into(), json!(values("step_ms").iter().fold(0.0, |a, b| a + b) / 1e3));
     facts.insert(
         "peak_memory_bytes".into(),
         json!(values("peak_memory_bytes").into_iter().fold(0.0, f64::max)),
@@ -50,16 +52,31 @@ fn headlines(all: &Value) -> Value {
 
 /// Prints a run's result: the table before and after with its `legend`, what training showed, and where everything is.
 pub fn print(result: &Value, json: bool, legend: &str) -> Result<()> {
-    let text = if json { format!("{result}\n") } else { describe(result, legend) };
+    let text = match json {
+        true => format!("{}\n", without_requests(result)),
+        false => describe(result, legend),
+    };
     let mut out = std::io::stdout();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| Error::io("write", "standard output", e))
+}
+
+/// A result without the values of every single request.
+pub fn without_requests(result: &Value) -> Value {
+    let mut result = result.clone();
+    for when in ["before", "after", "result"] {
+        if let Some(measured) = result.get_mut(when).and_then(Value::as_object_mut) {
+            measured.remove(PER_REQUEST);
+        }
+    }
+    result
 }
 
 fn describe(result: &Value, legend: &str) -> String {
     let mut text = before_after(Some(&headlines(&result["before"])), &headlines(&result["after"]));
     text += "\n";
     text += legend;
+    text += &few_requests(&result["after"]);
     let number = |key: &str| result["training"][key].as_f64().unwrap_or(0.0);
     for (key, value) in result["training"].as_object().into_iter().flatten() {
         if let (Some(pair), Some(cosine)) = (key.strip_prefix("cosine."), value.as_f64()) {
@@ -67,15 +84,21 @@ fn describe(result: &Value, legend: &str) -> String {
             text += &format!("cosine between the gradients of {pair}: {cosine:+.3} on average\n");
         }
     }
-    text += &format!(
-        "{} steps in {:.0} s, {:.0} tokens/s, at most {:.0} MB of tensors\n",
-        number("steps"),
-        number("seconds"),
-        number("tokens") / number("seconds").max(1e-9),
-        number("peak_memory_bytes") / 1e6
-    );
+    text += &match number("steps") {
+        0.0 => "no steps: the model is as it was\n".to_string(),
+        steps => format!(
+            "{steps} steps in {:.0} s, {:.0} tokens/s, at most {:.0} MB of tensors\n",
+            number("seconds"),
+            number("tokens") / number("seconds").max(1e-9),
+            number("peak_memory_bytes") / 1e6
+        ),
+    };
     let run = result["run"].as_str().unwrap_or_default();
-    text + &format!("{run}: report.html, result.json, model/ (Hugging Face), checkpoints/, tensorboard/\n")
+    if let Some(example) = result["example"].as_str() {
+        text += &format!("ask it: {example}\n");
+    }
+    let model = if Path::new(run).join("model").is_dir() { "model/ (Hugging Face), " } else { "" };
+    text + &format!("{run}: report.html, result.json, {model}checkpoints/, tensorboard/\n")
 }
 
 /// Writes `report.html` of a run from its result and its metrics log.
@@ -92,6 +115,7 @@ pub fn write_report(run: &Path) -> Result<()> {
         run: facts(&config, &result["training"]),
         before: result.get("before").filter(|b| b.is_object()).cloned(),
         after: result.get("after").cloned(),
+        tested: tested(&result["before"], &result["after"]),
         history: report::read(&run.join("metrics.jsonl"))?,
         tables: vec![settings_table(&config)],
         notes: NOTES.iter().map(|n| n.to_string()).collect(),
@@ -99,7 +123,33 @@ pub fn write_report(run: &Path) -> Result<()> {
     report::write(&data, &run.join("report.html"))
 }
 
-const NOTES: [&str; 3] = [
+/// Paired tests of what a run changed, request by request.
+fn tested(before: &Value, after: &Value) -> Vec<Tested> {
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
+    };
+    let mut tests = Vec::new();
+    for (task, metrics) in after[PER_REQUEST].as_object().into_iter().flatten() {
+        for (metric, values) in metrics.as_object().into_iter().flatten() {
+            let (before, after) = (numbers(&before[PER_REQUEST][task][metric]), numbers(values));
+            if before.is_empty() || before.len() != after.len() {
+                continue;
+            }
+            let differences: Vec<f64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+            // Of many requests fewer patterns are enough, and soon done.
+            let patterns = (200_000_000 / differences.len()).clamp(2000, 10_000);
+            let p = significance::randomisation(&differences, patterns, 0);
+            tests.push(Tested { task: task.clone(), metric: metric.clone(), p });
+        }
+    }
+    let p: Vec<f64> = tests.iter().map(|t| t.p).collect();
+    tests.iter_mut().zip(significance::holm(&p)).for_each(|(test, p)| test.p = p);
+    tests
+}
+
+const NOTES: [&str; 4] = [
+    "Better and worse are said only where a paired randomisation test over the requests finds a difference \
+     (p below 0.05 after Holm's correction for all tests of this page).",
     "Ranking metrics are means over test requests, by the standard definitions, over all candidates.",
     "Perplexity, KL (base to tuned, nats) and item mass are of held-out general text; perplexity and KL are over \
      the base model's own vocabulary.",

@@ -1,14 +1,15 @@
 //! Layers of settings: defaults < file < `--set` < flags, merged as TOML tables.
 //!
-//! Every layer is checked against the schema by itself, so that a misspelt key is reported with the
-//! place it came from and the nearest key that exists.
+//! Every layer is checked against the schema by itself, so that a misspelt key or a value that cannot be is reported
+//! with the place it came from and the nearest that exists.
 
+use super::values;
 use crate::error::{Error, Result};
 use serde_json::Value as Json;
 use std::path::Path;
 use toml::{Table, Value};
 
-/// One source of settings and its name for messages (`run.toml`, `--set gems.rank`).
+/// One source of settings and its name for messages (`run.toml`, `--set`).
 pub struct Layer {
     /// Where it came from.
     pub source: String,
@@ -36,11 +37,7 @@ impl Layer {
         })?;
         let value = value.trim();
         let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-        Ok(Self::value(
-            &format!("--set {}", key.trim()),
-            key.trim(),
-            parsed.unwrap_or_else(|| Value::from(value)),
-        ))
+        Ok(Self::value("--set", key.trim(), parsed.unwrap_or_else(|| Value::from(value))))
     }
     /// The value of a key of the top level.
     pub fn get(&self, key: &str) -> Option<&Value> {
@@ -63,11 +60,11 @@ fn place_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
     format!("line {}", text[..start].matches('\n').count() + 1)
 }
 
-/// Merges layers, later ones over earlier ones, after checking every key of each against `schema`.
+/// Merges layers, later ones over earlier ones, after checking every key and value of each against `schema`.
 pub fn merge(layers: Vec<Layer>, schema: &Json) -> Result<Table> {
     let mut merged = Table::new();
     for layer in layers {
-        check_keys(&layer.table, schema, schema, "").map_err(|e| e.at(&layer.source))?;
+        check(&layer.table, schema, schema, "").map_err(|e| e.at(&layer.source))?;
         overlay(&mut merged, layer.table);
     }
     Ok(merged)
@@ -107,31 +104,38 @@ fn resolve<'a>(mut node: &'a Json, root: &'a Json) -> &'a Json {
     node
 }
 
-fn check_keys(table: &Table, node: &Json, root: &Json, prefix: &str) -> Result<()> {
+/// Checks the keys of a table, and the values of those that are no tables.
+fn check(table: &Table, node: &Json, root: &Json, prefix: &str) -> Result<()> {
     let node = resolve(node, root);
-    let Some(properties) = node["properties"].as_object() else { return Ok(()) };
+    let properties = node["properties"].as_object();
     for (key, value) in table {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match properties.get(key) {
-            Some(child) => {
-                if let Value::Table(inner) = value {
-                    check_keys(inner, child, root, &path)?;
-                }
-            }
-            None if node["additionalProperties"].is_object() => {}
+        let child = properties.and_then(|p| p.get(key)).or(Some(&node["additionalProperties"]));
+        match child.filter(|c| c.is_object()).map(|child| resolve(child, root)) {
+            Some(child) => match value {
+                Value::Table(inner) if child["type"] == "object" => check(inner, child, root, &path)?,
+                value => values::check(value, child).map_err(|e| e.at(path))?,
+            },
             None => {
-                let known = known_keys(root);
-                let nearest = nearest(&path, &known);
+                let path = leaf(path, value);
+                let nearest = nearest(&path, &known_keys(root));
+                let all = "`gems-engine config-schema` prints all settings";
                 return Err(Error::usage(format!("unknown setting `{path}`")).remedy(match nearest {
-                    Some(nearest) => {
-                        format!("did you mean `{nearest}`? `gems-engine config-schema` prints all settings")
-                    }
-                    None => "`gems-engine config-schema` prints all settings".into(),
+                    Some(nearest) => format!("did you mean `{nearest}`? {all}"),
+                    None => all.into(),
                 }));
             }
         }
     }
     Ok(())
+}
+
+/// The dotted key of the only value below `path`, or `path` itself.
+fn leaf(path: String, value: &Value) -> String {
+    match value.as_table().filter(|table| table.len() == 1).and_then(|table| table.iter().next()) {
+        Some((key, inner)) => leaf(format!("{path}.{key}"), inner),
+        None => path,
+    }
 }
 
 /// Every dotted key of the schema.
@@ -151,10 +155,10 @@ pub fn known_keys(root: &Json) -> Vec<String> {
 }
 
 fn nearest(key: &str, known: &[String]) -> Option<String> {
-    let leaf = |k: &str| k.rsplit('.').next().unwrap_or(k).to_string();
+    let last = |k: &str| k.rsplit('.').next().unwrap_or(k).to_string();
     known
         .iter()
-        .map(|k| (strsim::jaro_winkler(key, k).max(0.97 * strsim::jaro_winkler(&leaf(key), &leaf(k))), k))
+        .map(|k| (strsim::jaro_winkler(key, k).max(0.97 * strsim::jaro_winkler(&last(key), &last(k))), k))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(score, _)| *score > 0.75)
         .map(|(_, k)| k.clone())

@@ -1,6 +1,7 @@
 //! The run's configuration: one typed structure, from presets, file and flags.
 
 mod layers;
+mod values;
 
 pub use layers::{Layer, known_keys, merge};
 
@@ -10,7 +11,7 @@ const PUBLISHED: &str = include_str!("published.toml");
 use crate::data::DataSettings;
 use crate::error::{Error, Result};
 use crate::eval::EvaluateSettings;
-use crate::gems::{GemsSettings, MethodSettings, NullSpaceSettings, OptimizerSettings};
+use crate::gems::{GemsSettings, MethodSettings, NullSpaceSettings, OptimizerSettings, RehearsalSettings};
 use crate::train::{CheckpointSettings, TrainSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub struct Config {
     pub gems: GemsSettings,
     /// What must not be forgotten.
     pub null_space: NullSpaceSettings,
+    /// General text read again while tuning.
+    pub rehearsal: RehearsalSettings,
     /// Adam, and what is trained beside the layers.
     pub optimizer: OptimizerSettings,
     /// Length, batch, learning rate, validation.
@@ -128,8 +131,8 @@ impl Layer {
         let text = match name {
             "published" => PUBLISHED,
             other => {
-                return Err(Error::usage(format!("there is no preset {other:?}"))
-                    .remedy("the preset there is: published"));
+                let error = Error::usage(format!("there is no {other:?}")).at("--preset");
+                return Err(error.meant(other, &["published"]));
             }
         };
         let table = text.parse().map_err(|e: toml::de::Error| Error::usage(e.to_string()).at(name))?;
@@ -144,22 +147,36 @@ impl Config {
     }
     /// Merges layers over the defaults and checks them.
     pub fn from_layers(layers: Vec<Layer>) -> Result<Self> {
-        let sources: Vec<String> = layers.iter().map(|l| l.source.clone()).collect();
         let table = merge(layers, &Self::schema())?;
+        // What the schema does not know is left: the device's name.
         let config: Self = table.try_into().map_err(|e: toml::de::Error| {
-            Error::usage(e.to_string().trim().replace('\n', " "))
-                .at(format!("settings ({})", sources.join(", ")))
+            Error::usage(e.message().trim())
                 .remedy("`gems-engine config-schema` prints every setting with its type")
         })?;
         config.tuner().validate()?;
         config.data.validate()?;
+        config.train.validate()?;
+        config.evaluate.validate()?;
         Ok(config)
+    }
+    /// What may be meant but is seldom wanted, for people.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let (steps, rise) = (self.train.steps, self.train.warmup_steps);
+        if steps > 0 && rise >= steps {
+            notes.push(format!(
+                "the learning rate never reaches train.lr: it rises over train.warmup_steps = {rise}, and the run has \
+                 {steps} steps"
+            ));
+        }
+        notes
     }
     /// The settings of the method.
     pub fn tuner(&self) -> MethodSettings {
         MethodSettings {
             gems: self.gems.clone(),
             null_space: self.null_space.clone(),
+            rehearsal: self.rehearsal.clone(),
             optimizer: self.optimizer.clone(),
         }
     }

@@ -6,7 +6,7 @@ use super::prompt::Prompts;
 use super::record::{Catalogue, Record, Split};
 use super::rows::{self, Row};
 use super::settings::DataSettings;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,11 +43,23 @@ impl Dataset {
     /// # Errors
     /// Names file, line (row), field, value and remedy.
     pub fn load(dir: &Path, settings: &DataSettings) -> Result<Self> {
+        Self::load_with(dir, settings, |listed| listed)
+    }
+    /// The same with the items that `choose` makes of those listed in `dir`: records are read by its numbers.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`].
+    pub fn load_with(
+        dir: &Path,
+        settings: &DataSettings,
+        choose: impl FnOnce(Catalogue) -> Catalogue,
+    ) -> Result<Self> {
         settings.validate()?;
-        let prompts = Prompts::new(settings, None)?;
+        let prompts = Prompts::new(settings, None, None)?;
         let files = DataFiles::of(dir)?;
         let mut loader = Loader::new(settings, prompts);
         loader.read_items(dir, files.table("items"))?;
+        loader.items = choose(loader.items);
         let mut split = |name: &str| loader.read_split(files.table(name), name);
         let (train, valid, test) = (split("train")?, split("valid")?, split("test")?);
         if [&train, &valid, &test].iter().all(|s| s.records.is_empty()) {
@@ -60,6 +72,15 @@ impl Dataset {
         let (general, unread) = (files.general, files.unread);
         let Loader { items, tasks, skipped, first_faults, .. } = loader;
         Ok(Self { items, tasks, train, valid, test, extra, general, unread, skipped, first_faults })
+    }
+    /// The items that `dir` lists, and nothing else of it.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`].
+    pub fn listed_items(dir: &Path, settings: &DataSettings) -> Result<Catalogue> {
+        let mut loader = Loader::new(settings, Prompts::new(settings, None, None)?);
+        loader.read_items(dir, DataFiles::of(dir)?.table("items"))?;
+        Ok(loader.items)
     }
     /// All evaluation sets: `test` first, then the extra ones.
     pub fn tests(&self) -> impl Iterator<Item = &Split> {
@@ -182,7 +203,7 @@ impl<'a> Loader<'a> {
                     self.settings.tasks.iter().map(String::as_str).filter(|t| !self.prompts.knows(t)),
                 );
                 let error = Error::data(format!("unknown task `{name}`; known: {}", names.join(", ")));
-                let near = filenames::nearest(name, names.iter().copied());
+                let near = error::nearest(name, names.iter().copied());
                 let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? otherwise "));
                 let remedy = match self.settings.tasks.is_empty() || known.is_some() {
                     true => format!("{near}give it a prompt: --set data.templates.{name}=\"..\""),

@@ -1,6 +1,5 @@
 //! From a record to token ids.
 
-use super::markup::Quotes;
 use super::prompt::Prompts;
 use super::record::Record;
 use super::settings::{DataSettings, ItemIdentity};
@@ -166,15 +165,14 @@ impl<'a> Encoder<'a> {
         let room = self.room();
         let all = record.history.len();
         let limit = all.min(self.history_limit);
-        let names: Vec<String> =
-            record.history[all - limit..].iter().map(|i| self.vocabulary.name(*i).to_string()).collect();
+        let history = &record.history[all - limit..];
         let query = record.query.as_deref();
         let tokens = |kept: usize, query: Option<&str>| {
-            let tokens = self.tokens(record.task, &names[limit - kept..], query)?;
+            let tokens = self.tokens(record.task, &history[limit - kept..], query)?;
             Ok::<_, Error>((tokens.len() <= room).then_some(tokens))
         };
         // What the prompt cannot do without stays: one item of a history when there is no query.
-        let least = usize::from(!names.is_empty() && self.missing_without_history(record, query));
+        let least = usize::from(!history.is_empty() && self.missing_without_history(record, query));
         let found = match tokens(limit, query)? {
             Some(whole) => Some((limit, whole)),
             None => largest(least, limit, |kept| tokens(kept, query))?,
@@ -204,17 +202,24 @@ impl<'a> Encoder<'a> {
         &self.tasks[number as usize]
     }
 
-    fn tokens(&self, task: u32, history: &[String], query: Option<&str>) -> Result<Vec<u32>> {
-        let mut quotes = Quotes::default();
-        let mut quoted = |text: &str| self.vocabulary.quote(text, &mut quotes);
-        let query = query.map(&mut quoted).transpose()?;
-        // The names of items are their tokens, unless they are titles.
-        let history = match self.vocabulary.identity() {
-            ItemIdentity::Text => history.iter().map(|title| quoted(title)).collect::<Result<_>>()?,
-            _ => history.to_vec(),
+    fn tokens(&self, task: u32, history: &[u32], query: Option<&str>) -> Result<Vec<u32>> {
+        let mut quotes = self.prompts.quotes();
+        let query = query.map(|text| quotes.text(text)).transpose()?;
+        let named = |item: &u32| {
+            let name = self.vocabulary.name(*item);
+            match self.vocabulary.identity() {
+                ItemIdentity::Text => quotes.text(name),
+                _ => quotes.tokens(name, self.vocabulary.item(*item)),
+            }
         };
-        let text = self.prompts.render(self.task(task), &history, &self.separator, query.as_deref())?;
-        // A chat template writes its own special tokens.
+        let history: Vec<String> = history.iter().map(named).collect::<Result<_>>()?;
+        let separator = self.vocabulary.mark(&self.separator, &mut quotes)?;
+        let mut text = self.prompts.render(self.task(task), &history, &separator, query.as_deref())?;
+        if self.prompts.is_chat() {
+            // A chat template writes its own special tokens.
+            text = self.prompts.chat(quotes.prompt(&text)?)?;
+            text = self.vocabulary.mark(&text, &mut quotes)?;
+        }
         let mut tokens = self.vocabulary.encode_prompt(&text, &quotes, !self.prompts.is_chat())?;
         let decoder = self.prompt_side == PromptSide::Decoder && !self.prompts.is_chat();
         if decoder && tokens.last() == self.vocabulary.eos().as_ref() {

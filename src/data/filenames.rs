@@ -1,6 +1,6 @@
 //! What files are called: how they are written, of which table they are a part, and which table of a data directory.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -72,28 +72,13 @@ pub(crate) fn check_shards(files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// The one of `known` that `name` is probably meant to be.
-pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
-    let plain = |text: &str| text.to_lowercase().replace(['_', '-', ' '], "");
-    let wanted = plain(name);
-    let near = known.into_iter().filter_map(|k| {
-        let k_plain = plain(k);
-        let typos = strsim::damerau_levenshtein(&k_plain, &wanted);
-        let within = typos <= 1 + usize::from(wanted.chars().count() > 5);
-        let part =
-            wanted.len() > 2 && (k_plain.contains(&wanted) || k_plain.len() > 2 && wanted.contains(&k_plain));
-        (within || part).then_some((if within { typos } else { 10 + typos }, k))
-    });
-    near.min_by_key(|(distance, _)| *distance).map(|(_, k)| k)
-}
-
 /// What to say of a file that is not there: the names near it.
 pub(crate) fn missing(path: &Path) -> Error {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
     let wanted = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let remedy = match nearest(wanted, names.iter().map(String::as_str)) {
+    let remedy = match error::nearest(wanted, names.iter().map(String::as_str)) {
         Some(near) => format!("did you mean `{}`?", directory.join(near).display()),
         None => "check the path".into(),
     };

@@ -98,6 +98,19 @@ impl TokenizerFiles {
             .map_err(|e| Error::model(format!("not a tokenizer: {e}")).at("tokenizer.json"))
     }
 
+    /// Adds to a hash what the files say of tokens: tokenizer.json byte for byte, the values of added_tokens.json,
+    /// special_tokens_map.json and tokenizer_config.json, the last without its chat template.
+    pub fn hash(&self, hasher: &mut blake3::Hasher) {
+        hasher.update(blake3::hash(&self.tokenizer).as_bytes());
+        let mut config = self.config.clone();
+        if let Some(config) = config.as_object_mut() {
+            config.remove("chat_template");
+        }
+        let mut all = json!([config, self.special_map, self.added]);
+        all.sort_all_objects();
+        hasher.update(all.to_string().as_bytes());
+    }
+
     /// The class that transformers reads the tokenizer with, without `Fast`.
     pub fn class(&self) -> &str {
         let usual = match self.model["model_type"].as_str() {

@@ -3,6 +3,10 @@
 //! Special tokens, item tokens and added tokens that look like tags are *markup*. In what users typed, in titles and
 //! in general text they are ordinary characters, as with `split_special_tokens=True` in transformers; only the
 //! template's own text, and the items that the engine itself puts into a prompt, become tokens.
+//!
+//! Markup is told apart before the template runs: private characters stand for it in the template's source and in
+//! what the engine puts in. Of the rendered text, those characters alone become markup; whatever filters make of a
+//! user's text is text.
 
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -15,52 +19,106 @@ use tokenizers::{
     PreTokenizerWrapper, Token, Tokenizer,
 };
 
-/// Beginning of the range of private characters that stand for text put aside.
+/// Beginning of the range of private characters that stand for what was put aside.
 const ASIDE: u32 = 0xF_0000;
 /// How many there are.
 const ASIDES: usize = 0xFFFE;
-/// Stands between what a template says and what it prints: no token reaches across.
-pub(super) const SEAM: char = '\u{F0000}';
 /// Noncharacters that name a token which no text may spell; texts are rid of them.
 const UNSPELLABLE: [char; 2] = ['\u{10FFFE}', '\u{10FFFF}'];
 
-/// What was put aside of a prompt's texts while its template runs, so that no template can mistake it for its own.
-#[derive(Debug, Default)]
+/// What a private character stands for.
+#[derive(Debug, Clone, PartialEq)]
+enum Aside {
+    /// Characters of a text that are private ones themselves.
+    Text(String),
+    /// A finished prompt inside a chat.
+    Prompt(String),
+    /// Tokens: how they are written, their ids, and whether they eat the blanks before and after them.
+    Markup { name: String, ids: Vec<u32>, eats: [bool; 2] },
+}
+
+/// What was put aside of a prompt while its templates run: private characters stand for it.
+#[derive(Debug, Clone, Default)]
 pub struct Quotes {
-    aside: Vec<String>,
+    aside: Vec<Aside>,
 }
 
 impl Quotes {
-    fn put(&mut self, text: &str) -> Result<char> {
-        let known = self.aside.iter().position(|kept| kept == text);
+    fn put(&mut self, aside: Aside) -> Result<char> {
+        let known = self.aside.iter().position(|kept| *kept == aside);
         let index = known.unwrap_or_else(|| {
-            self.aside.push(text.to_string());
+            self.aside.push(aside);
             self.aside.len() - 1
         });
-        // Number 0 is the seam.
-        let index = Some(index + 1).filter(|i| *i < ASIDES);
+        let index = Some(index).filter(|i| *i < ASIDES);
         index.and_then(|i| char::from_u32(ASIDE + i as u32)).ok_or_else(|| {
-            Error::data("a text with more than 65,000 different tokens in it").remedy("shorten the query")
+            Error::data("a prompt with more than 65,000 different tokens in it").remedy("shorten the query")
         })
     }
 
-    /// A rendered prompt as it reads: with everything put back, and without seams.
-    pub fn restore<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        if !text.contains(is_aside) {
-            return Cow::Borrowed(text);
+    /// A text of a user's, a title or a template's source, for a template to work with: nothing in it can be
+    /// mistaken for what was put aside.
+    ///
+    /// # Errors
+    /// More different private characters than can be put aside.
+    pub fn text(&mut self, text: &str) -> Result<String> {
+        let quoted = |c: char| if is_aside(c) { self.put(Aside::Text(c.into())) } else { Ok(c) };
+        text.chars().map(quoted).collect()
+    }
+
+    /// Tokens that the engine itself puts into a prompt; `name` is how they read.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text).
+    pub fn tokens(&mut self, name: &str, ids: &[u32]) -> Result<String> {
+        let aside = Aside::Markup { name: name.into(), ids: ids.into(), eats: [false; 2] };
+        self.put(aside).map(String::from)
+    }
+
+    /// A rendered prompt that a chat template is to print without looking into it; blanks at its ends stay outside,
+    /// where templates trim them.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text).
+    pub fn prompt(&mut self, rendered: &str) -> Result<String> {
+        let inner = rendered.trim();
+        match rendered.split_once(inner) {
+            Some((before, after)) if !inner.is_empty() => {
+                let inner = self.put(Aside::Prompt(inner.into()))?;
+                Ok(format!("{before}{inner}{after}"))
+            }
+            _ => Ok(rendered.into()),
         }
+    }
+
+    /// A rendered prompt as it reads: with everything put back.
+    pub fn restore(&self, text: &str) -> String {
         let mut whole = String::with_capacity(text.len());
+        self.each(text, &mut |part| match part {
+            Part::Char(c) => whole.push(c),
+            Part::Markup { name, .. } => whole.push_str(name),
+        });
+        whole
+    }
+
+    /// The characters and the markup of a rendered text, in order.
+    fn each(&self, text: &str, take: &mut dyn FnMut(Part)) {
         for c in text.chars() {
-            match is_aside(c) {
-                true => {
-                    let index = (u32::from(c) - ASIDE) as usize;
-                    whole.push_str(index.checked_sub(1).and_then(|i| self.aside.get(i)).map_or("", |s| s));
-                }
-                false => whole.push(c),
+            let aside = is_aside(c).then(|| self.aside.get((u32::from(c) - ASIDE) as usize)).flatten();
+            match aside {
+                None => take(Part::Char(c)),
+                Some(Aside::Text(text)) => text.chars().for_each(|c| take(Part::Char(c))),
+                Some(Aside::Prompt(text)) => self.each(text, take),
+                Some(Aside::Markup { name, ids, eats }) => take(Part::Markup { name, ids, eats: *eats }),
             }
         }
-        Cow::Owned(whole)
     }
+}
+
+/// A part of a rendered prompt.
+enum Part<'a> {
+    Char(char),
+    Markup { name: &'a str, ids: &'a [u32], eats: [bool; 2] },
 }
 
 fn is_aside(c: char) -> bool {
@@ -129,47 +187,67 @@ impl Reader {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a rendered prompt.
+    /// Token ids of a rendered prompt: only what was put aside as markup is markup.
     ///
     /// # Errors
     /// The library fails.
     pub fn prompt(&self, rendered: &str, quotes: &Quotes, special: bool) -> Result<Vec<u32>> {
-        let pieces = self.markup.extract_and_normalize(None::<&NormalizerWrapper>, rendered);
-        let mut tokens: Vec<Token> = Vec::new();
-        for (piece, (start, _), found) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
-            if let Some(found) = found {
-                tokens.extend(found.iter().cloned());
-                continue;
+        let (mut tokens, mut text) = (Vec::new(), String::new());
+        let (mut begun, mut trims, mut fault) = (false, false, None);
+        quotes.each(rendered, &mut |part| match part {
+            Part::Char(c) if !(trims && c.is_whitespace()) => {
+                text.push(c);
+                trims = false;
             }
-            let text = quotes.restore(piece);
-            if text.is_empty() {
-                continue;
+            Part::Char(_) => {}
+            Part::Markup { ids, eats: [before, after], .. } => {
+                let piece = std::mem::take(&mut text);
+                let piece = if before { piece.trim_end() } else { &piece };
+                fault = self.piece(piece, begun, &mut tokens).err().or(fault.take());
+                tokens.extend(ids.iter().map(|id| Token::new(*id, String::new(), (0, 0))));
+                (begun, trims) = (true, after);
             }
-            let reader = self.inside.as_ref().filter(|_| start > 0).unwrap_or(&self.text);
-            let encoding = reader.encode_fast(spelt(&text).as_ref(), false).map_err(failed)?;
-            tokens.extend(encoding.get_ids().iter().map(|id| Token::new(*id, String::new(), (0, 0))));
-        }
+        });
+        self.piece(&text, begun, &mut tokens).map_err(|e| fault.take().unwrap_or(e))?;
+        fault.map_or(Ok(()), Err)?;
         let encoding = Encoding::from_tokens(tokens, 0);
         Ok(self.text.post_process(encoding, None, special).map_err(failed)?.get_ids().to_vec())
     }
 
-    /// A text for a template to print: what reads like markup in it is put aside.
+    /// Adds the tokens of a text that stands alone, or `inside` a prompt after markup.
+    fn piece(&self, text: &str, inside: bool, tokens: &mut Vec<Token>) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let reader = self.inside.as_ref().filter(|_| inside).unwrap_or(&self.text);
+        let encoding = reader.encode_fast(spelt(text).as_ref(), false).map_err(failed)?;
+        tokens.extend(encoding.get_ids().iter().map(|id| Token::new(*id, String::new(), (0, 0))));
+        Ok(())
+    }
+
+    /// A text of the template's own, with private characters for its markup.
     ///
     /// # Errors
     /// More different markup than can be put aside.
-    pub fn quote(&self, text: &str, quotes: &mut Quotes) -> Result<String> {
+    pub fn mark(&self, text: &str, quotes: &mut Quotes) -> Result<String> {
         let pieces = self.markup.extract_and_normalize(None::<&NormalizerWrapper>, text);
-        let mut quoted = String::with_capacity(text.len());
+        let tokens = self.markup.get_added_tokens_decoder();
+        let mut marked = String::with_capacity(text.len());
         for (piece, _, found) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
-            if found.is_some() {
-                quoted.push(quotes.put(piece)?);
-                continue;
-            }
-            for c in piece.chars() {
-                quoted.push(if is_aside(c) { quotes.put(c.encode_utf8(&mut [0; 4]))? } else { c });
+            let found = found.as_ref().and_then(|f| Some((f.first()?.id, tokens.get(&f.first()?.id)?)));
+            let around = found.and_then(|(_, token)| piece.split_once(token.content.as_str()));
+            match (found, around) {
+                (Some((id, token)), Some((before, after))) => {
+                    let eats = [token.lstrip, token.rstrip];
+                    let aside = Aside::Markup { name: token.content.clone(), ids: vec![id], eats };
+                    marked.push_str(before);
+                    marked.push(quotes.put(aside)?);
+                    marked.push_str(after);
+                }
+                _ => marked.push_str(piece),
             }
         }
-        Ok(quoted)
+        Ok(marked)
     }
 }
 

@@ -40,7 +40,7 @@ pub use encode::{Encoder, Example, Tally};
 pub use general::GeneralText;
 pub use markup::Quotes;
 pub use pack::{micro_batches, pack};
-pub use prompt::Prompts;
+pub use prompt::{ChatTemplate, Prompts};
 pub use record::{Catalogue, Record, Split};
 pub use rows::json_objects;
 pub use sampler::{Pick, Sampler, StepSize};

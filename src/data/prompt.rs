@@ -1,13 +1,14 @@
 //! Prompt templates: a record's history and query as text.
 
-use super::filenames;
 use super::files;
-use super::markup::SEAM;
+use super::markup::Quotes;
 use super::settings::{DataSettings, PromptPreset};
 use super::tokens::content;
-use crate::error::{Error, Result};
+use super::vocabulary::Vocabulary;
+use crate::error::{self, Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Output, State, UndefinedBehavior, Value, context};
+use minijinja::{Environment, UndefinedBehavior, Value, context};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -27,6 +28,10 @@ const CHAT: &str = "chat";
 /// The prompt of every task.
 pub struct Prompts {
     environment: Environment<'static>,
+    /// The templates as they were given.
+    sources: BTreeMap<String, String>,
+    /// The markup in the templates' sources.
+    quotes: Quotes,
     needs: BTreeMap<String, Needs>,
     chat: Option<Chat>,
 }
@@ -38,26 +43,55 @@ struct Needs {
     history_alone: bool,
     /// Renders with a query alone.
     query_alone: bool,
+    /// Shows a query where there is one.
+    shows_query: bool,
 }
 
 /// A checkpoint's chat template, and the special tokens it may print.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChatTemplate {
+    /// The template, Jinja as transformers reads it.
+    pub source: String,
+    /// Its `bos_token`; empty where the checkpoint names none.
+    pub bos: String,
+    /// Its `eos_token`; empty where the checkpoint names none.
+    pub eos: String,
+}
+
+/// A chat template that is ready to print.
 struct Chat {
     environment: Environment<'static>,
-    bos: String,
-    eos: String,
+    template: ChatTemplate,
 }
 
 impl Prompts {
     /// The templates of `settings`: the preset's, then the user's own. With `chat_template`, the
-    /// checkpoint's template is read from `model_dir`.
+    /// checkpoint's template is read from `model_dir`. `vocabulary` says what is markup in a template's source;
+    /// without one, the prompts only tell what their templates need.
     ///
     /// # Errors
     /// A template that does not parse, or that cannot be filled from a history and a query; a
     /// checkpoint without a chat template.
-    pub fn new(settings: &DataSettings, model_dir: Option<&Path>) -> Result<Self> {
+    pub fn new(
+        settings: &DataSettings,
+        model_dir: Option<&Path>,
+        vocabulary: Option<&Vocabulary>,
+    ) -> Result<Self> {
+        let chat = model_dir.filter(|_| settings.chat_template).map(ChatTemplate::read).transpose()?;
+        Self::with_chat(settings, chat, vocabulary)
+    }
+
+    /// The templates of `settings`, inside this chat template if there is one.
+    ///
+    /// # Errors
+    /// A template that does not parse, or that cannot be filled from a history and a query.
+    pub fn with_chat(
+        settings: &DataSettings,
+        chat: Option<ChatTemplate>,
+        vocabulary: Option<&Vocabulary>,
+    ) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
-        environment.set_formatter(print);
         let mut sources = BTreeMap::from(
             match settings.prompts {
                 PromptPreset::Published => [
@@ -76,19 +110,22 @@ impl Prompts {
             .map(|(task, text)| (task.to_string(), text.to_string())),
         );
         sources.extend(settings.templates.clone());
-        for (task, source) in sources {
+        let mut quotes = Quotes::default();
+        for (task, source) in &sources {
+            let mut source = source.clone();
+            if let Some(vocabulary) = vocabulary {
+                source = vocabulary.mark(&quotes.text(&source)?, &mut quotes)?;
+            }
             let key = format!("data.templates.{task}");
-            environment.add_template_owned(task, source).map_err(|e| fault(e).at(key))?;
+            environment.add_template_owned(task.clone(), source).map_err(|e| fault(e).at(key))?;
         }
-        let mut prompts = Self { environment, needs: BTreeMap::new(), chat: None };
+        let mut prompts = Self { environment, sources, quotes, needs: BTreeMap::new(), chat: None };
         let tasks: Vec<String> = prompts.environment.templates().map(|(name, _)| name.into()).collect();
         for task in tasks {
             let needs = prompts.probe(&task)?;
             prompts.needs.insert(task, needs);
         }
-        if let (true, Some(dir)) = (settings.chat_template, model_dir) {
-            prompts.chat = Some(Chat::read(dir)?);
-        }
+        prompts.chat = chat.map(Chat::new).transpose()?;
         Ok(prompts)
     }
 
@@ -102,21 +139,31 @@ impl Prompts {
         let mut unknown: Vec<String> = template.undeclared_variables(false).into_iter().collect();
         unknown.retain(|name| !known(name));
         let Some(name) = unknown.iter().min() else { return Ok(()) };
-        let near =
-            filenames::nearest(name, VARIABLES).map_or(String::new(), |n| format!("did you mean `{n}`? "));
+        let near = error::nearest(name, VARIABLES).map_or(String::new(), |n| format!("did you mean `{n}`? "));
         Err(Error::usage(format!("the prompt uses `{name}`, and there is no such variable"))
             .at(format!("data.templates.{task}"))
             .remedy(format!("{near}there are `history`, `items` and `query`")))
     }
 
+    /// The template of every task, those of the preset too.
+    pub fn sources(&self) -> &BTreeMap<String, String> {
+        &self.sources
+    }
+    /// The chat template around them.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref().map(|chat| &chat.template)
+    }
+
     fn probe(&self, task: &str) -> Result<Needs> {
         self.check_variables(task)?;
         let (history, query) = (["\u{1}item".to_string()], Some("\u{1}query"));
-        let works = |h: &[String], q| self.fill(task, h, " ", q).is_ok_and(|text| !text.trim().is_empty());
+        let works = |h: &[String], q| self.render(task, h, " ", q).is_ok_and(|text| !text.trim().is_empty());
         let both = self
-            .fill(task, &history, " ", query)
+            .render(task, &history, " ", query)
             .map_err(|e| e.remedy("use the variables `history`, `items` and `query`"))?;
-        let needs = Needs { history_alone: works(&history, None), query_alone: works(&[], query) };
+        let shows_query = both.contains("\u{1}query");
+        let needs =
+            Needs { history_alone: works(&history, None), query_alone: works(&[], query), shows_query };
         if !both.contains('\u{1}') {
             return Err(Error::usage("the prompt shows neither history nor query")
                 .at(format!("data.templates.{task}"))
@@ -143,13 +190,21 @@ impl Prompts {
             (false, false) => Some(if needs.history_alone { "history" } else { "query" }),
         }
     }
+    /// Whether the prompt of `task` shows a query.
+    pub fn shows_query(&self, task: &str) -> bool {
+        self.needs.get(task).is_some_and(|needs| needs.shows_query)
+    }
     /// Whether the text is already in the chat template, special tokens included.
     pub fn is_chat(&self) -> bool {
         self.chat.is_some()
     }
 
-    /// The prompt of a request, for [`Vocabulary::encode_prompt`](super::Vocabulary::encode_prompt): with seams where
-    /// the template prints. Titles and queries are to be quoted first.
+    /// What the templates' sources put aside: the beginning of every prompt's quotes.
+    pub fn quotes(&self) -> Quotes {
+        self.quotes.clone()
+    }
+
+    /// The prompt of a request, before a chat template. Titles and queries are quoted, items put aside.
     ///
     /// # Errors
     /// The template fails on this input.
@@ -160,20 +215,6 @@ impl Prompts {
         separator: &str,
         query: Option<&str>,
     ) -> Result<String> {
-        let text = self.fill(task, history, separator, query)?;
-        let Some(Chat { environment, bos, eos }) = &self.chat else { return Ok(text) };
-        let values = context! {
-            messages => vec![context! { role => "user", content => text }],
-            add_generation_prompt => true,
-            enable_thinking => false,
-            bos_token => bos,
-            eos_token => eos,
-        };
-        let template = environment.get_template(CHAT);
-        template.and_then(|t| t.render(values)).map_err(|e| fault(e).at("the chat template"))
-    }
-
-    fn fill(&self, task: &str, history: &[String], separator: &str, query: Option<&str>) -> Result<String> {
         let undefined = || Value::UNDEFINED;
         let has = !history.is_empty();
         let values = context! {
@@ -184,10 +225,33 @@ impl Prompts {
         let template = self.environment.get_template(task);
         template.and_then(|t| t.render(values)).map_err(|e| fault(e).at(format!("data.templates.{task}")))
     }
+
+    /// The checkpoint's chat around a prompt of [`Quotes::prompt`]; without a chat template the prompt as it is.
+    ///
+    /// # Errors
+    /// The chat template fails.
+    pub fn chat(&self, prompt: String) -> Result<String> {
+        let Some(Chat { environment, template: ChatTemplate { bos, eos, .. } }) = &self.chat else {
+            return Ok(prompt);
+        };
+        let values = context! {
+            messages => vec![context! { role => "user", content => prompt }],
+            add_generation_prompt => true,
+            enable_thinking => false,
+            bos_token => bos,
+            eos_token => eos,
+        };
+        let template = environment.get_template(CHAT);
+        template.and_then(|t| t.render(values)).map_err(|e| fault(e).at("the chat template"))
+    }
 }
 
-impl Chat {
-    fn read(dir: &Path) -> Result<Self> {
+impl ChatTemplate {
+    /// The template of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// A checkpoint without one.
+    pub fn read(dir: &Path) -> Result<Self> {
         let config = files::object(dir, "tokenizer_config.json")?;
         let map = files::object(dir, "special_tokens_map.json")?;
         let source = std::fs::read_to_string(dir.join("chat_template.jinja"))
@@ -198,6 +262,13 @@ impl Chat {
                 .at(dir.display())
                 .remedy("set data.chat_template = false, or use an instruction-tuned checkpoint")
         })?;
+        let token = |key: &str| content(&config[key]).or(content(&map[key])).unwrap_or_default().to_string();
+        Ok(Self { source, bos: token("bos_token"), eos: token("eos_token") })
+    }
+}
+
+impl Chat {
+    fn new(template: ChatTemplate) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // As transformers sets its own environment.
@@ -209,23 +280,10 @@ impl Chat {
         // A date in the prompt would make today's prompts differ from tomorrow's.
         environment.add_function("strftime_now", |_: String| "1 January 2026".to_string());
         environment
-            .add_template_owned(CHAT, source)
-            .map_err(|e| fault(e).at(format!("the chat template of {}", dir.display())))?;
-        let token = |key: &str| content(&config[key]).or(content(&map[key])).unwrap_or_default().to_string();
-        Ok(Self { environment, bos: token("bos_token"), eos: token("eos_token") })
+            .add_template_owned(CHAT, template.source.clone())
+            .map_err(|e| fault(e).at("the model's chat template"))?;
+        Ok(Self { environment, template })
     }
-}
-
-/// Prints a value with a seam on both sides, so that no token begins in what a template says and ends in what it
-/// prints. Blanks stay outside, where templates trim them.
-fn print(out: &mut Output, _: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
-    let text = value.as_str().map_or_else(|| value.to_string().into(), std::borrow::Cow::Borrowed);
-    let inner = text.trim();
-    let (before, after) = match text.find(inner) {
-        Some(start) if !inner.is_empty() => (&text[..start], &text[start + inner.len()..]),
-        _ => return out.write_str(&text).map_err(Into::into),
-    };
-    write!(out, "{before}{SEAM}{inner}{SEAM}{after}").map_err(Into::into)
 }
 
 /// `chat_template` is one template, or a list of named ones.

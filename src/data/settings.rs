@@ -31,6 +31,7 @@ pub struct DataSettings {
     pub semantic: SemanticSettings,
     /// Most tokens of a sequence (prompt and target; the encoder's input of an encoder-decoder
     /// model). What is too long loses its oldest history items first, then the end of its query.
+    #[schemars(range(min = 8))]
     pub max_length: usize,
     /// Most history items, the newest ones (0: as many as fit).
     pub history_limit: usize,
@@ -40,8 +41,10 @@ pub struct DataSettings {
     pub skip_bad_rows: usize,
     /// Share of the general text kept apart to measure what was forgotten, when the data directory
     /// has no `general-heldout.txt` or `.jsonl`.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub general_held_out: f64,
     /// Most tokens of one piece of general text.
+    #[schemars(range(min = 2))]
     pub general_length: usize,
 }
 
@@ -140,10 +143,13 @@ pub enum ItemIdentity {
 #[serde(deny_unknown_fields, default)]
 pub struct SemanticSettings {
     /// Codes of an id (one more where two items would share an id).
+    #[schemars(range(min = 1, max = 16))]
     pub levels: usize,
     /// Different codes of a level.
+    #[schemars(range(min = 2, max = 65536))]
     pub codes: usize,
     /// Most k-means iterations a level.
+    #[schemars(range(min = 1))]
     pub iterations: usize,
 }
 

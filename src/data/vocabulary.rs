@@ -103,6 +103,15 @@ impl Vocabulary {
         Ok(this)
     }
 
+    /// Identifies what the checkpoint's files say of tokens: other texts or other ids, another fingerprint. Chat
+    /// templates, layout of JSON and the order of its keys do not count.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        self.files.hash(&mut hasher);
+        hasher.update(format!("{} {:?}", self.base_size, self.eos).as_bytes());
+        hasher.finalize().to_hex().as_str()[..32].to_string()
+    }
+
     fn name_by_codes(&mut self, codes: &SemanticIds) -> Result<()> {
         self.tokens = (0..codes.len())
             .map(|i| codes.names(i).map(|name| self.token(&name)).collect::<Result<_>>())
@@ -231,15 +240,15 @@ impl Vocabulary {
     pub fn plain(&self, text: &str) -> Result<Vec<u32>> {
         self.reader.text(text, false)
     }
-    /// A text of a user's or a title, for a template to print; `quotes` keeps what reads like markup in it.
+    /// A template's own text with its markup put aside: special tokens, item tokens, and what is written like a tag.
     ///
     /// # Errors
     /// More different markup than can be put aside.
-    pub fn quote(&self, text: &str, quotes: &mut Quotes) -> Result<String> {
-        self.reader.quote(text, quotes)
+    pub fn mark(&self, text: &str, quotes: &mut Quotes) -> Result<String> {
+        self.reader.mark(text, quotes)
     }
-    /// Tokens of a prompt that a template made of quoted texts: the template's tokens are tokens. `special` puts
-    /// around it what the tokenizer puts around a sequence.
+    /// Tokens of a rendered prompt: what `quotes` put aside as markup is markup, and nothing else. `special` puts around
+    /// it what the tokenizer puts around a sequence.
     ///
     /// # Errors
     /// The tokenizer fails.

@@ -32,6 +32,11 @@ pub struct Paired {
     pub p_holm: f64,
 }
 
+/// The metrics by which requests are compared.
+pub fn compared(settings: &EvaluateSettings) -> [String; 4] {
+    METRICS.map(|metric| format!("{metric}@{}", cutoff(settings)))
+}
+
 /// The cut-off at which runs are compared: 10, or the largest there is.
 fn cutoff(settings: &EvaluateSettings) -> usize {
     let largest = settings.k.iter().copied().max().unwrap_or(10);
@@ -48,7 +53,7 @@ pub fn compare_runs(
     let mut list = Vec::new();
     for (split, theirs, ours) in splits {
         for (number, task) in tasks.iter().enumerate() {
-            for metric in METRICS.map(|m| format!("{m}@{}", cutoff(settings))) {
+            for metric in compared(settings) {
                 let [theirs, ours] = [theirs, ours].map(|r| r.values(number as u32, &metric));
                 if theirs.is_empty() || theirs.len() != ours.len() {
                     continue;

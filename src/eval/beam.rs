@@ -7,6 +7,7 @@
 use super::likelihood::{Request, Scorer};
 use super::trie::ROOT;
 use crate::error::Result;
+use crate::random;
 
 /// How to search.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,7 +27,10 @@ pub struct BeamSettings {
 /// As [`Scorer::scores`].
 pub fn search(scorer: &Scorer, request: &Request, settings: BeamSettings) -> Result<Vec<(u32, f32)>> {
     let trie = request.trie;
-    let by_score = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // Nodes stand by ascending token, so by the catalogue's order: that must not decide between equal scores.
+    let drawn = |node: u32| (random::mixed(0, node.into()), node);
+    let by_score =
+        |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then_with(|| drawn(a.0).cmp(&drawn(b.0)));
     let mut running = vec![(ROOT, 0f64)];
     let mut finished: Vec<(u32, f64)> = Vec::new();
     let mut length = 0;

@@ -109,17 +109,17 @@ fn compare(now: &[f32], before: &[f32], target: usize) -> [f64; 3] {
     [nll, difference / sum_before - sum_before.ln() + sum.ln(), new / (sum + new)]
 }
 
-/// How far a layer's output on general text has moved, in the mean square: tr(dW C dWᵀ), with the change
-/// `dW [M x N]` of its weight and the second moment `C [N x N]` of its input; both *f32*.
+/// `Σ |dW x|²` over the rows of `x [T x N]`, with the change `dW [M x N]` of a layer's weight: how far its output on these
+/// inputs has moved.
 ///
 /// # Errors
 /// The device.
-pub fn drift(backend: &dyn Backend, change: Mat, second_moment: Mat) -> Result<f64> {
-    let mut moved = backend.alloc(change.rows, change.cols, DType::F32)?;
-    backend.product(moved.mat_mut(), 0.0, 1.0, change.n(), second_moment.n())?;
-    let mut trace = backend.alloc(1, 1, DType::F32)?;
-    backend.run(Dots { pairs: vec![(moved.mat(), change)], out: trace.mat_mut() })?;
-    Ok(f64::from(backend.download(trace.mat())?[0]))
+pub fn drift(backend: &dyn Backend, change: Mat, x: Mat) -> Result<f64> {
+    let mut moved = backend.alloc(x.rows, change.rows, DType::F32)?;
+    backend.product(moved.mat_mut(), 0.0, 1.0, x.n(), change.t())?;
+    let mut sum = backend.alloc(1, 1, DType::F32)?;
+    backend.run(Dots { pairs: vec![(moved.mat(), moved.mat())], out: sum.mat_mut() })?;
+    Ok(f64::from(backend.download(sum.mat())?[0]))
 }
 
 /// Final hidden states that predict a token among the first `old`, and those tokens.

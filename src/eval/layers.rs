@@ -1,9 +1,9 @@
 //! How far every layer has moved, on general text and inside the space of general knowledge.
 
 use super::knowledge::drift;
-use crate::backend::{Backend, DType, Mat};
+use crate::backend::{Backend, DType, Mat, Tensor};
 use crate::error::Result;
-use crate::gems::{KnowledgeBasis, NullSide, SecondMoment};
+use crate::gems::{NullSide, Protection, Space};
 use crate::model::{Model, Observer, general_pass, passes};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,28 +26,29 @@ pub struct LayerChange {
     pub by_chance: Option<f64>,
 }
 
-/// Second moments of the inputs of the layers that changed; layers that see the same input share one.
-struct Inputs {
-    group_of: Vec<Option<usize>>,
-    first_of: BTreeMap<usize, usize>,
-    sums: BTreeMap<usize, SecondMoment>,
+/// A layer that changed, while text streams through the base.
+struct Changed<'a> {
+    backend: &'a Arc<dyn Backend>,
+    /// W and dW, *f32* `[M x N]`, by site.
+    layers: BTreeMap<usize, (Tensor, Tensor)>,
+    /// `Σ |W x|²`, `Σ |dW x|²` and the number of x.
+    sums: BTreeMap<usize, (f64, f64, usize)>,
 }
 
-impl Observer for Inputs {
+impl Observer for Changed<'_> {
     fn linear(&mut self, site: usize, x: Mat, _: Mat) -> Result<()> {
-        match self.group_of[site] {
-            Some(group) if self.first_of.get(&group) == Some(&site) => match self.sums.get_mut(&group) {
-                Some(sum) => sum.add(x),
-                None => Ok(()),
-            },
-            _ => Ok(()),
-        }
+        let Some((weight, change)) = self.layers.get(&site) else { return Ok(()) };
+        let (output, moved, rows) = self.sums.entry(site).or_default();
+        *output += drift(&**self.backend, weight.mat(), x)?;
+        *moved += drift(&**self.backend, change.mat(), x)?;
+        *rows += x.rows;
+        Ok(())
     }
 }
 
 /// Compares the layers of a tuned model with those of its base; layers that did not change are left out. `chunks`
-/// are token ids of general text, which runs through the base. Holds both models and, of every changed input, a
-/// second moment `[N x N]`.
+/// are token ids of general text, which runs through the base. Holds both models and, of every changed layer, its weight
+/// and its change in f32.
 ///
 /// # Errors
 /// The device.
@@ -55,68 +56,53 @@ pub fn layer_changes(
     base: &Model,
     tuned: &Model,
     chunks: &[Vec<u32>],
-    knowledge: Option<&KnowledgeBasis>,
+    protection: &Protection,
+    side: NullSide,
 ) -> Result<Vec<LayerChange>> {
-    let sites = &base.layout.sites;
-    let changed =
-        (0..sites.len()).map(|s| Ok(base.merged(s)? != tuned.merged(s)?)).collect::<Result<Vec<_>>>()?;
-    let group_of: Vec<Option<usize>> =
-        sites.iter().zip(&changed).map(|(site, changed)| changed.then_some(site.input_group)).collect();
-    let (mut first_of, mut sums) = (BTreeMap::new(), BTreeMap::new());
-    for (site, group) in group_of.iter().enumerate() {
-        if let Some(group) = group.filter(|g| !first_of.contains_key(g)) {
-            first_of.insert(group, site);
-            sums.insert(group, SecondMoment::new(&base.backend, sites[site].inputs)?);
+    let (be, sites) = (&base.backend, &base.layout.sites);
+    let mut changed = Changed { backend: be, layers: BTreeMap::new(), sums: BTreeMap::new() };
+    for (index, site) in sites.iter().enumerate() {
+        let (before, after) = (base.merged(index)?, tuned.merged(index)?);
+        if before != after {
+            let (rows, cols) = (site.outputs, site.inputs);
+            let change: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+            let tensor = |values: &[f32]| be.tensor(values, rows, cols, DType::F32);
+            changed.layers.insert(index, (tensor(&before)?, tensor(&change)?));
         }
     }
-    let mut inputs = Inputs { group_of, first_of, sums };
     for group in passes(chunks) {
-        base.observe(&general_pass(base, group), &mut inputs)?;
+        base.observe(&general_pass(base, group), &mut changed)?;
     }
-    let mut changes = Vec::new();
-    for site in (0..sites.len()).filter(|s| changed[*s]) {
-        let moment = match &inputs.sums.get(&sites[site].input_group) {
-            Some(sum) => sum.mean()?,
-            None => continue,
-        };
-        changes.push(layer(base, tuned, site, &moment, knowledge)?);
-    }
-    Ok(changes)
+    let Changed { layers, sums, .. } = changed;
+    let seen = layers.into_iter().filter_map(|(site, layer)| Some((site, layer, *sums.get(&site)?)));
+    seen.map(|(site, (weight, change), sums)| {
+        let name = sites[site].name.clone();
+        let space = protection.space(site).filter(|s| s.kept() > 0).map(|s| (s, side));
+        layer(be, name, (weight.mat(), change.mat()), sums, space)
+    })
+    .collect()
 }
 
 fn layer(
-    base: &Model,
-    tuned: &Model,
-    site: usize,
-    moment: &[f32],
-    knowledge: Option<&KnowledgeBasis>,
+    be: &Arc<dyn Backend>,
+    name: String,
+    (weight, change): (Mat, Mat),
+    (output, moved, rows): (f64, f64, usize),
+    space: Option<(&Space, NullSide)>,
 ) -> Result<LayerChange> {
-    let be = &base.backend;
-    let (rows, cols) = (base.layout.sites[site].outputs, base.layout.sites[site].inputs);
-    let before = base.merged(site)?;
-    let change: Vec<f32> = tuned.merged(site)?.iter().zip(&before).map(|(a, b)| a - b).collect();
     let energy = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-    let (of_change, of_weight) = (energy(&change), energy(&before));
-    let moment = be.tensor(moment, cols, cols, DType::F32)?;
-    let before = be.tensor(&before, rows, cols, DType::F32)?;
-    let moved = be.tensor(&change, rows, cols, DType::F32)?;
-    let drifted = drift(&**be, moved.mat(), moment.mat())?;
-    let output = drift(&**be, before.mat(), moment.mat())?;
-    let space = knowledge.and_then(|k| Some((k.side, k.space(site)?))).filter(|(_, s)| s.kept() > 0);
-    let inside = match space {
-        Some((side, space)) => {
-            let k = be.tensor(&space.directions, space.kept(), space.dim, DType::F32)?;
-            Some(energy(&components(be, moved.mat(), k.mat(), side)?) / of_change)
-        }
-        None => None,
+    let (of_change, of_weight) = (energy(&be.download(change)?), energy(&be.download(weight)?));
+    let inside = |(space, side): (&Space, NullSide)| -> Result<f64> {
+        let k = be.tensor(&space.directions, space.kept(), space.dim(), DType::F32)?;
+        Ok(energy(&components(be, change, k.mat(), side)?) / of_change)
     };
     Ok(LayerChange {
-        name: base.layout.sites[site].name.clone(),
+        name,
         change: (of_change / of_weight.max(f64::MIN_POSITIVE)).sqrt(),
-        drift: drifted,
-        relative_drift: drifted / output.max(f64::MIN_POSITIVE),
-        in_knowledge: inside,
-        by_chance: space.map(|(_, s)| s.kept() as f64 / s.dim as f64),
+        drift: moved / rows.max(1) as f64,
+        relative_drift: moved / output.max(f64::MIN_POSITIVE),
+        in_knowledge: space.map(inside).transpose()?,
+        by_chance: space.map(|(s, _)| s.kept() as f64 / s.dim() as f64),
     })
 }
 

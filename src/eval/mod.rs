@@ -14,11 +14,13 @@ pub mod slices;
 pub mod trec;
 mod trie;
 
-pub use against::{Paired, compare_runs};
+pub use against::{Paired, compare_runs, compared};
 pub use knowledge::{General, Reference, drift};
 pub use layers::{LayerChange, layer_changes};
 pub use likelihood::{Request, Scorer};
-pub use rank::{Metrics, Ranked, Rankings, candidate_trie, judge, order, rank_split, score};
+pub use rank::{
+    Metrics, Ranked, Rankings, candidate_trie, check_candidates, judge, order, rank_split, score,
+};
 pub use sample::{SampleSettings, sample_text};
 pub use settings::{Candidates, EvaluateSettings};
 pub use trie::{ROOT, Trie};

@@ -1,17 +1,20 @@
 //! Ranking a split's requests by exact conditional likelihood.
 //!
 //! The candidates of a request form a trie of token sequences behind its prompt ([`Scorer`]); a candidate's
-//! score is the sum of full-vocabulary log-probabilities along its path. Equal scores are ordered by item
-//! number.
+//! score is the sum of full-vocabulary log-probabilities along its path. Items of equal score count in every metric by
+//! their expectation ([`metrics`]); where they must be listed they stand in an order drawn for the request, which
+//! knows nothing of the catalogue's order (`prepare` writes that by popularity).
 
 use super::likelihood::{Request, Scorer};
-use super::metrics::{self, Judged};
+use super::metrics::{self, Judged, Place};
 use super::settings::{Candidates, EvaluateSettings};
 use super::trie::Trie;
 use crate::data::{Dataset, Encoder, PromptSide, Record, Split, Vocabulary};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::random;
 use rayon::prelude::*;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Most trie nodes of the requests that are scored together: their likelihoods are held at once.
@@ -27,15 +30,15 @@ pub struct Ranked {
     pub record: usize,
     /// Its task.
     pub task: u32,
-    /// The best items with their log-likelihoods, best first.
+    /// The best items with their log-likelihoods, best first, those of equal score in a drawn order.
     pub top: Vec<(u32, f32)>,
-    /// Position (from 0) among all candidates of each of the record's targets, in the record's order.
-    pub positions: Vec<usize>,
+    /// Where each of the record's targets stands among all candidates, in the record's order.
+    pub places: Vec<Place>,
     /// Number of candidates.
     pub candidates: usize,
-    /// Positions of the targets among the record's own negatives and them, where all items were ranked and the
-    /// record has negatives; else empty.
-    pub sampled: Vec<usize>,
+    /// Places of the targets among the record's own negatives and them, where all items were ranked and the record
+    /// has negatives; else empty.
+    pub sampled: Vec<Place>,
 }
 
 /// Metrics by name, by task.
@@ -58,13 +61,13 @@ impl Rankings {
                 continue;
             }
             let sums = means.entry(task.clone()).or_default();
-            sums.extend(mean_metrics(&of_task, settings, "", |r| &r.positions));
+            sums.extend(mean_metrics(&of_task, settings, "", |r| &r.places));
             let sampled: Vec<&Ranked> = of_task.iter().copied().filter(|r| !r.sampled.is_empty()).collect();
             if !sampled.is_empty() {
                 sums.extend(mean_metrics(&sampled, settings, "sampled_", |r| &r.sampled));
             }
             if settings.published_metrics {
-                let first = |r: &&Ranked| (r.positions.first().copied(), r.positions.len());
+                let first = |r: &&Ranked| (r.places.first().copied(), r.places.len());
                 let lists: Vec<_> = of_task.iter().map(first).collect();
                 sums.extend(metrics::first_target_only(&lists, &settings.k));
             }
@@ -75,29 +78,25 @@ impl Rankings {
     /// One metric (`ndcg@10`) of every request of a task, in order: what significance tests compare.
     /// Empty for a metric that there is not.
     pub fn values(&self, task: u32, metric: &str) -> Vec<f64> {
-        let cutoff = metric.rsplit_once('@').and_then(|(_, k)| k.parse().ok());
-        let value = |ranked: &Ranked| {
-            let judged = Judged::binary(ranked.positions.clone(), ranked.positions.len());
-            metrics::all(&judged, &[cutoff?], true).into_iter().find(|(name, _)| name == metric).map(|m| m.1)
-        };
+        let value = |r: &Ranked| metrics::named(&Judged::binary(&r.places, r.places.len()), metric);
         self.requests.iter().filter(|r| r.task == task).filter_map(value).collect()
     }
 }
 
-/// Mean metrics of requests whose targets stand at `positions`, under their names with a `prefix`.
+/// Mean metrics of requests whose targets stand at `places`, under their names with a `prefix`.
 fn mean_metrics(
     requests: &[&Ranked],
     settings: &EvaluateSettings,
     prefix: &str,
-    positions: impl Fn(&Ranked) -> &Vec<usize> + Sync,
+    places: impl Fn(&Ranked) -> &Vec<Place> + Sync,
 ) -> Vec<(String, f64)> {
     let names = metrics::names(&settings.k, settings.published_metrics);
     // Sums of blocks of fixed size, added in their order: the same on any number of threads.
     let block = |block: &[&Ranked]| {
         let mut sums = vec![0.0; names.len()];
         for ranked in block {
-            let positions = positions(ranked);
-            let judged = Judged::binary(positions.clone(), positions.len());
+            let places = places(ranked);
+            let judged = Judged::binary(places, places.len());
             metrics::add(&judged, &settings.k, settings.published_metrics, &mut sums);
         }
         sums
@@ -131,48 +130,74 @@ pub fn score(
     Ok(scores.into_iter().next().unwrap_or_default())
 }
 
-/// Items in ranking order: by score, then by number.
-pub fn order(candidates: &[u32], scores: &[f32]) -> Vec<(u32, f32)> {
-    let mut list: Vec<(u32, f32)> = candidates.iter().copied().zip(scores.iter().copied()).collect();
-    list.sort_unstable_by(before);
+/// Items in ranking order: by score, and those of equal score in an order drawn for `request`.
+pub fn order(candidates: &[u32], scores: &[f32], request: u64) -> Vec<(u32, f32)> {
+    let mut list = pairs(candidates, scores);
+    list.sort_unstable_by(|a, b| before(a, b, request));
     list
 }
 
-fn before(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+fn pairs(candidates: &[u32], scores: &[f32]) -> Vec<(u32, f32)> {
+    // Adding 0 makes the two zeros one.
+    candidates.iter().copied().zip(scores.iter().map(|s| s + 0.0)).collect()
 }
 
-/// The first `depth` of [`order`], and the position in it of each of `targets` (those that are candidates).
-/// Linear in the number of candidates.
+fn before(a: &(u32, f32), b: &(u32, f32), request: u64) -> Ordering {
+    let drawn = |item: u32| (random::mixed(request, item.into()), item);
+    b.1.total_cmp(&a.1).then_with(|| drawn(a.0).cmp(&drawn(b.0)))
+}
+
+/// The first `depth` of [`order`], and where each of `targets` stands (those that are candidates). Linear in the
+/// number of candidates.
 pub fn judge(
     candidates: &[u32],
     scores: &[f32],
     targets: &[u32],
-    depth: usize,
-) -> (Vec<(u32, f32)>, Vec<usize>) {
-    let mut list: Vec<(u32, f32)> = candidates.iter().copied().zip(scores.iter().copied()).collect();
-    let find = |t: &u32| list.iter().find(|(item, _)| item == t).copied();
-    let wanted: Vec<(u32, f32)> = targets.iter().filter_map(find).collect();
-    let mut sorted = wanted.clone();
-    sorted.sort_unstable_by(before);
-    // ahead[i]: candidates ahead of the i-th best target, but not of the one before it.
-    let mut ahead = vec![0usize; sorted.len() + 1];
-    for candidate in &list {
-        ahead[sorted.partition_point(|t| before(t, candidate).is_le())] += 1;
+    (depth, request): (usize, u64),
+) -> (Vec<(u32, f32)>, Vec<Place>) {
+    let mut list = pairs(candidates, scores);
+    let find = |t: &u32| list.iter().find(|(item, _)| item == t).map(|(_, score)| *score);
+    let wanted: Vec<f32> = targets.iter().filter_map(find).collect();
+    let mut levels = wanted.clone();
+    levels.sort_unstable_by(|a, b| b.total_cmp(a));
+    levels.dedup();
+    let level = |score: f32| levels.partition_point(|l| *l > score);
+    // Candidates of each level's score, and those between it and the level before.
+    let (mut tied, mut between) = (vec![0usize; levels.len()], vec![0usize; levels.len() + 1]);
+    for (_, score) in &list {
+        match levels.get(level(*score)) {
+            Some(l) if l == score => tied[level(*score)] += 1,
+            _ => between[level(*score)] += 1,
+        }
     }
-    let count = |total: &mut usize, n: &usize| {
-        *total += n;
-        Some(*total)
-    };
-    let places: Vec<usize> = ahead.iter().scan(0, count).collect();
-    let place = |t: &(u32, f32)| places[sorted.partition_point(|s| before(s, t).is_lt())];
-    let positions = wanted.iter().map(place).collect();
+    let ahead = |l: usize| between[..=l].iter().sum::<usize>() + tied[..l].iter().sum::<usize>();
+    let place = |score: &f32| Place { ahead: ahead(level(*score)), tied: tied[level(*score)] };
+    let places = wanted.iter().map(place).collect();
     if depth < list.len() {
-        list.select_nth_unstable_by(depth, before);
+        list.select_nth_unstable_by(depth, |a, b| before(a, b, request));
         list.truncate(depth);
     }
-    list.sort_unstable_by(before);
-    (list, positions)
+    list.sort_unstable_by(|a, b| before(a, b, request));
+    (list, places)
+}
+
+/// Refuses `candidates = "given"` where a record to be ranked has no negatives: metrics among a few candidates and
+/// among the whole catalogue are not of one kind.
+///
+/// # Errors
+/// How many records have none, and of which task.
+pub fn check_candidates(split: &Split, tasks: &[String], settings: &EvaluateSettings) -> Result<()> {
+    if settings.candidates == Candidates::Full {
+        return Ok(());
+    }
+    let numbers = chosen(split, tasks.len(), settings.records);
+    let bare: Vec<&Record> =
+        numbers.iter().map(|n| &split.records[*n]).filter(|r| r.negatives.is_empty()).collect();
+    let Some(first) = bare.first() else { return Ok(()) };
+    let (bare, all, task) = (bare.len(), numbers.len(), &tasks[first.task as usize]);
+    Err(Error::usage(format!("{bare} of {all} records have no negatives, the first of task `{task}`"))
+        .at(format!("evaluate.candidates = \"given\": {}", split.name))
+        .remedy("use evaluate.candidates = \"full\", or give every record negatives (`prepare` adds them)"))
 }
 
 fn candidates_of(record: &Record, items: usize, rule: Candidates) -> Option<Vec<u32>> {
@@ -211,7 +236,8 @@ struct Waiting {
 /// Ranks the records of a split. `progress` is told (done, in all).
 ///
 /// # Errors
-/// A prompt that does not fit; tokens that the model does not have; likelihoods that are not finite; the device.
+/// As [`check_candidates`]; a prompt that does not fit; tokens that the model does not have; likelihoods that are not
+/// finite; the device.
 pub fn rank_split(
     model: &Model,
     encoder: &Encoder,
@@ -222,6 +248,7 @@ pub fn rank_split(
 ) -> Result<Rankings> {
     let vocabulary = encoder.vocabulary();
     let scorer = Scorer::new(model, encoder.prompt_side(), settings.batch_tokens);
+    check_candidates(split, &data.tasks, settings)?;
     let numbers = chosen(split, data.tasks.len(), settings.records);
     let all: Vec<u32> = (0..vocabulary.items() as u32).collect();
     let mut catalogue: Option<Trie> = None;
@@ -270,17 +297,18 @@ fn rank(
     for (waiting, scores) in waiting.iter().zip(scorer.scores(&requests)?) {
         let record = &split.records[waiting.record];
         let candidates = waiting.own.as_ref().map_or(all, |(list, _)| list);
-        let (top, positions) = judge(candidates, &scores, &record.target, depth);
+        let drawn = waiting.record as u64;
+        let (top, places) = judge(candidates, &scores, &record.target, (depth, drawn));
         // The sampled ranking costs nothing more: its candidates are among those that were scored.
         let sampled = match candidates_of(record, all.len(), Candidates::Given) {
             Some(list) if waiting.own.is_none() => {
                 let scores: Vec<f32> = list.iter().map(|item| scores[*item as usize]).collect();
-                judge(&list, &scores, &record.target, 0).1
+                judge(&list, &scores, &record.target, (0, drawn)).1
             }
             _ => Vec::new(),
         };
         let (record, task, candidates) = (waiting.record, record.task, candidates.len());
-        rankings.requests.push(Ranked { record, task, top, positions, candidates, sampled });
+        rankings.requests.push(Ranked { record, task, top, places, candidates, sampled });
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 //!
 //! In an item slice only the targets of that kind count as relevant; the others stay in the list.
 
-use super::metrics::{self, Judged};
+use super::metrics::{self, Judged, Place};
 use super::rank::{Metrics, Ranked, Rankings};
 use super::settings::EvaluateSettings;
 use crate::data::{Record, Split};
@@ -73,12 +73,11 @@ pub fn by_slice(
     let names = metrics::names(&settings.k, settings.published_metrics);
     let mut sums: BTreeMap<(u32, &str), (usize, Vec<f64>)> = BTreeMap::new();
     for ranked in &rankings.requests {
-        for (name, positions) in memberships(ranked, &split.records[ranked.record], kinds) {
+        for (name, places) in memberships(ranked, &split.records[ranked.record], kinds) {
             let (requests, sums) =
                 sums.entry((ranked.task, name)).or_insert_with(|| (0, vec![0.0; names.len()]));
             *requests += 1;
-            let relevant = positions.len();
-            let judged = Judged::binary(positions, relevant);
+            let judged = Judged::binary(&places, places.len());
             metrics::add(&judged, &settings.k, settings.published_metrics, sums);
         }
     }
@@ -92,23 +91,23 @@ pub fn by_slice(
     slices
 }
 
-/// The slices a request is in, and the positions of the targets that count there.
-fn memberships(ranked: &Ranked, record: &Record, kinds: &[Popularity]) -> Vec<(&'static str, Vec<usize>)> {
+/// The slices a request is in, and the places of the targets that count there.
+fn memberships(ranked: &Ranked, record: &Record, kinds: &[Popularity]) -> Vec<(&'static str, Vec<Place>)> {
     let length = match record.history.len() {
         0 => "history:0",
         1..5 => "history:1-4",
         5..20 => "history:5-19",
         _ => "history:20+",
     };
-    let mut list = vec![(length, ranked.positions.clone())];
+    let mut list = vec![(length, ranked.places.clone())];
     let names =
         [("item:cold", Popularity::Cold), ("item:tail", Popularity::Tail), ("item:head", Popularity::Head)];
     for (name, kind) in names {
-        let targets = record.target.iter().zip(&ranked.positions);
+        let targets = record.target.iter().zip(&ranked.places);
         let of_kind = targets.filter(|(item, _)| kinds.get(**item as usize) == Some(&kind));
-        let positions: Vec<usize> = of_kind.map(|(_, position)| *position).collect();
-        if !positions.is_empty() {
-            list.push((name, positions));
+        let places: Vec<Place> = of_kind.map(|(_, place)| *place).collect();
+        if !places.is_empty() {
+            list.push((name, places));
         }
     }
     list

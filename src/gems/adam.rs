@@ -32,6 +32,7 @@ pub(super) fn idle(columns: Range<usize>, keep: f64) -> AdamBlock {
         keep_before: keep as f32,
         keep_after: 1.0,
         grad_scale: 0.0,
+        held: 0.0,
     }
 }
 
@@ -63,5 +64,6 @@ fn block(
         keep_before: before as f32,
         keep_after: after as f32,
         grad_scale: 1.0,
+        held: 0.0,
     }
 }

@@ -3,7 +3,6 @@
 use super::pairs::LayerGram;
 use super::settings::OptimizerSettings;
 use super::state::State;
-use super::subspaces::Subspaces;
 use crate::backend::{
     Adam, AdamBlock, AdamUpdate, AdaptedLinear, Backend, DType, Dots, Mat, MatMut, Tensor, Write,
 };
@@ -42,6 +41,7 @@ impl Pass {
 }
 
 /// What an update needs to know about the step.
+#[derive(Clone, Copy)]
 pub(super) struct Step<'a> {
     pub optimizer: &'a OptimizerSettings,
     /// Learning rate times the method's scale.
@@ -54,6 +54,8 @@ pub(super) struct Step<'a> {
     pub gates: Option<&'a [f32]>,
     /// Which tasks had labels.
     pub active: &'a [bool],
+    /// The factor on what rehearsal holds, and on that in every task's own stream.
+    pub held: (f32, &'a [f32]),
     /// Number of this update, from 1.
     pub t: u64,
     /// The same, counted for each task.
@@ -75,7 +77,7 @@ pub(super) struct Delta<'a> {
     /// *f32*.
     pub change: Tensor,
     /// `M` where the squared norm of the change of W is `<change, change M>` and not `<change, change>`.
-    pub metric: Option<&'a Tensor>,
+    pub overlap: Option<&'a Tensor>,
     /// *f32*, added to.
     pub to: MatMut<'a>,
     /// Receives this factor times what was added to, in compute type.
@@ -89,30 +91,43 @@ pub(super) trait Adapter: Send {
     /// The step's gradients, all that the update depends on: between the last observation and the update they may be
     /// summed over machines.
     fn leaves(&mut self) -> Vec<MatMut<'_>>;
+    /// Holds a pass's gradient of the rehearsal, which enters every update until the next one. Whoever has no place for
+    /// it leaves it.
+    fn hold(&mut self, _: &LinearGradient, _: &Pass) -> Result<()> {
+        Ok(())
+    }
+    /// The last of them was held.
+    fn finish_hold(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// What is held.
+    fn held(&mut self) -> Vec<MatMut<'_>> {
+        Vec::new()
+    }
     /// Inner products of the gradients at hand.
     fn gram(&self) -> LayerGram<'_>;
+    /// Draws what was learned back towards the base model, by the schedule's `strength`, where no fold does it.
+    fn pull(&mut self, _: &mut AdaptedLinear, _strength: f64) -> Result<()> {
+        Ok(())
+    }
     /// The step.
     fn update<'a>(&'a mut self, layer: &'a mut AdaptedLinear, step: &Step) -> Result<Update<'a>>;
     /// Saves or restores everything that a resumed run needs.
     fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()>;
-    /// The subspaces whose bases are renewed, where there are some.
-    fn subspaces(&mut self) -> Option<&mut Subspaces> {
-        None
-    }
 }
 
 /// The change that Adam makes of `x0`: of zeros, or of what decays. Zero when the step is to be skipped.
 pub(super) fn change_by_adam(
     be: &dyn Backend,
     mut x0: Tensor,
-    g: Mat,
+    (g, held): (Mat, Option<Mat>),
     (m, v): (&mut Tensor, &mut Tensor),
     blocks: Vec<AdamBlock>,
     factors: Mat,
 ) -> Result<Tensor> {
     let mut change = be.alloc(x0.rows(), x0.cols(), DType::F32)?;
     let (x, m, v) = (x0.mat_mut(), m.mat_mut(), v.mat_mut());
-    let update = AdamUpdate { x, g, m, v, blocks, copy: None, change: Some(change.mat_mut()) };
+    let update = AdamUpdate { x, g, held, m, v, blocks, copy: None, change: Some(change.mat_mut()) };
     be.run(Adam { updates: vec![update], factors: Some(factors), squares: None })?;
     Ok(change)
 }
@@ -161,10 +176,10 @@ pub(super) fn apply(
 /// Squared norms of the changes of W.
 fn measure(be: &dyn Backend, deltas: &[Delta], squares: MatMut) -> Result<()> {
     let through = |delta: &Delta| -> Result<Option<Tensor>> {
-        let Some(metric) = delta.metric else { return Ok(None) };
+        let Some(overlap) = delta.overlap else { return Ok(None) };
         let (rows, cols) = delta.change.shape();
         let mut through = be.alloc(rows, cols, DType::F32)?;
-        be.product(through.mat_mut(), 0.0, 1.0, delta.change.mat().n(), metric.mat().n())?;
+        be.product(through.mat_mut(), 0.0, 1.0, delta.change.mat().n(), overlap.mat().n())?;
         Ok(Some(through))
     };
     let through = deltas.iter().map(through).collect::<Result<Vec<_>>>()?;

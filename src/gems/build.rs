@@ -1,179 +1,74 @@
 //! The optimizer of a run, built: which layers are adapted, and how.
 
-use super::Optimizer;
-use super::adapter::{Adapter, Pass};
+use super::adapter::Pass;
+use super::costs::Costs;
 use super::full::Full;
 use super::gates::Gates;
 use super::gram::StepGram;
+use super::knowledge::{Knowledge, Protection, Space};
 use super::linalg::transpose;
 use super::lora::Lora;
 use super::master::NullSpace;
-use super::nullspace::{KnowledgeBasis, Space};
+use super::method::MethodSettings;
 use super::published::Published;
 use super::refresh::window::Ranks;
 use super::rows::{DenseParameter, DenseRole};
-use super::settings::{
-    Decay, GateKind, GemsSettings, Method, NullSide, NullSpaceSettings, OptimizerSettings, Refresh, Side,
-    Surgery,
-};
+use super::settings::{Decay, Method, NullSide, Refresh, Side, Surgery};
 use super::subspaces::{SubspaceOptions, Subspaces};
+use super::tuned::Tuned;
+use super::{Observing, Optimizer};
 use crate::backend::{Backend, DType, Tensor};
-use crate::error::{Error, Result};
-use crate::layers::{Layers, Projection, Site};
+use crate::error::Result;
+use crate::layers::{Layers, Site};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Sections `[gems]`, `[null_space]` and `[optimizer]`.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct MethodSettings {
-    /// What is tuned, and how.
-    pub gems: GemsSettings,
-    /// What is left alone.
-    pub null_space: NullSpaceSettings,
-    /// Adam.
-    pub optimizer: OptimizerSettings,
-}
-
-/// One of `gems.targets`.
-enum Target<'a> {
-    Projection(Projection),
-    /// A part of a module name.
-    Part(&'a str),
-}
-
-impl<'a> Target<'a> {
-    /// What is shorter than this is a projection or a mistake: `p` is a part of most names.
-    const SHORTEST_PART: usize = 5;
-
-    fn new(text: &'a str) -> Option<Self> {
-        match Projection::parse(text) {
-            Some(projection) => Some(Self::Projection(projection)),
-            None => (text.len() >= Self::SHORTEST_PART).then_some(Self::Part(text)),
-        }
-    }
-
-    fn takes(&self, site: &Site) -> bool {
-        match self {
-            Self::Projection(projection) => site.projection == *projection,
-            Self::Part(part) => site.name.contains(part),
-        }
-    }
-}
-
-impl MethodSettings {
-    /// Rejects settings that cannot be meant together.
-    pub fn validate(&self) -> Result<()> {
-        let usage = |what: &str, remedy: &str| Err(Error::usage(what.to_string()).remedy(remedy.to_string()));
-        let (g, o, n) = (&self.gems, &self.optimizer, &self.null_space);
-        if g.rank == 0 {
-            return usage("gems.rank is 0", "give at least 1");
-        }
-        if g.refresh_every == 0 || g.refresh_window == 0 {
-            return usage("gems.refresh_every and gems.refresh_window count steps", "give at least 1");
-        }
-        if !(0.0..1.0).contains(&o.beta1) || !(0.0..1.0).contains(&o.beta2) || o.eps.is_nan() || o.eps <= 0.0
-        {
-            return usage("optimizer.beta1 and beta2 lie in [0, 1), eps above 0", "correct them");
-        }
-        let low_rank = matches!(g.method, Method::Gems | Method::Galore) && g.side == Side::Right;
-        if o.decay == Decay::Weights && o.weight_decay > 0.0 && low_rank {
-            return usage(
-                "optimizer.decay = \"weights\" needs weights that change every step",
-                "use optimizer.decay = \"delta\", or gems.method = \"full\", or gems.side = \"published\"",
-            );
-        }
-        if g.side == Side::Published && g.surgery != Surgery::None {
-            return usage(
-                "gems.surgery has no place in the published optimizer",
-                "use gems.side = \"right\"",
-            );
-        }
-        if g.gates.kind == GateKind::Learned && (g.method != Method::Gems || g.side == Side::Published) {
-            return usage(
-                "learned gates weigh task subspaces on the input side",
-                "use gems.method = \"gems\" with gems.side = \"right\"",
-            );
-        }
-        if n.side != NullSide::None && (n.value.is_nan() || n.value < 0.0) {
-            return usage("null_space.value is negative", "an energy lies between 0 and 1");
-        }
-        if !(0.0..=1.0).contains(&n.item_rows) {
-            return usage("null_space.item_rows is a share of energy", "give a number between 0 and 1");
-        }
-        Ok(())
-    }
-
-    /// The adapted layers among `sites`.
-    pub fn adapted(&self, sites: &[Site]) -> Result<Vec<bool>> {
-        let targets = &self.gems.targets;
-        let matches = |site: &Site, text: &str| Target::new(text).is_some_and(|t| t.takes(site));
-        // A projection that only other families have (T5 v1.0 has no up) is no mistake.
-        let known = |text: &str| Projection::parse(text).is_some();
-        let strange = targets.iter().find(|t| !known(t) && !sites.iter().any(|s| matches(s, t)));
-        let taken: Vec<bool> = sites.iter().map(|s| targets.iter().any(|t| matches(s, t))).collect();
-        if strange.is_some() || !taken.contains(&true) {
-            let named = strange.map_or(format!("{targets:?}"), |t| format!("{t:?}"));
-            return Err(Error::usage(format!("gems.targets: no layer is a {named}"))
-                .remedy("name projections (q, k, v, o, gate, up, down) or parts of module names"));
-        }
-        let on = self.gems.method != Method::Rows;
-        Ok(taken.into_iter().map(|taken| on && taken).collect())
-    }
-
-    /// Ranks of a layer's subspaces: shared, then one a task for GEMS.
-    pub fn ranks(&self, site: &Site, tasks: usize) -> Vec<usize> {
-        let most = site.outputs.min(site.inputs);
-        let mut ranks = vec![self.gems.rank.min(most)];
-        if self.gems.method == Method::Gems {
-            let own = self.gems.task_rank.unwrap_or((self.gems.rank / 2).max(1)).min(most);
-            ranks.extend(vec![own; tasks]);
-        }
-        ranks
-    }
-}
-
 impl Optimizer {
     /// The optimizer of a model's layers (`sites`) and dense parameters (`None`: not trained), which it may read and attach
-    /// branches to. `knowledge` must be of the model.
+    /// branches to. `knowledge` must be of the model; what is
+    /// protected is cut from it.
     #[allow(clippy::too_many_arguments, reason = "everything an optimizer is made of, once")]
     pub fn new(
         settings: MethodSettings,
         sites: &[Site],
         dense: &[Option<DenseRole>],
         tasks: usize,
-        knowledge: Option<&KnowledgeBasis>,
+        knowledge: Option<&Knowledge>,
         layers: &mut dyn Layers,
         backend: &Arc<dyn Backend>,
         seed: u64,
     ) -> Result<Self> {
         settings.validate()?;
         let adapted = settings.adapted(sites)?;
-        let protected = Protected { backend, knowledge, held: HashMap::new() };
-        let mut build = Build { settings: &settings, tasks, backend, seed, protected };
+        let rooms = settings.rooms(sites, tasks)?;
+        let cut = |k| Protection::of(k, &settings.null_space, sites, &rooms, (&**backend, seed));
+        let protection = knowledge.map(cut).transpose()?.unwrap_or_default();
+        let protected = Protected { backend, protection: &protection, held: HashMap::new() };
+        let costs = Costs::of(&settings.null_space, sites, &adapted, knowledge)?;
+        let step_factors = costs.step_factors.clone();
+        let mut build = Build { settings: &settings, tasks, backend, seed, protected, costs };
         let mut adapters = Vec::new();
         for (i, site) in sites.iter().enumerate() {
             adapters.push(if adapted[i] { Some(build.adapter(i, site, layers)?) } else { None });
         }
         let dense = dense.iter().enumerate().map(|(i, role)| build.dense(layers, i, *role));
         let dense = dense.collect::<Result<Vec<_>>>()?;
-        let protected_rows = match knowledge.and_then(|k| k.final_hidden.as_ref()) {
-            Some(space) if settings.null_space.item_rows > 0.0 && space.kept() > 0 => {
-                Some(columns_of(backend, space)?)
-            }
-            _ => None,
-        };
+        let protected_rows = protection.item_rows.as_ref().filter(|space| space.kept() > 0);
+        let protected_rows = protected_rows.map(|space| columns_of(backend, space)).transpose()?;
         Ok(Self {
-            gram: StepGram::new(&**backend, tasks, &adapters, &dense)?,
+            gram: StepGram::new(&**backend, tasks, &mut adapters, &dense)?,
             gates: Gates::new(&settings.gems.gates, tasks, seed),
             backend: Arc::clone(backend),
             settings,
             tasks,
             adapters,
+            step_factors,
             dense,
             protected_rows,
             step: 0,
             task_steps: vec![0; tasks],
-            observing: false,
+            observing: Observing::Nothing,
+            rehearsed: 0,
             taken: false,
             pass: Pass::default(),
             passes: 0,
@@ -188,35 +83,40 @@ struct Build<'a> {
     backend: &'a Arc<dyn Backend>,
     seed: u64,
     protected: Protected<'a>,
+    costs: Costs,
 }
 
 impl<'a> Build<'a> {
     /// The adapter of a layer, which may get a branch.
-    fn adapter(&mut self, index: usize, site: &Site, layers: &mut dyn Layers) -> Result<Box<dyn Adapter>> {
+    fn adapter(&mut self, index: usize, site: &Site, layers: &mut dyn Layers) -> Result<Tuned> {
         let (g, null, be) = (&self.settings.gems, &self.settings.null_space, self.backend);
-        let space = self.space(index, site)?;
-        let columns = |protected: &mut Protected| -> Result<Option<Arc<Tensor>>> {
+        let space = self.protected.protection.space(index).filter(|s| s.kept() > 0);
+        let columns = |protected: &mut Protected<'a>| -> Result<Option<Arc<Tensor>>> {
             space.map(|s| protected.columns(s)).transpose()
         };
         let (ranks, layer) = (self.settings.ranks(site, self.tasks), layers.linear(index));
         if g.method == Method::Gems && g.side == Side::Published {
             let null_space = NullSpace::new(null, columns(&mut self.protected)?);
-            return Ok(Box::new(Published::new(be, layer, &ranks, g.refresh_every, null_space)?));
+            let made = Published::new(be, layer, &ranks, g.refresh_every, null_space)?;
+            return Ok(Tuned::Other(Box::new(made)));
         }
         if g.method == Method::Full {
             let null_space = NullSpace::new(null, columns(&mut self.protected)?);
             let o = &self.settings.optimizer;
             let pulls = o.decay == Decay::Delta && o.weight_decay > 0.0;
-            return Ok(Box::new(Full::new(be, layer, self.tasks, null_space, pulls)?));
+            let pull = self.costs.pull(&**be, index, layer)?;
+            let made = Full::new(be, layer, self.tasks, null_space, pull, (pulls, self.rehearses()))?;
+            return Ok(Tuned::Other(Box::new(made)));
         }
-        self.fits(site, &ranks, space)?;
+        self.fits(site, space)?;
         let shape = (site.outputs, site.inputs);
         if g.method == Method::Lora {
             let (alpha, protected) = (g.lora_alpha.unwrap_or(g.rank as f64), columns(&mut self.protected)?);
-            let lora =
-                Lora::new(be, shape, (g.rank, alpha), self.tasks, null, protected, (self.seed, index))?;
+            let (rank, tasks) = ((g.rank, alpha), (self.tasks, self.rehearses()));
+            let keeps = (protected, self.costs.pull(&**be, index, layer)?);
+            let lora = Lora::new(be, shape, rank, tasks, null, keeps, (self.seed, index))?;
             lora.attach(layer)?;
-            return Ok(Box::new(lora));
+            return Ok(Tuned::Other(Box::new(lora)));
         }
         let exact = match g.refresh {
             Refresh::Exact => true,
@@ -228,45 +128,23 @@ impl<'a> Build<'a> {
             (NullSide::Output, Some(s)) => (None, Some(self.protected.columns(s)?)),
             _ => (None, None),
         };
-        let options = SubspaceOptions::new(g, null, exact, self.seed, index);
+        let options = SubspaceOptions::new(g, null, (exact, self.rehearses()), self.seed, index);
         let ranks = Ranks { tasks: self.tasks, each: ranks };
-        let made = Subspaces::new(be, options, ranks, shape, rows, columns)?;
+        let (sides, pull) = (self.costs.metric(&**be, index, null)?, self.costs.pull(&**be, index, layer)?);
+        let made = Subspaces::new(be, options, ranks, shape, (rows, columns), (sides, pull))?;
         made.attach(layer)?;
-        Ok(Box::new(made))
+        Ok(Tuned::Subspaces(Box::new(made)))
     }
 
-    /// The protected directions of a layer, if there are any.
-    fn space(&self, index: usize, site: &Site) -> Result<Option<&'a Space>> {
-        let side = self.settings.null_space.side;
-        let knowledge = self.protected.knowledge.filter(|_| side != NullSide::None);
-        let Some(space) = knowledge.and_then(|k| k.space(index)).filter(|s| s.kept() > 0) else {
-            return Ok(None);
-        };
-        let dim = if side == NullSide::Input { site.inputs } else { site.outputs };
-        if space.dim != dim {
-            return Err(Error::usage(format!("the knowledge basis has {} dimensions, not {dim}", space.dim))
-                .at(&site.name)
-                .remedy("make a basis for this model and side with `gems-engine basis`"));
-        }
-        Ok(Some(space))
+    fn rehearses(&self) -> bool {
+        self.settings.rehearsal.every > 0
     }
 
     /// Whether the subspaces fit beside the protected directions.
-    fn fits(&self, site: &Site, ranks: &[usize], space: Option<&Space>) -> Result<()> {
-        let g = &self.settings.gems;
-        let total: usize = if g.method == Method::Lora { g.rank } else { ranks.iter().sum() };
+    fn fits(&self, site: &Site, space: Option<&Space>) -> Result<()> {
         let input_side = self.settings.null_space.side == NullSide::Input;
         let taken = if input_side { space.map_or(0, Space::kept) } else { 0 };
-        let left = site.inputs - taken.min(site.inputs);
-        if total <= left {
-            return Ok(());
-        }
-        Err(Error::usage(format!(
-            "subspaces of {total} directions do not fit: {} inputs less {taken} protected leave {left}",
-            site.inputs
-        ))
-        .at(&site.name)
-        .remedy("lower gems.rank or gems.task_rank, or protect fewer directions (null_space.value)"))
+        self.settings.fits_beside(site, self.tasks, taken)
     }
 
     /// A dense parameter that is trained.
@@ -287,26 +165,27 @@ impl<'a> Build<'a> {
 /// Protected directions on the device, once a space: layers with the same input share one.
 struct Protected<'a> {
     backend: &'a Arc<dyn Backend>,
-    knowledge: Option<&'a KnowledgeBasis>,
-    held: HashMap<*const Space, Arc<Tensor>>,
+    protection: &'a Protection<'a>,
+    held: HashMap<*const Space<'a>, Arc<Tensor>>,
 }
 
-impl Protected<'_> {
+impl<'a> Protected<'a> {
     /// As rows `[k x dim]`.
-    fn rows(&mut self, space: &Space) -> Result<Arc<Tensor>> {
-        let make = |be: &Arc<dyn Backend>| be.tensor(&space.directions, space.kept(), space.dim, DType::F32);
+    fn rows(&mut self, space: &Space<'a>) -> Result<Arc<Tensor>> {
+        let make =
+            |be: &Arc<dyn Backend>| be.tensor(&space.directions, space.kept(), space.dim(), DType::F32);
         self.held(space, make)
     }
 
     /// As columns `[dim x k]`.
-    fn columns(&mut self, space: &Space) -> Result<Arc<Tensor>> {
+    fn columns(&mut self, space: &Space<'a>) -> Result<Arc<Tensor>> {
         self.held(space, |be| columns_of(be, space))
     }
 
     /// A run has all its layers' spaces as rows, or all as columns.
     fn held(
         &mut self,
-        space: &Space,
+        space: &Space<'a>,
         make: impl FnOnce(&Arc<dyn Backend>) -> Result<Tensor>,
     ) -> Result<Arc<Tensor>> {
         if let Some(held) = self.held.get(&std::ptr::from_ref(space)) {
@@ -321,5 +200,5 @@ impl Protected<'_> {
 /// Protected directions as columns `[dim x k]`.
 fn columns_of(backend: &Arc<dyn Backend>, space: &Space) -> Result<Tensor> {
     let k = space.kept();
-    backend.tensor(&transpose(&space.directions, k, space.dim), space.dim, k, DType::F32)
+    backend.tensor(&transpose(&space.directions, k, space.dim()), space.dim(), k, DType::F32)
 }

@@ -4,11 +4,12 @@ use super::adam::adamw;
 use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
 use super::master::{Master, NullSpace};
 use super::pairs::{LayerGram, pairs_of_columns, task_pairs};
+use super::pull::Pull;
 use super::settings::Decay;
 use super::state::State;
 use crate::backend::{
-    AdamBlock, AdamUpdate, AdaptedLinear, Backend, DType, GradBlock, GramEntry, Mat, MatMut, Tensor,
-    WeightGrad,
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, DType, GradBlock, GramEntry, Mat, MatMut, Rounding,
+    Tensor, WeightGrad,
 };
 use crate::error::Result;
 use crate::layers::LinearGradient;
@@ -24,7 +25,10 @@ pub(super) struct Full {
     v: Tensor,
     /// Gradients side by side, task by task, `[M x T N]`.
     sums: Tensor,
+    /// The rehearsal's gradient, `[M x N]`.
+    held: Option<Tensor>,
     null_space: NullSpace,
+    pull: Option<Pull>,
 }
 
 impl Full {
@@ -33,7 +37,8 @@ impl Full {
         layer: &AdaptedLinear,
         tasks: usize,
         null_space: NullSpace,
-        decays_delta: bool,
+        pull: Option<Pull>,
+        (decays_delta, rehearses): (bool, bool),
     ) -> Result<Self> {
         let (m, n) = layer.weight.shape();
         let zeros = |cols| backend.zeros(m, cols, DType::F32);
@@ -44,8 +49,10 @@ impl Full {
             m: zeros(n)?,
             v: zeros(n)?,
             sums: zeros(tasks * n)?,
+            held: rehearses.then(|| zeros(n)).transpose()?,
             tasks,
             null_space,
+            pull,
             backend: Arc::clone(backend),
         })
     }
@@ -81,6 +88,17 @@ impl Adapter for Full {
         vec![self.sums.mat_mut()]
     }
 
+    fn hold(&mut self, g: &LinearGradient, pass: &Pass) -> Result<()> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let blocks = &[GradBlock::whole(0..g.x.rows, g.x.cols)];
+        let (out, write) = (held.mat_mut(), pass.write());
+        self.backend.run(WeightGrad { dy: g.dy, x: g.x, blocks, out, write, gram: None })
+    }
+
+    fn held(&mut self) -> Vec<MatMut<'_>> {
+        self.held.iter_mut().map(Tensor::mat_mut).collect()
+    }
+
     fn gram(&self) -> LayerGram<'_> {
         let (tasks, n) = (self.tasks, self.m.cols());
         let mut entries: Vec<GramEntry> = task_pairs(tasks).map(|(i, j)| GramEntry::Layer(i, j)).collect();
@@ -97,7 +115,7 @@ impl Adapter for Full {
             self.null_space.project_gradient(&*be, self.sums.mat_mut().col_range(t * n..(t + 1) * n))?;
         }
         let all = adamw(step.optimizer, 0..n, step.t, step.rate);
-        let blocks = vec![AdamBlock { terms: self.tasks, stride: n, ..all }];
+        let blocks = vec![AdamBlock { terms: self.tasks, stride: n, held: step.held.0, ..all }];
         let pulls = step.optimizer.decay == Decay::Delta && self.start.is_some();
         let between = self.null_space.of_update() || pulls || step.measured_first;
         let x0 = match between {
@@ -107,17 +125,36 @@ impl Adapter for Full {
         let (to, copy) = self.master.parts(layer);
         let Some(x0) = x0 else {
             let (g, m, v) = (self.sums.mat(), self.m.mat_mut(), self.v.mat_mut());
-            return Ok(Update::InPlace(vec![AdamUpdate { x: to, g, m, v, blocks, copy, change: None }]));
+            let held = self.held.as_ref().map(Tensor::mat);
+            return Ok(Update::InPlace(vec![AdamUpdate {
+                x: to,
+                g,
+                held,
+                m,
+                v,
+                blocks,
+                copy,
+                change: None,
+            }]));
         };
-        let (g, moments) = (self.sums.mat(), (&mut self.m, &mut self.v));
+        let g = (self.sums.mat(), self.held.as_ref().map(Tensor::mat));
+        let moments = (&mut self.m, &mut self.v);
         let mut change = change_by_adam(&*be, x0, g, moments, blocks, step.factors)?;
         self.null_space.project_update(&*be, change.mat_mut())?;
-        Ok(Update::Deltas(vec![Delta { change, metric: None, to, copy }]))
+        Ok(Update::Deltas(vec![Delta { change, overlap: None, to, copy }]))
+    }
+
+    fn pull(&mut self, layer: &mut AdaptedLinear, strength: f64) -> Result<()> {
+        let Some(pull) = &self.pull else { return Ok(()) };
+        let (mut values, copy) = self.master.parts(layer);
+        pull.fold(&*self.backend, values.reborrow(), None, strength, Rounding::Nearest)?;
+        copy.map_or(Ok(()), |(copy, _)| self.backend.copy(values.as_mat(), copy))
     }
 
     fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {
         self.master.state(&*self.backend, layer, state)?;
         state.optimizer("m", self.m.mat_mut())?;
-        state.optimizer("v", self.v.mat_mut())
+        state.optimizer("v", self.v.mat_mut())?;
+        self.held.iter_mut().try_for_each(|held| state.optimizer("held", held.mat_mut()))
     }
 }

@@ -1,8 +1,8 @@
 //! The inner products of a step's gradients and its losses: on the device until they are read, once.
 
-use super::adapter::Adapter;
 use super::pairs::task_pairs;
 use super::rows::DenseParameter;
+use super::tuned::Tuned;
 use crate::backend::{Backend, DType, Dots, GramEntry, Indices, Mat, Tensor, factors};
 use crate::error::Result;
 use std::ops::Range;
@@ -20,6 +20,8 @@ pub(super) struct StepGram {
     /// Whether all of a layer's are fused into its gradient kernels.
     fused: Vec<bool>,
     dense: Vec<Range<usize>>,
+    /// Where the rehearsal's loss stands, and the squares of what is held of it after that; empty without a rehearsal.
+    pub held: Range<usize>,
     /// `[1 x n]`.
     pub values: Tensor,
     /// `[1 x 1 + 2 tasks]`, see [`factors`].
@@ -30,7 +32,7 @@ impl StepGram {
     pub fn new(
         be: &dyn Backend,
         tasks: usize,
-        adapters: &[Option<Box<dyn Adapter>>],
+        adapters: &mut [Option<Tuned>],
         dense: &[Option<DenseParameter>],
     ) -> Result<Self> {
         let mut entries = Vec::new();
@@ -43,6 +45,8 @@ impl StepGram {
         let fused = grams.iter().map(|g| g.as_ref().is_none_or(|g| g.fused == g.pairs.len())).collect();
         let sites = grams.into_iter().map(|g| place(g.map(|g| g.entries))).collect();
         let dense = dense.iter().map(|p| place(p.as_ref().map(|p| p.gram().entries))).collect();
+        let held: usize = adapters.iter_mut().flatten().map(|a| a.held().len()).sum();
+        let held = place((held > 0).then(|| vec![GramEntry::Held; 1 + held]));
         let numbers: Vec<u32> = entries.iter().map(|e| e.number(tasks) as u32).collect();
         let count = entries.len() + tasks + 2 * adapters.len() + factors::count(tasks);
         Ok(Self {
@@ -52,6 +56,7 @@ impl StepGram {
             sites,
             fused,
             dense,
+            held,
             values: be.zeros(1, count, DType::F32)?,
             factors: be.zeros(1, factors::count(tasks), DType::F32)?,
         })
@@ -78,7 +83,7 @@ impl StepGram {
     pub fn finish(
         &mut self,
         be: &dyn Backend,
-        adapters: &[Option<Box<dyn Adapter>>],
+        adapters: &[Option<Tuned>],
         dense: &[Option<DenseParameter>],
         summed: bool,
     ) -> Result<()> {
@@ -113,6 +118,7 @@ impl StepGram {
         let squares: f64 = doubles(self.squares()).iter().sum();
         Ok(Reading {
             sums: Sums::of(self.tasks, &self.entries, &values),
+            rehearsed: values[self.held.clone()].first().map_or(0.0, |v| f64::from(*v)),
             losses: doubles(self.losses()),
             update_norm: squares.max(0.0).sqrt(),
             factors: doubles(applied),
@@ -124,6 +130,8 @@ impl StepGram {
 pub(super) struct Reading {
     pub sums: Sums,
     pub losses: Vec<f64>,
+    /// Summed divergence of the step's rehearsal.
+    pub rehearsed: f64,
     /// Norm of the change of the adapted layers.
     pub update_norm: f64,
     factors: Vec<f64>,
@@ -156,6 +164,7 @@ pub(super) struct Sums {
     additive: Vec<Vec<f64>>,
     own: Vec<f64>,
     whole: f64,
+    held: f64,
     /// Of the whole gradient with every task's last update.
     pub effect: Vec<f64>,
 }
@@ -164,7 +173,7 @@ impl Sums {
     fn of(tasks: usize, entries: &[GramEntry], values: &[f32]) -> Self {
         let square = || vec![vec![0.0; tasks]; tasks];
         let (own, effect) = (vec![0.0; tasks], vec![0.0; tasks]);
-        let mut sums = Self { layers: square(), additive: square(), own, whole: 0.0, effect };
+        let mut sums = Self { layers: square(), additive: square(), own, whole: 0.0, held: 0.0, effect };
         let add = |m: &mut Vec<Vec<f64>>, (i, j): (usize, usize), v: f64| {
             m[i][j] += v;
             if i != j {
@@ -182,6 +191,7 @@ impl Sums {
                 GramEntry::Dense(i, j) => add(&mut sums.additive, (i, j), v),
                 GramEntry::Own(t) => sums.own[t] += v,
                 GramEntry::Whole => sums.whole += v,
+                GramEntry::Held => sums.held += v,
                 GramEntry::Effect(t) => sums.effect[t] += v,
             }
         }
@@ -190,7 +200,7 @@ impl Sums {
 
     fn finite(&self) -> bool {
         let all = self.layers.iter().chain(&self.additive).flatten().chain(&self.own);
-        self.whole.is_finite() && all.into_iter().all(|v| v.is_finite())
+        self.whole.is_finite() && self.held.is_finite() && all.into_iter().all(|v| v.is_finite())
     }
 
     /// Norms of the tasks' gradients, as the gates see them.

@@ -52,12 +52,34 @@ pub fn symmetric_eigen(matrix: &[f32], n: usize) -> Result<(Vec<f64>, Vec<f32>)>
         return Err(Error::numeric(format!("a second moment holds {v}")));
     }
     let c = Mat::<f64>::from_fn(n, n, |i, j| 0.5 * (matrix[i * n + j] as f64 + matrix[j * n + i] as f64));
+    let (values, u) = eigen(&c)?;
+    let vectors = (0..n * n).map(|at| u[(at % n, at / n)] as f32).collect();
+    Ok((values, vectors))
+}
+
+/// Eigenvalues (descending) of a symmetric matrix, of which the lower triangle is read, and its eigenvectors as columns.
+fn eigen(c: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     let eigen = c.self_adjoint_eigen(Side::Lower).map_err(|e| {
         Error::numeric(format!("the eigendecomposition of a second moment did not converge: {e:?}"))
     })?;
+    let n = c.nrows();
     let values: Vec<f64> = (0..n).rev().map(|i| eigen.S()[i]).collect();
     let u = eigen.U();
-    let vectors = (0..n).rev().flat_map(|i| (0..n).map(move |j| u[(j, i)] as f32)).collect();
+    Ok((values, Mat::from_fn(n, n, |i, j| u[(i, n - 1 - j)])))
+}
+
+/// The eigenvalues (descending) of `R B^-1 Rᵀ` and its eigenvectors as rows; B and R are row-major `q x q`, and B is symmetric
+/// with eigenvalues of at least `least`: what is below it is rounding, and counts for it.
+pub fn nystrom_eigen(r: &[f32], b: &[f32], q: usize, least: f64) -> Result<(Vec<f64>, Vec<f32>)> {
+    if let Some(v) = r.iter().chain(b).find(|v| !v.is_finite()) {
+        return Err(Error::numeric(format!("the sketch of a second moment holds {v}")));
+    }
+    let at = |m: &[f32], i: usize, j: usize| m[i * q + j] as f64;
+    let (b_values, v) = eigen(&Mat::from_fn(q, q, |i, j| 0.5 * (at(b, i, j) + at(b, j, i))))?;
+    let half = Mat::from_fn(q, q, |i, j| at(r, i, j)) * v;
+    let scaled = Mat::from_fn(q, q, |i, j| half[(i, j)] / b_values[j].max(least).sqrt());
+    let (values, u) = eigen(&(&scaled * scaled.transpose()))?;
+    let vectors = (0..q * q).map(|at| u[(at % q, at / q)] as f32).collect();
     Ok((values, vectors))
 }
 

@@ -3,6 +3,7 @@
 use super::adam::adamw;
 use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
 use super::pairs::{LayerGram, pairs_of_columns, task_pairs};
+use super::pull::Pull;
 use super::settings::{NullSide, NullSpaceSettings, Project};
 use super::state::State;
 use crate::backend::{
@@ -26,6 +27,7 @@ pub(super) struct Lora {
     protected_rows: Option<Arc<Tensor>>,
     protected_columns: Option<Arc<Tensor>>,
     project: Project,
+    pull: Option<Pull>,
 }
 
 /// One of the two factors, f32.
@@ -35,12 +37,15 @@ struct Factor {
     v: Tensor,
     /// Gradients side by side, task by task.
     g: Tensor,
+    /// The rehearsal's gradient.
+    held: Option<Tensor>,
 }
 
 impl Factor {
-    fn new(be: &dyn Backend, x: Tensor, tasks: usize) -> Result<Self> {
+    fn new(be: &dyn Backend, x: Tensor, (tasks, rehearses): (usize, bool)) -> Result<Self> {
         let zeros = |cols| be.zeros(x.rows(), cols, DType::F32);
-        Ok(Self { m: zeros(x.cols())?, v: zeros(x.cols())?, g: zeros(tasks * x.cols())?, x })
+        let held = rehearses.then(|| zeros(x.cols())).transpose()?;
+        Ok(Self { m: zeros(x.cols())?, v: zeros(x.cols())?, g: zeros(tasks * x.cols())?, held, x })
     }
 
     fn of_task(&mut self, t: usize) -> MatMut<'_> {
@@ -50,7 +55,7 @@ impl Factor {
 
     fn block(&self, tasks: usize, step: &Step) -> Vec<AdamBlock> {
         let all = adamw(step.optimizer, 0..self.x.cols(), step.t, step.rate);
-        vec![AdamBlock { terms: tasks, stride: self.x.cols(), ..all }]
+        vec![AdamBlock { terms: tasks, stride: self.x.cols(), held: step.held.0, ..all }]
     }
 
     /// Adam in place.
@@ -61,14 +66,16 @@ impl Factor {
         step: &Step,
     ) -> AdamUpdate<'a> {
         let blocks = self.block(tasks, step);
-        let (x, g, m, v) = (self.x.mat_mut(), self.g.mat(), self.m.mat_mut(), self.v.mat_mut());
-        AdamUpdate { x, g, m, v, blocks, copy, change: None }
+        let (g, held) = (self.g.mat(), self.held.as_ref().map(Tensor::mat));
+        let (x, m, v) = (self.x.mat_mut(), self.m.mat_mut(), self.v.mat_mut());
+        AdamUpdate { x, g, held, m, v, blocks, copy, change: None }
     }
 
     /// The change that Adam makes.
     fn change(&mut self, be: &dyn Backend, tasks: usize, step: &Step) -> Result<Tensor> {
         let (blocks, x0) = (self.block(tasks, step), be.duplicate(self.x.mat(), DType::F32)?);
-        change_by_adam(be, x0, self.g.mat(), (&mut self.m, &mut self.v), blocks, step.factors)
+        let g = (self.g.mat(), self.held.as_ref().map(Tensor::mat));
+        change_by_adam(be, x0, g, (&mut self.m, &mut self.v), blocks, step.factors)
     }
 }
 
@@ -79,9 +86,9 @@ impl Lora {
         backend: &Arc<dyn Backend>,
         (m, n): (usize, usize),
         (rank, alpha): (usize, f64),
-        tasks: usize,
+        (tasks, rehearses): (usize, bool),
         null: &NullSpaceSettings,
-        protected: Option<Arc<Tensor>>,
+        (protected, pull): (Option<Arc<Tensor>>, Option<Pull>),
         (seed, site): (u64, usize),
     ) -> Result<Self> {
         let mut rng = random::stream(seed, Purpose::Init, 60, site as u64);
@@ -99,11 +106,12 @@ impl Lora {
         Ok(Self {
             scaling: alpha / rank as f64,
             tasks,
-            a: Factor::new(&**backend, a, tasks)?,
-            b: Factor::new(&**backend, b, tasks)?,
+            a: Factor::new(&**backend, a, (tasks, rehearses))?,
+            b: Factor::new(&**backend, b, (tasks, rehearses))?,
             protected_rows,
             protected_columns,
             project: null.project,
+            pull,
             backend: Arc::clone(backend),
         })
     }
@@ -167,6 +175,23 @@ impl Adapter for Lora {
         vec![self.b.g.mat_mut(), self.a.g.mat_mut()]
     }
 
+    fn hold(&mut self, g: &LinearGradient, pass: &Pass) -> Result<()> {
+        let (Some(h), Some(z)) = (g.h, g.z) else { return Ok(()) };
+        let (rows, write) = (0..g.x.rows, pass.write());
+        for (dy, x, scale, held) in
+            [(g.dy, h, self.scaling as f32, &mut self.b.held), (z, g.x, 1.0, &mut self.a.held)]
+        {
+            let Some(held) = held else { continue };
+            let blocks = &[GradBlock { scale, ..GradBlock::whole(rows.clone(), x.cols) }];
+            self.backend.run(WeightGrad { dy, x, blocks, out: held.mat_mut(), write, gram: None })?;
+        }
+        Ok(())
+    }
+
+    fn held(&mut self) -> Vec<MatMut<'_>> {
+        [&mut self.b, &mut self.a].into_iter().filter_map(|f| Some(f.held.as_mut()?.mat_mut())).collect()
+    }
+
     fn gram(&self) -> LayerGram<'_> {
         let tasks = self.tasks;
         let one: Vec<GramEntry> = task_pairs(tasks)
@@ -208,9 +233,17 @@ impl Adapter for Lora {
             self.take_out(&*be, a.mat_mut(), b.mat_mut())?;
         }
         Ok(Update::Deltas(vec![
-            Delta { change: a, metric: None, to: self.a.x.mat_mut(), copy: copy_a },
-            Delta { change: b, metric: None, to: self.b.x.mat_mut(), copy: copy_b },
+            Delta { change: a, overlap: None, to: self.a.x.mat_mut(), copy: copy_a },
+            Delta { change: b, overlap: None, to: self.b.x.mat_mut(), copy: copy_b },
         ]))
+    }
+
+    fn pull(&mut self, layer: &mut AdaptedLinear, strength: f64) -> Result<()> {
+        let Some(pull) = &self.pull else { return Ok(()) };
+        pull.factor(&*self.backend, self.b.x.mat_mut(), self.a.x.mat(), strength)?;
+        let Some(branch) = &mut layer.branch else { return Ok(()) };
+        self.backend.copy(self.b.x.mat(), branch.b.mat_mut())?;
+        self.backend.scale(branch.b.mat_mut(), self.scaling as f32)
     }
 
     fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {
@@ -222,6 +255,10 @@ impl Adapter for Lora {
             state.optimizer("v.a", self.a.v.mat_mut())?;
             state.optimizer("m.b", self.b.m.mat_mut())?;
             state.optimizer("v.b", self.b.v.mat_mut())?;
+            for (name, factor) in [("held.a", &mut self.a), ("held.b", &mut self.b)] {
+                let held = factor.held.iter_mut();
+                held.map(Tensor::mat_mut).try_for_each(|held| state.optimizer(name, held))?;
+            }
         }
         if state.restores() { self.attach(layer) } else { Ok(()) }
     }

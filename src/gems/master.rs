@@ -75,7 +75,7 @@ impl NullSpace {
         match self.side {
             NullSide::Input => be.run(ProjectRows { x, k: k.mat() }),
             NullSide::Output => be.run(ProjectColumns { x, k: k.mat() }),
-            NullSide::None => Ok(()),
+            NullSide::None | NullSide::Metric => Ok(()),
         }
     }
 }

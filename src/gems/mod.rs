@@ -4,65 +4,79 @@
 //! orthonormal rows `A_s` of a subspace s and the gradient `G_s` of its tokens, the coordinates are `R_s = G_s A_sᵀ`,
 //! taken without ever forming `G_s` (`Adapter::observe`). Adam in the subspaces gives `N_s`,
 //! and the weight changes by `dW = -lr Σ_s gate_s N_s A_s`. The bases lie in the null space of the
-//! protected directions K of general knowledge, so that `dW K = 0` (`nullspace`); they are renewed every few steps from
+//! protected directions K of general knowledge, so that `dW K = 0` (`knowledge`); they are renewed every few steps from
 //! sketches of the gradient (`refresh`).
+//!
+//! What the base model knows is kept in other ways too, each of them a setting. Under the knowledge metric (`metric`) bases
+//! are found in `P G S` and steps made in its coordinates, so that directions are used by what they cost on general
+//! text. At every fold the pull draws W back towards the base model, by the same costs (`pull`). A rehearsal of general
+//! text leaves a held gradient, which enters every step's Adam beside the tasks' until the next (`Adapter::hold`).
 //!
 //! | file | what |
 //! | --- | --- |
 //! | this one | a step and a refresh |
-//! | `adapter` | what every way of tuning a layer offers, and how updates are applied |
+//! | `adapter`, `tuned` | what every way of tuning a layer offers, and how updates are applied; a layer's own way |
 //! | `subspaces`, `lora`, `full`, `published` | the ways of tuning |
 //! | `pairs`, `gram` | inner products of a layer's gradients; of a step's, and what else it reads back |
 //! | `gates`, `adam`, `rows`, `master` | weights of the tasks' subspaces; Adam's constants; dense parameters; f32 weights |
-//! | `nullspace`, `nullspace_file` | protected directions, and their file |
+//! | `knowledge` | what the base model knows, as second moments of general text; what of it is protected |
+//! | `metric`, `pull`, `costs` | the knowledge metric; the pull; what changes of the layers cost, and step factors from it |
 //! | `refresh` | windows of gradients, and new bases from them |
-//! | `build`, `state`, `settings`, `linalg` | construction; checkpoints; settings; decompositions |
+//! | `build`, `state` | construction; checkpoints |
+//! | `settings`, `method`, `linalg` | settings; what of them goes together; decompositions |
 
 mod adam;
 mod adapter;
 mod build;
+mod costs;
 mod full;
 mod gates;
 mod gram;
+mod knowledge;
 mod linalg;
 mod lora;
 mod master;
-mod nullspace;
-mod nullspace_file;
+mod method;
+mod metric;
 mod pairs;
 mod published;
+mod pull;
 mod refresh;
 mod report;
 mod rows;
 mod settings;
 mod state;
 mod subspaces;
+mod tuned;
 
 pub use adam::{adamw, direction};
 pub use adapter::Scales;
-pub use build::MethodSettings;
 pub use gates::{GateGradients, GateNetwork, Gates, TaskSignals};
+pub use knowledge::{
+    Knowledge, Moment, Protection, Space, Spectrum, Sums, WHOLE, protected, sketch_rows, test_matrix,
+};
 pub use linalg::{RowSpace, row_space, symmetric_eigen, transpose};
 pub use master::NullSpace;
-pub use nullspace::{KnowledgeBasis, SecondMoment, Space, protected};
+pub use method::MethodSettings;
 pub use published::{PublishedMatrix, PublishedStep};
 pub use report::{RefreshReport, StepInput, StepReport};
 pub use rows::DenseRole;
 pub use settings::{
     Bases, Criterion, Decay, Embeddings, GateKind, GateSettings, GemsSettings, Method, Moments, NullSide,
-    NullSpaceSettings, OptimizerSettings, Project, Refresh, Side, Surgery,
+    NullSpaceSettings, OptimizerSettings, Project, Refresh, RehearsalSettings, Side, Surgery,
 };
 pub use state::{StateKind, StateTensor};
 
-use crate::backend::{Backend, ColumnSums, Mat, MatMut, PerSegment, StepFactors, Tensor, trace};
+use crate::backend::{Backend, ColumnSums, Dots, Mat, MatMut, PerSegment, StepFactors, Tensor, trace};
 use crate::error::Result;
 use crate::layers::{Layers, LinearGradient, Tap, Want};
-use adapter::{Adapter, Pass, Step, apply};
+use adapter::{Pass, Step, apply};
 use gram::{Reading, StepGram};
 use rows::DenseParameter;
 use std::ops::Range;
 use std::sync::Arc;
 use subspaces::Subspaces;
+use tuned::Tuned;
 
 /// The optimizer of a run: gradients in, layer by layer, while they are live; updates out.
 pub struct Optimizer {
@@ -70,7 +84,9 @@ pub struct Optimizer {
     backend: Arc<dyn Backend>,
     tasks: usize,
     /// One a linear layer that is tuned.
-    adapters: Vec<Option<Box<dyn Adapter>>>,
+    adapters: Vec<Option<Tuned>>,
+    /// The factor on each one's learning rate, from what a step in it costs (`costs`).
+    step_factors: Vec<f64>,
     /// One a dense parameter that is trained.
     dense: Vec<Option<DenseParameter>>,
     gram: StepGram,
@@ -80,7 +96,9 @@ pub struct Optimizer {
     /// Steps done, over all and for every task.
     step: u64,
     task_steps: Vec<u64>,
-    observing: bool,
+    observing: Observing,
+    /// Tokens rehearsed in this step.
+    rehearsed: usize,
     /// Whether the gradients were given out since they were observed.
     taken: bool,
     /// The pass at hand, and passes of this step so far.
@@ -88,12 +106,22 @@ pub struct Optimizer {
     passes: usize,
 }
 
+/// Whose gradients the passes at hand bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Observing {
+    Nothing,
+    /// The tasks'.
+    Tasks,
+    /// The rehearsal's.
+    Rehearsal,
+}
+
 impl Optimizer {
     // ---- a step -----------------------------------------------------------------------------
 
     /// Starts a step. A window opens when a refresh is near.
     pub fn begin_step(&mut self) -> Result<()> {
-        (self.observing, self.taken, self.passes) = (true, false, 0);
+        (self.observing, self.taken, self.passes, self.rehearsed) = (Observing::Tasks, false, 0, 0);
         let every = self.settings.gems.refresh_every;
         let window = self.settings.gems.refresh_window.min(every);
         if self.step % every == every - window {
@@ -105,6 +133,38 @@ impl Optimizer {
         }
         self.dense.iter_mut().flatten().for_each(DenseParameter::begin);
         self.backend.fill(self.gram.values.mat_mut(), 0.0)
+    }
+
+    /// Whether general text is to be rehearsed in this step, between [`Optimizer::begin_step`] and the step's own
+    /// passes: every so many steps, and where the bases are new.
+    pub fn rehearsal_is_due(&self) -> bool {
+        let (every, gems) = (self.settings.rehearsal.every, &self.settings.gems);
+        let renews = matches!(gems.method, Method::Gems | Method::Galore);
+        let renewed = renews && self.step.is_multiple_of(gems.refresh_every);
+        every > 0 && (self.step.is_multiple_of(every) || renewed)
+    }
+
+    /// From here on passes bring the gradient of the rehearsal: it is held, and enters every step's Adam beside the tasks'
+    /// until the next rehearsal. It is in no window, inner product, gate or dense parameter.
+    pub fn begin_rehearsal(&mut self) {
+        (self.observing, self.passes) = (Observing::Rehearsal, 0);
+    }
+
+    /// Ends the rehearsal of `kl.rows` tokens with the divergence of each, *f32* `[tokens x 1]`.
+    pub fn finish_rehearsal(&mut self, kl: Mat) -> Result<()> {
+        (self.observing, self.passes, self.rehearsed) = (Observing::Tasks, 0, kl.rows);
+        let be = Arc::clone(&self.backend);
+        let (at, segments) = (self.gram.held.clone(), &[0..kl.rows]);
+        if at.is_empty() {
+            return Ok(());
+        }
+        let mut values = self.gram.values.mat_mut().col_range(at.clone());
+        let out = values.reborrow().col_range(0..1);
+        be.run(ColumnSums { dy: kl, sums: PerSegment { segments, out } })?;
+        self.adapters.iter_mut().flatten().try_for_each(|a| a.finish_hold())?;
+        let held: Vec<MatMut> = self.adapters.iter_mut().flatten().flat_map(|a| a.held()).collect();
+        let pairs = held.iter().map(|h| (h.as_mat(), h.as_mat())).collect();
+        be.run(Dots { pairs, out: values.col_range(1..at.len()) })
     }
 
     /// Starts a forward and backward pass, whose gradients come through [`Tap`]; `scales` are of the
@@ -145,7 +205,7 @@ impl Optimizer {
     /// What the device refuses, and decompositions that do not converge.
     pub fn step(&mut self, layers: &mut dyn Layers, input: &StepInput) -> Result<StepReport> {
         let _span = trace::span("optimizer");
-        self.observing = false;
+        self.observing = Observing::Nothing;
         let be = Arc::clone(&self.backend);
         self.dense.iter_mut().flatten().try_for_each(DenseParameter::finish)?;
         // <G_i, G_j> of every pair of tasks, over all layers.
@@ -170,21 +230,29 @@ impl Optimizer {
         }
         (self.step, self.task_steps) = self.next_steps(input);
         // W += Σ_s B_s A_s; A_s = leading rows of G_s, off the protected directions and the other subspaces.
+        // W is pulled towards the base model there, by what it costs.
         let refresh = match self.refresh_is_due(input) {
-            true => Some(self.refresh(layers)?),
+            true => self.refresh(layers, input.schedule)?,
             false => None,
         };
-        Ok(StepReport { refresh, ..StepReport::of(reading) })
+        Ok(StepReport { refresh, ..StepReport::of(reading, self.rehearsed) })
     }
 
-    /// Folds what was learned into the weights and finds new bases in the gradients of the window.
-    fn refresh(&mut self, layers: &mut dyn Layers) -> Result<RefreshReport> {
+    /// Folds what was learned into the weights, which are pulled towards the base model by the schedule's `strength`, and
+    /// finds new bases in the gradients of the window. `None`: there are no bases.
+    fn refresh(&mut self, layers: &mut dyn Layers, strength: f64) -> Result<Option<RefreshReport>> {
         let _span = trace::span("refresh");
         let be = Arc::clone(&self.backend);
-        let report = RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers)?);
+        for (site, adapter) in self.adapters.iter_mut().enumerate() {
+            adapter.iter_mut().try_for_each(|a| a.pull(layers.linear(site), strength))?;
+        }
+        if self.subspaces().next().is_none() {
+            return Ok(None);
+        }
+        let report = RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers, strength)?);
         // What a search took, no step needs.
         be.trim();
-        Ok(report)
+        Ok(Some(report))
     }
 
     /// Gates learned from the effect of the last ones; `None` when the step will be skipped. Waits.
@@ -233,6 +301,9 @@ impl Optimizer {
         let scale = if matches!(g.method, Method::Gems | Method::Galore) { g.scale } else { 1.0 };
         let (t, t_tasks) = self.next_steps(input);
         let active: Vec<bool> = input.counts.iter().map(|c| *c > 0.0).collect();
+        // In a task's own stream what is held is as large as there the task's gradient is.
+        let weight = self.settings.rehearsal.weight as f32;
+        let held: Vec<f32> = Scales::of(&input.labels).tasks.iter().map(|scale| weight * scale).collect();
         let squares = self.gram.squares();
         let step = Step {
             optimizer: &self.settings.optimizer,
@@ -241,12 +312,16 @@ impl Optimizer {
             factors: self.gram.factors.mat(),
             gates: learned,
             active: &active,
+            held: (weight, &held),
             t,
             t_tasks: &t_tasks,
             measured_first: input.target_norm.is_some(),
         };
-        let tuned = self.adapters.iter_mut().zip(layers.linears());
-        let updates = tuned.filter_map(|(a, linear)| Some(a.as_mut()?.update(linear, &step)));
+        let tuned = self.adapters.iter_mut().zip(layers.linears()).zip(&self.step_factors);
+        let updates = tuned.filter_map(|((a, linear), factor)| {
+            let step = Step { rate: step.rate * factor, lr: step.lr * factor, ..step };
+            Some(a.as_mut()?.update(linear, &step))
+        });
         let updates = updates.collect::<Result<Vec<_>>>()?;
         let squares = self.gram.values.mat_mut().col_range(squares);
         apply(&*self.backend, updates, step.factors, squares, input.target_norm)?;
@@ -274,9 +349,8 @@ impl Optimizer {
         (self.step + 1, tasks.map(|(steps, samples)| steps + u64::from(*samples > 0.0)).collect())
     }
 
-    fn refresh_is_due(&mut self, input: &StepInput) -> bool {
-        let due = self.step.is_multiple_of(self.settings.gems.refresh_every) && !input.last;
-        due && self.subspaces().next().is_some()
+    fn refresh_is_due(&self, input: &StepInput) -> bool {
+        self.step.is_multiple_of(self.settings.gems.refresh_every) && !input.last
     }
 
     // ---- the first bases --------------------------------------------------------------------
@@ -302,7 +376,7 @@ impl Optimizer {
 
     /// Starts probe round `round` (from 0).
     pub fn begin_probe(&mut self, round: u64) -> Result<()> {
-        (self.observing, self.passes) = (true, 0);
+        (self.observing, self.passes) = (Observing::Tasks, 0);
         let be = Arc::clone(&self.backend);
         let layers = self.subspaces().map(|(_, s)| s).filter(|s| round < s.probe_rounds()).collect();
         refresh::open_probe(&*be, layers, round)
@@ -310,8 +384,8 @@ impl Optimizer {
 
     /// Finds the first bases.
     pub fn finish_probe(&mut self, layers: &mut dyn Layers) -> Result<RefreshReport> {
-        self.observing = false;
-        self.refresh(layers)
+        self.observing = Observing::Nothing;
+        Ok(self.refresh(layers, 0.0)?.unwrap_or_default())
     }
 
     /// The layers whose bases are renewed.
@@ -323,17 +397,20 @@ impl Optimizer {
 
 impl Tap for Optimizer {
     fn linear(&mut self, site: usize, g: &LinearGradient) -> Result<()> {
-        match self.adapters.get_mut(site) {
-            Some(Some(adapter)) if self.observing => {
+        let Some(Some(adapter)) = self.adapters.get_mut(site) else { return Ok(()) };
+        match self.observing {
+            Observing::Nothing => Ok(()),
+            Observing::Rehearsal => adapter.hold(g, &self.pass),
+            Observing::Tasks => {
                 let products = self.gram.values.mat_mut().col_range(self.gram.sites[site].clone());
                 adapter.observe(g, &self.pass, products)
             }
-            _ => Ok(()),
         }
     }
 
     fn wants(&self, index: usize) -> Want {
         match self.dense.get(index) {
+            _ if self.observing == Observing::Rehearsal => Want::Nothing,
             Some(Some(p)) => Want::Rows { first_row: p.role.first_row(), per_task: p.apart() },
             _ => Want::Nothing,
         }

@@ -115,7 +115,7 @@ impl PublishedMatrix {
             let block = AdamBlock { gate, ..direction(step.optimizer, 0..cols, step.t, step.rate) };
             let [m, v] = &mut self.moments[s];
             let zeros = be.zeros(rows, cols, DType::F32)?;
-            let d = change_by_adam(&*be, zeros, r.mat(), (m, v), vec![block], step.factors)?;
+            let d = change_by_adam(&*be, zeros, (r.mat(), None), (m, v), vec![block], step.factors)?;
             match right {
                 true => be.product(update.mat_mut(), 1.0, 1.0, d.mat().n(), basis.n())?,
                 false => be.product(update.mat_mut(), 1.0, 1.0, basis.t(), d.mat().n())?,
@@ -194,7 +194,7 @@ impl Adapter for Published {
             be.scale(change.mat_mut(), (1.0 - decay) as f32)?;
             be.axpy(-decay as f32, to.as_mat(), change.mat_mut())?;
         }
-        Ok(Update::Deltas(vec![Delta { change, metric: None, to, copy }]))
+        Ok(Update::Deltas(vec![Delta { change, overlap: None, to, copy }]))
     }
 
     fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {

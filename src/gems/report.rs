@@ -16,6 +16,8 @@ pub struct StepInput {
     pub lr_rows: f64,
     /// Scale the update of the adapted layers to this norm.
     pub target_norm: Option<f64>,
+    /// Learning rate over that at the top of its schedule.
+    pub schedule: f64,
     /// No step follows: do not refresh.
     pub last: bool,
 }
@@ -37,6 +39,8 @@ pub struct StepReport {
     pub gates: Vec<f64>,
     /// Norms of the tasks' gradients, as the gates see them.
     pub task_norms: Vec<f64>,
+    /// Tokens rehearsed in this step, and the mean divergence from the base model on them, in nats.
+    pub rehearsed: Option<(usize, f64)>,
     /// Cosine between the gradients of tasks i < j over all adapted layers (in the shared subspace).
     pub cosines: Vec<(usize, usize, f64)>,
     /// Set when the bases were renewed after this step.
@@ -56,7 +60,7 @@ pub struct RefreshReport {
 
 impl StepReport {
     /// What was applied; a refresh is to follow.
-    pub(super) fn of(reading: Reading) -> Self {
+    pub(super) fn of(reading: Reading, rehearsed: usize) -> Self {
         Self {
             finite: true,
             gradient_norm: reading.sums.norm(reading.weights()),
@@ -64,6 +68,7 @@ impl StepReport {
             update_norm: reading.update_norm,
             gates: reading.gates().to_vec(),
             task_norms: reading.sums.task_norms(),
+            rehearsed: (rehearsed > 0).then(|| (rehearsed, reading.rehearsed / rehearsed as f64)),
             cosines: reading.sums.cosines(),
             losses: reading.losses,
             refresh: None,

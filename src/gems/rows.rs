@@ -161,12 +161,12 @@ impl DenseParameter {
             // The parameter and its copy in the model, in one pass over the moments.
             let (x, copy) = (self.master.mat_mut(), Some((to, 1.0)));
             let (g, m, v) = (self.sums.mat(), self.m.mat_mut(), self.v.mat_mut());
-            let updates = vec![AdamUpdate { x, g, m, v, blocks, copy, change: None }];
+            let updates = vec![AdamUpdate { x, g, held: None, m, v, blocks, copy, change: None }];
             return be.run(Adam { updates, factors: Some(step.factors), squares: None });
         };
         let zeros = be.zeros(self.rows, self.cols, DType::F32)?;
         let (g, moments) = (self.sums.mat(), (&mut self.m, &mut self.v));
-        let mut change = change_by_adam(&*be, zeros, g, moments, blocks, step.factors)?;
+        let mut change = change_by_adam(&*be, zeros, (g, None), moments, blocks, step.factors)?;
         be.run(ProjectRows { x: change.mat_mut(), k: k.mat() })?;
         be.axpy(1.0, change.mat(), self.master.mat_mut())?;
         be.copy(self.master.mat(), to)

@@ -1,4 +1,4 @@
-//! Settings of the method: sections `[gems]`, `[null_space]` and `[optimizer]`.
+//! Settings of the method: sections `[gems]`, `[null_space]`, `[rehearsal]` and `[optimizer]`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,20 +10,27 @@ pub struct GemsSettings {
     /// The method.
     pub method: Method,
     /// Rank of the shared subspace (of LoRA's factors, of GaLore's subspace).
+    #[schemars(range(min = 1))]
     pub rank: usize,
     /// Rank of each task's own subspace (default: half of `rank`, at least 1).
+    #[schemars(range(min = 1))]
     pub task_rank: Option<usize>,
     /// Factor on the adapted layers' updates.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub scale: f64,
     /// Steps between two refreshes of the bases.
+    #[schemars(range(min = 1))]
     pub refresh_every: u64,
     /// How bases are found.
     pub refresh: Refresh,
     /// Gradients of the last so many steps before a refresh are summed for it.
+    #[schemars(range(min = 1))]
     pub refresh_window: u64,
     /// Extra random directions of a sketch.
+    #[schemars(range(max = 4096))]
     pub oversample: usize,
     /// Extra passes over the probe batches that sharpen the first sketch.
+    #[schemars(range(max = 100))]
     pub power_iterations: u64,
     /// Whether task subspaces are kept orthogonal to the shared one and to each other.
     pub bases: Bases,
@@ -32,12 +39,14 @@ pub struct GemsSettings {
     /// What becomes of Adam's first moments when a basis changes.
     pub moments: Moments,
     /// Which layers are adapted: projections (q, k, v, o, gate, up, down) or parts of module names.
+    #[schemars(length(min = 1))]
     pub targets: Vec<String>,
     /// Weights of the task subspaces' updates.
     pub gates: GateSettings,
     /// What is done about tasks whose gradients disagree.
     pub surgery: Surgery,
     /// LoRA's alpha (default: `rank`); its product is scaled by alpha / rank.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub lora_alpha: Option<f64>,
 }
 
@@ -120,12 +129,16 @@ pub struct GateSettings {
     /// The rule.
     pub kind: GateKind,
     /// The weight of every task under `fixed`.
+    #[schemars(range(min = 0))]
     pub fixed: f64,
     /// Shares of loss, gradient norm and sample count under `heuristic` (published: 0.4, 0.4, 0.2).
+    #[schemars(inner(range(min = 0)))]
     pub shares: [f64; 3],
     /// Learning rate of the `learned` gates.
+    #[schemars(range(min = 0))]
     pub lr: f64,
     /// Softmax temperature of the `learned` gates.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
     /// Take norms of full gradients over all parameters (published) instead of subspace coordinates.
     pub full_norms: bool,
@@ -158,14 +171,37 @@ pub struct NullSpaceSettings {
     pub criterion: Criterion,
     /// The criterion's constant: share of the energy, ratio to the largest eigenvalue, number of free
     /// directions, or the absolute threshold.
+    #[schemars(range(min = 0))]
     pub value: f64,
+    /// Directions that are always left free in a layer [default: as many as its subspaces have].
+    pub room: Option<usize>,
     /// Protect random directions instead, as many per layer: the control that any claim needs.
     pub random: bool,
+    /// Added to second moments, in units of their mean eigenvalue, under `side = "metric"`: the larger, the more the
+    /// metric is like none.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub damping: f64,
+    /// Scale every layer's learning rate by what a step in it costs on general text, to the power -1/2, over the
+    /// geometric mean of the layers. With every method.
+    pub step_factors: bool,
+    /// At every fold (under LoRA and full tuning every `gems.refresh_every` steps) draw what was learned back towards
+    /// the base model, by what it costs on general text: a typical direction of the median layer keeps 1 / (1 + pull) at
+    /// the top of the schedule (0: off).
+    #[schemars(range(min = 0))]
+    pub pull: f64,
     /// Also keep the change of item rows off the dominant final hidden states of general text: this share of
     /// their energy (0: off).
+    #[schemars(range(min = 0, max = 1))]
     pub item_rows: f64,
     /// Tokens of general text over which second moments are taken.
+    #[schemars(range(min = 1))]
     pub tokens: usize,
+    /// Those of them over which moments of gradients are taken too, by backward passes: to the nearest pass of 4096.
+    #[schemars(range(min = 1))]
+    pub gradient_tokens: usize,
+    /// Most directions that are kept of a second moment of more than 1024 dimensions; smaller ones are kept whole.
+    #[schemars(range(min = 1, max = 1024))]
+    pub directions: usize,
 }
 
 /// A side of a weight.
@@ -178,6 +214,9 @@ pub enum NullSide {
     Input,
     /// Layer outputs (published).
     Output,
+    /// No projection: steps are spent by what their direction costs on general text, on the input side and the output
+    /// side (the knowledge metric).
+    Metric,
 }
 
 /// What is projected.
@@ -206,25 +245,50 @@ pub enum Criterion {
     Absolute,
 }
 
+/// General text read again while the model is tuned (section `[rehearsal]`): its predictions are held to those of the
+/// base model, by the gradient of `weight` times the mean KL(base || now) a token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RehearsalSettings {
+    /// Steps from one to the next; the gradient is held between them (0: off).
+    pub every: u64,
+    /// Pieces of text at a time.
+    #[schemars(range(min = 1))]
+    pub texts: usize,
+    /// Factor on the divergence, beside the mean loss of a label.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub weight: f64,
+    /// Tokens of calibration text that pieces are drawn from; the base model's final hidden state of each is kept on
+    /// the host.
+    #[schemars(range(min = 2))]
+    pub tokens: usize,
+}
+
 /// The optimizer (section `[optimizer]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerSettings {
     /// Decay of the first moment.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub beta1: f64,
     /// Decay of the second moment.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub beta2: f64,
     /// Added to the denominator of the adapted layers' updates.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
     /// Added before the bias correction instead of after (published).
     pub eps_before_correction: bool,
     /// Weight decay.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
     /// What decays: the change from the base model, or the weights themselves (published).
     pub decay: Decay,
     /// Largest norm of all gradients together (0: no clipping).
+    #[schemars(range(min = 0))]
     pub clip_norm: f64,
     /// Learning rate of embedding and head rows at the top of the schedule (default: `train.lr`).
+    #[schemars(range(min = 0))]
     pub lr_rows: Option<f64>,
     /// Which rows of embedding and head are trained.
     pub embeddings: Embeddings,
@@ -299,10 +363,22 @@ impl Default for NullSpaceSettings {
             project: Project::Update,
             criterion: Criterion::Energy,
             value: 0.95,
+            room: None,
             random: false,
+            damping: 0.1,
+            step_factors: false,
+            pull: 0.0,
             item_rows: 0.9,
             tokens: 65536,
+            gradient_tokens: 16384,
+            directions: 256,
         }
+    }
+}
+
+impl Default for RehearsalSettings {
+    fn default() -> Self {
+        Self { every: 0, texts: 16, weight: 1.0, tokens: 32768 }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Directories and tensors that are not a checkpoint as it is read here, named for what they are, with the way out.
 
+use super::hub;
 use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -70,6 +71,9 @@ pub fn no_configuration(dir: &Path) -> Option<Error> {
             ),
             _ => at("a file, not a directory", "give the directory that holds config.json"),
         };
+    }
+    if !dir.exists() {
+        return hub::Cache::of_environment().missing(dir);
     }
     let names = names_in(dir);
     if names.iter().any(|n| n == "adapter_config.json") {

@@ -145,6 +145,17 @@ pub enum Keep {
     Everything,
 }
 
+impl Keep {
+    /// What a forward pass keeps that a backward pass follows, or does not.
+    pub(super) fn of(checkpointing: bool, backward: bool) -> Self {
+        match (backward, checkpointing) {
+            (false, _) => Keep::Nothing,
+            (true, true) => Keep::Inputs,
+            (true, false) => Keep::Everything,
+        }
+    }
+}
+
 impl Model {
     /// Runs a stack on its embedded input; returns the output of its final norm on the wanted rows.
     pub(super) fn run_stack(

@@ -19,6 +19,18 @@ pub struct LoadOptions {
     pub vocabulary: usize,
 }
 
+impl Checked {
+    /// What binds a knowledge basis to this model: see [`Model::fingerprint`].
+    ///
+    /// # Errors
+    /// None of a checkpoint that is as it was checked.
+    pub fn fingerprint(&self) -> Result<String> {
+        let (architecture, std) = (&self.architecture, self.architecture.initializer_range);
+        let source = Source { stored: Some((&self.weights, &self.names)), seed: 0, std, block: Vec::new() };
+        fingerprint(architecture, &Layout::new(architecture), &source)
+    }
+}
+
 impl Model {
     /// Loads `dir` (config.json and safetensors) onto `backend`.
     ///

@@ -9,6 +9,7 @@ mod batch;
 mod checked;
 mod diagnosis;
 mod forward;
+pub mod hub;
 mod infer;
 mod layout;
 mod load;
@@ -60,8 +61,19 @@ pub struct Model {
     pub fingerprint: String,
 }
 
+/// Targets of a batch that are chosen on the way, see [`Model::forward_choosing`].
+pub struct Choosing<'a> {
+    /// Rows of the head that count: the softmax is over these.
+    pub vocabulary: usize,
+    /// Sees every linear layer of the forward pass.
+    pub observer: &'a mut dyn Observer,
+    /// Given the final hidden states of the labelled rows, `[labels x D]`, says what each is to predict.
+    pub choose: &'a mut dyn FnMut(&Tensor) -> Result<Vec<u32>>,
+}
+
 /// A forward pass that a backward pass can follow.
 pub struct Forward {
+    /// The loss of every label.
     nll: Tensor,
     saved: Option<Saved>,
 }
@@ -76,6 +88,29 @@ struct Saved {
     dx: Tensor,
     /// The head's gradient, computed with the loss.
     sums: DenseSums,
+}
+
+/// A forward pass up to the final hidden states of labelled rows.
+struct Body {
+    encoder: Option<(Rows, Option<SavedStack>, Tensor)>,
+    decoder: Rows,
+    decoder_saved: Option<SavedStack>,
+    label_rows: Indices,
+    /// `[labels x D]`.
+    hidden: Tensor,
+}
+
+impl Body {
+    /// With the gradient of the hidden states, what a backward pass needs, if that was kept.
+    fn save(self, label_segments: &[Range<usize>], dx: Tensor, sums: DenseSums) -> Option<Saved> {
+        let encoder = match self.encoder {
+            Some((rows, saved, memory)) => Some((rows, saved?, memory)),
+            None => None,
+        };
+        let (decoder, decoder_saved, label_rows) = (self.decoder, self.decoder_saved?, self.label_rows);
+        let label_segments = label_segments.to_vec();
+        Some(Saved { encoder, decoder, decoder_saved, label_rows, label_segments, dx, sums })
+    }
 }
 
 impl Forward {
@@ -121,43 +156,82 @@ impl Model {
         Ok(x)
     }
 
-    /// Runs a batch: the negative log-likelihood of every label and, with a `tap` (whose wishes decide
-    /// what is computed), everything a backward pass needs. `checkpointing` keeps block inputs only.
-    pub fn forward(&self, batch: &Batch, checkpointing: bool, tap: Option<&dyn Tap>) -> Result<Forward> {
-        let _span = trace::span("forward");
-        let be = &self.backend;
-        let keep = match (tap, checkpointing) {
-            (None, _) => Keep::Nothing,
-            (_, true) => Keep::Inputs,
-            (_, false) => Keep::Everything,
-        };
+    /// Runs the stacks.
+    fn body(&self, batch: &Batch, keep: Keep, mut observer: Option<&mut dyn Observer>) -> Result<Body> {
         let encoder = match (&self.layout.encoder, &batch.encoder) {
             (Some(stack), Some(packed)) => {
                 let rows = Rows::new(self, packed)?;
                 let context = StackContext { rows: &rows, memory: None, visible: None, visible_near: None };
                 let (memory, saved) =
-                    self.run_stack(stack, &context, self.embed(&rows)?, None, keep, &mut None)?;
+                    self.run_stack(stack, &context, self.embed(&rows)?, None, keep, &mut observer)?;
                 Some((rows, saved, memory))
             }
             _ => None,
         };
         let rows = Rows::new(self, &batch.decoder)?;
-        let labels = &batch.labels;
-        let label_rows = be.indices(&labels.rows)?;
+        let label_rows = self.backend.indices(&batch.labels.rows)?;
         let memory = encoder.as_ref().map(|(rows, _, memory)| (memory, rows));
         let context = StackContext { rows: &rows, memory, visible: None, visible_near: None };
-        let wanted = Some((&label_rows, labels.segments.as_slice()));
-        let (x, saved) =
-            self.run_stack(self.layout.decoder(), &context, self.embed(&rows)?, wanted, keep, &mut None)?;
+        let wanted = Some((&label_rows, batch.labels.segments.as_slice()));
+        let (hidden, decoder_saved) =
+            self.run_stack(self.layout.decoder(), &context, self.embed(&rows)?, wanted, keep, &mut observer)?;
+        Ok(Body { encoder, decoder: rows, decoder_saved, label_rows, hidden })
+    }
 
+    /// Runs a batch: the negative log-likelihood of every label and, with a `tap` (whose wishes decide
+    /// what is computed), everything a backward pass needs. `checkpointing` keeps block inputs only.
+    pub fn forward(&self, batch: &Batch, checkpointing: bool, tap: Option<&dyn Tap>) -> Result<Forward> {
+        let _span = trace::span("forward");
+        let body = self.body(batch, Keep::of(checkpointing, tap.is_some()), None)?;
+        let (labels, vocabulary) = (&batch.labels, self.parameter(self.head()).rows);
+        let (nll, head) = self.loss(labels, &labels.targets, &body.hidden, vocabulary, tap)?;
+        Ok(Forward { nll, saved: head.and_then(|(dx, sums)| body.save(&labels.segments, dx, sums)) })
+    }
+
+    /// The same, always ready for a backward pass, with targets that are only chosen when the final hidden states are
+    /// known: those of `batch` are not looked at. Activations are computed again in the backward pass.
+    pub fn forward_choosing(&self, batch: &Batch, tap: &dyn Tap, choosing: Choosing) -> Result<Forward> {
+        let _span = trace::span("forward");
+        let Choosing { vocabulary, observer, choose } = choosing;
+        let body = self.body(batch, Keep::of(true, true), Some(observer))?;
+        let (labels, targets) = (&batch.labels, choose(&body.hidden)?);
+        let (nll, head) = self.loss(labels, &targets, &body.hidden, vocabulary, Some(tap))?;
+        Ok(Forward { nll, saved: head.and_then(|(dx, sums)| body.save(&labels.segments, dx, sums)) })
+    }
+
+    /// The same with a `loss` of its own, which has nothing to say of the head: of the final hidden states `[labels x D]`
+    /// of the batch's labelled rows it gives its value of each, *f32* `[labels x 1]`, and its gradient, `[labels x D]`.
+    pub fn forward_with(
+        &self,
+        batch: &Batch,
+        checkpointing: bool,
+        loss: impl FnOnce(&Tensor) -> Result<(Tensor, Tensor)>,
+    ) -> Result<Forward> {
+        let _span = trace::span("forward");
+        let body = self.body(batch, Keep::of(checkpointing, true), None)?;
         let _span = trace::span("head");
-        let count = labels.rows.len();
-        let targets = be.indices(&labels.targets)?;
+        let (nll, dx) = loss(&body.hidden)?;
+        Ok(Forward { nll, saved: body.save(&batch.labels.segments, dx, DenseSums::default()) })
+    }
+
+    /// The loss of labelled hidden states `x` over the first `vocabulary` rows of the head; with a tap, the gradient of x,
+    /// and the head's own where it is wanted.
+    fn loss(
+        &self,
+        labels: &Labels,
+        targets: &[u32],
+        x: &Tensor,
+        vocabulary: usize,
+        tap: Option<&dyn Tap>,
+    ) -> Result<(Tensor, Option<(Tensor, DenseSums)>)> {
+        let _span = trace::span("head");
+        let (be, count) = (&self.backend, labels.rows.len());
+        let targets = be.indices(targets)?;
         let weights = be.tensor(&labels.weights, count, 1, DType::F32)?;
         let mut nll = be.alloc(count, 1, DType::F32)?;
         let loss = CrossEntropy {
             x: x.mat(),
-            head: self.parameter(self.head()),
+            head: self.parameter(self.head()).row_range(0..vocabulary),
             logit_scale: self.architecture.logit_scale,
             targets: &targets,
             weights: weights.mat(),
@@ -165,9 +239,9 @@ impl Model {
             dx: None,
             head_gradient: None,
         };
-        let (Some(tap), Some(decoder_saved)) = (tap, saved) else {
+        let Some(tap) = tap else {
             be.run(loss)?;
-            return Ok(Forward { nll, saved: None });
+            return Ok((nll, None));
         };
         let mut dx = be.alloc(count, self.architecture.hidden, x.dtype())?;
         let mut sums = DenseSums::default();
@@ -178,14 +252,11 @@ impl Model {
                 HeadGradient { first_row, grad: PerSegment { segments, out: sum.mat_mut() } }
             });
         be.run(CrossEntropy { dx: Some(dx.mat_mut()), head_gradient, ..loss })?;
-        let encoder = encoder.and_then(|(rows, saved, memory)| saved.map(|saved| (rows, saved, memory)));
-        let label_segments = labels.segments.clone();
-        let saved = Saved { encoder, decoder: rows, decoder_saved, label_rows, label_segments, dx, sums };
-        Ok(Forward { nll, saved: Some(saved) })
+        Ok((nll, Some((dx, sums))))
     }
 
     /// The backward pass of `forward` (which must have been run with a tap that wanted the same); gives back
-    /// the negative log-likelihoods, `[labels x 1]`.
+    /// the losses, `[labels x 1]`.
     pub fn backward(&self, forward: Forward, tap: &mut dyn Tap) -> Result<Tensor> {
         let Forward { nll, saved } = forward;
         let Some(saved) = saved else { return Ok(nll) };

@@ -97,7 +97,8 @@ pub fn write_safetensors(
             safetensors::SafeTensorError::IoError(e) => Error::io("write", &path, e),
             e => Error::model(e.to_string()).at(path.display()),
         })?;
-        let written = File::open(&path).and_then(|f| f.sync_all());
+        let permitted = crate::files::permit(&path);
+        let written = permitted.and_then(|()| File::open(&path)).and_then(|f| f.sync_all());
         written.map_err(|e| Error::io("write", &path, e))?;
         if let Some(error) = failure.borrow_mut().take() {
             return Err(error);

@@ -1,8 +1,7 @@
 //! What the columns of events, items and queries are called.
 
 use super::table::{Column, Need};
-use crate::data::filenames;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -148,8 +147,7 @@ fn set(
     let (wanted, name) = (wanted.trim(), name.trim());
     let all = || roles.iter().map(|r| r.name);
     let Some(role) = roles.iter().find(|r| r.name == wanted) else {
-        let near =
-            filenames::nearest(wanted, all()).map_or(String::new(), |n| format!("did you mean `{n}`? "));
+        let near = error::nearest(wanted, all()).map_or(String::new(), |n| format!("did you mean `{n}`? "));
         let remedy = format!("{near}there are {}", all().collect::<Vec<_>>().join(", "));
         return Err(Error::usage(format!("no role `{wanted}`")).at(flag).remedy(remedy));
     };

@@ -11,8 +11,7 @@ use super::table::{self, Column, Reading, Table};
 use super::time::Clock;
 use super::unit::Unit;
 use crate::data::fault::{Checked, Fault, UNREADABLE};
-use crate::data::filenames;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -418,7 +417,7 @@ impl<'s> Sink<'s> {
     fn check(&self) -> Result<()> {
         let never = self.events.wanted.iter().find(|w| !self.words.contains(*w));
         if let Some(never) = never.filter(|_| self.words.len() < MAX_WORDS) {
-            let near = filenames::nearest(never, self.words.iter().map(String::as_str));
+            let near = error::nearest(never, self.words.iter().map(String::as_str));
             let near = near.map_or(String::new(), |n| format!("did you mean `{n}`? "));
             let there = self.words.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             return Err(Error::usage(format!("no label is `{never}`"))

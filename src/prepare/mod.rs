@@ -61,8 +61,7 @@ pub use target::Target;
 pub use time::moment;
 pub use unit::Unit;
 
-use crate::data::filenames;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use bounds::Bounds;
 use build::{Builder, Built, SPLITS};
 use intake::Intake;
@@ -138,7 +137,7 @@ fn check_tasks(log: &Log, settings: &Settings) -> Result<()> {
     let Some(task) = settings.negatives.tasks().find(|task| !log.tasks.iter().any(|t| t == task)) else {
         return Ok(());
     };
-    let near = filenames::nearest(task, log.tasks.iter().map(String::as_str));
+    let near = error::nearest(task, log.tasks.iter().map(String::as_str));
     let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
     Err(Error::usage(format!("the log has no task `{task}`"))
         .at("--negatives")

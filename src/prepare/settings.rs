@@ -1,8 +1,7 @@
 //! What `prepare` is asked to do.
 
 use super::unit::Unit;
-use crate::data::filenames;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -195,7 +194,7 @@ impl Negatives {
                 bad(format!("`{count}` is not a number of items from 1 to {MOST_NEGATIVES}"))
             })?;
             let kind: NegativeKind = kind.parse().map_err(|()| {
-                let near = filenames::nearest(kind, ["uniform", "popularity", "bm25", "impressions"]);
+                let near = error::nearest(kind, ["uniform", "popularity", "bm25", "impressions"]);
                 let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
                 bad(format!("unknown kind `{}`{near}", kind.trim()))
             })?;

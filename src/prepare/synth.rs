@@ -14,7 +14,7 @@ use super::sheet::{Names, Output, Row, Sheet, batch};
 use super::staging::Staging;
 use super::target::Target;
 use crate::error::{Error, Result};
-use crate::eval::metrics::{self, Judged};
+use crate::eval::metrics::{self, Judged, Place};
 use crate::files::write_atomically;
 use crate::random::{Purpose, stream};
 use arrow_array::{Int64Array, StringArray};
@@ -333,7 +333,9 @@ fn optimum(step: &Step, sums: &mut BTreeMap<String, f64>) {
     let (first, end) = step.best;
     let most = CUTOFFS[CUTOFFS.len() - 1];
     for position in first..end.min(first.max(most)) {
-        for (name, value) in metrics::all(&Judged::binary(vec![position], 1), &CUTOFFS, false) {
+        let judged = Judged::binary(&[Place::alone(position)], 1);
+        for name in metrics::names(&CUTOFFS, false) {
+            let value = metrics::named(&judged, &name).unwrap_or(0.0);
             *sums.entry(name).or_insert(0.0) += value / (end - first) as f64;
         }
     }

@@ -26,6 +26,8 @@ pub struct ReportData {
     pub before: Option<serde_json::Value>,
     /// The same after training.
     pub after: Option<serde_json::Value>,
+    /// Which changes were tested, and what came out: only a tested change is called better or worse.
+    pub tested: Vec<Tested>,
     /// The lines of `metrics.jsonl`.
     pub history: Vec<Line>,
     /// Further tables: slices, significance, comparisons.
@@ -33,6 +35,20 @@ pub struct ReportData {
     /// What the reader should know: warnings, limits, how to read the numbers.
     pub notes: Vec<String>,
 }
+
+/// A paired test of one metric before and after.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tested {
+    /// The task.
+    pub task: String,
+    /// The metric.
+    pub metric: String,
+    /// The p-value, corrected for all tests of the report.
+    pub p: f64,
+}
+
+/// The largest p-value of a difference that is called one.
+const SIGNIFICANT: f64 = 0.05;
 
 /// A table of its own section.
 #[derive(Debug, Clone, Default)]
@@ -70,8 +86,8 @@ pub fn render(data: &ReportData) -> Result<String> {
         version => env!("CARGO_PKG_VERSION"),
         palette => SERIES.iter().chain([&INK, &GRID]).map(tone).collect::<Vec<_>>(),
         facts => data.run.iter().map(|(name, value)| context! { name, value }).collect::<Vec<_>>(),
-        headlines => groups.iter().filter_map(|group| headline(group)).collect::<Vec<_>>(),
-        groups => groups.iter().map(|group| rows(group)).collect::<Vec<_>>(),
+        headlines => groups.iter().filter_map(|group| headline(group, &data.tested)).collect::<Vec<_>>(),
+        groups => groups.iter().map(|group| rows(group, &data.tested)).collect::<Vec<_>>(),
         steps => data.history.len(),
         figures,
         tables => data.tables.iter().map(table).collect::<Vec<_>>(),
@@ -88,21 +104,23 @@ fn tone(tone: &Tone) -> Value {
 }
 
 /// The group's first measure, large.
-fn headline(group: &Group) -> Option<Value> {
+fn headline(group: &Group, tested: &[Tested]) -> Option<Value> {
     let measure = group.measures.first()?;
-    Some(context! { group => &group.name, ..cells(measure) })
+    Some(context! { group => &group.name, ..cells(group, measure, tested) })
 }
 
-fn rows(group: &Group) -> Value {
-    context! { name => &group.name, measures => group.measures.iter().map(cells).collect::<Vec<_>>() }
+fn rows(group: &Group, tested: &[Tested]) -> Value {
+    context! { name => &group.name, measures => group.measures.iter().map(|m| cells(group, m, tested)).collect::<Vec<_>>() }
 }
 
-fn cells(measure: &Measure) -> Value {
-    let (class, mark, verdict) = match measure.verdict() {
-        Some(Verdict::Better) => ("better", "▲", "better"),
-        Some(Verdict::Worse) => ("worse", "▼", "worse"),
-        Some(Verdict::Same) => ("", "=", "unchanged"),
-        None => ("", "", ""),
+fn cells(group: &Group, measure: &Measure, tested: &[Tested]) -> Value {
+    let test = tested.iter().find(|t| t.task == group.name && t.metric == measure.name);
+    let (class, mark, verdict) = match (measure.verdict(), test.map(|t| t.p < SIGNIFICANT)) {
+        (Some(Verdict::Same), _) => ("", "=", "unchanged"),
+        (Some(Verdict::Better), Some(true)) => ("better", "▲", "better"),
+        (Some(Verdict::Worse), Some(true)) => ("worse", "▼", "worse"),
+        (_, Some(false)) => ("", "", "may be luck"),
+        _ => ("", "", ""),
     };
     context! {
         name => &measure.name,

@@ -40,7 +40,7 @@ impl MetricsLog {
         self.file.write_all(&encode(line)).map_err(|e| Error::io("write the metrics", &self.path, e))
     }
 
-    /// Flushes everything appended so far to the disk; a checkpoint calls it before it counts as saved.
+    /// Flushes everything appended so far to the disk; called before a checkpoint is written.
     ///
     /// # Errors
     /// When the disk does not take it.

@@ -18,7 +18,7 @@ mod runs;
 mod table;
 mod tensorboard;
 
-pub use html::{ReportData, ReportTable, render, write};
+pub use html::{ReportData, ReportTable, Tested, render, write};
 pub use journal::Journal;
 pub use log::{MetricsLog, read};
 pub use progress::{Progress, training_message};

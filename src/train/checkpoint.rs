@@ -113,6 +113,7 @@ fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = &'a StateTensor>
         safetensors::SafeTensorError::IoError(e) => Error::io("write", path, e),
         e => Error::data(e.to_string()).at(path.display()),
     })?;
+    crate::files::permit(path).map_err(|e| Error::io("write", path, e))?;
     let file = File::open(path).map_err(|e| Error::io("read back", path, e))?;
     file.sync_all().map_err(|e| Error::io("write", path, e))
 }
@@ -133,7 +134,21 @@ pub fn load_latest(root: &Path, mut warn: impl FnMut(&Error)) -> Result<Checkpoi
     }
     Err(Error::usage("no whole checkpoint found")
         .at(root.display())
-        .remedy("start the run again without --resume, in another directory"))
+        .remedy("train it again, in another directory"))
+}
+
+/// The best checkpoint below `root`, as the newest whole one names it; that one itself where it names none.
+///
+/// # Errors
+/// No whole checkpoint.
+pub fn load_best(root: &Path) -> Result<Checkpoint> {
+    let newest = load_latest(root, |_| {})?;
+    let Some(step) = newest.state["best"]["step"].as_u64().filter(|step| *step != newest.step) else {
+        return Ok(newest);
+    };
+    // One model's weights at a time.
+    drop(newest);
+    load(&directory(root, step))
 }
 
 /// The checkpoints below `root`, oldest first.
@@ -200,6 +215,14 @@ fn read_tensors(path: &Path, kind: StateKind) -> Result<Vec<StateTensor>> {
             }
         })
         .collect()
+}
+
+/// Deletes checkpoints of later steps than `step`: damaged ones, which were passed over and must not outlive good ones.
+pub fn forget_after(root: &Path, step: u64) -> Result<()> {
+    for (_, path) in list(root)?.into_iter().filter(|(later, _)| *later > step) {
+        fs::remove_dir_all(&path).map_err(|e| Error::io("delete a damaged checkpoint", &path, e))?;
+    }
+    Ok(())
 }
 
 /// Deletes all but the newest `keep` checkpoints and those in `spare`.

@@ -1,22 +1,25 @@
-//! One optimizer step, the loop around it, checkpoints, the run directory, and the knowledge basis.
+//! One optimizer step, the loop around it, checkpoints, and the knowledge basis.
 
-mod basis;
 mod batches;
 pub mod checkpoint;
+mod knowledge;
 mod plan;
 mod record;
-pub mod run;
+mod rehearsal;
 mod schedule;
 mod settings;
 mod step;
 mod trainer;
 pub mod validation;
 
-pub use basis::{knowledge_basis, largest_basis, needs_basis, rule_text};
 pub use batches::{Averaging, Batches, StepData};
+pub use knowledge::{
+    KnowledgePass, KnowledgeProgress, largest_knowledge, needs_basis, partial_path, planned_peak,
+};
 pub use plan::{MemoryPlan, PlannedRun};
 pub use record::{Listener, StepRecord, refresh_json};
+pub use rehearsal::Rehearsal;
 pub use schedule::Schedule;
 pub use settings::{CheckpointSettings, TrainSettings};
-pub use step::{gradients, micro_step, probe};
-pub use trainer::{Ending, Outcome, Trainer, Validate};
+pub use step::{gradients, micro_step, probe, rehearse};
+pub use trainer::{Ending, Outcome, Standing, Trainer, Validate};

@@ -2,10 +2,10 @@
 //!
 //! Nothing here knows a formula of what a model or a method holds: they are run, and memory is counted.
 
-use super::{Averaging, gradients, largest_basis, needs_basis, probe};
+use super::{Averaging, Rehearsal, gradients, largest_knowledge, needs_basis, probe, rehearse};
 use crate::backend::{Backend, Mat};
 use crate::error::Result;
-use crate::gems::{KnowledgeBasis, MethodSettings, Optimizer, StepInput};
+use crate::gems::{Knowledge, MethodSettings, Optimizer, StepInput};
 use crate::layers::{LinearGradient, Tap, Want};
 use crate::model::{Architecture, Batch, Model};
 use std::sync::Arc;
@@ -35,9 +35,11 @@ pub struct PlannedRun<'a> {
     /// First row of new item tokens.
     pub new_rows: Option<usize>,
     /// The knowledge basis; without one that is needed, the largest there can be is counted.
-    pub knowledge: Option<&'a KnowledgeBasis>,
+    pub knowledge: Option<&'a Knowledge>,
     /// The micro-batches of the largest step.
     pub batches: &'a [Batch],
+    /// Most tokens of a piece of general text.
+    pub text_length: usize,
     /// Whether activations are computed again.
     pub checkpointing: bool,
 }
@@ -57,12 +59,15 @@ impl MemoryPlan {
         let mut settings = run.settings.clone();
         let protects = needs_basis(&settings.null_space, run.new_rows.is_some());
         let largest = match (protects, run.knowledge) {
-            (true, None) => Some(largest_basis(&model, tasks, &settings)?),
+            (true, None) => Some(largest_knowledge(&model, &settings.null_space)),
             _ => None,
         };
         // The second step ends with a refresh: everything that recurs in a run is in two steps.
         settings.gems.refresh_every = 1;
         let knowledge = run.knowledge.or(largest.as_ref());
+        let old = run.new_rows.unwrap_or(run.architecture.vocabulary);
+        let texts = vec![vec![0; run.text_length.max(2)]; settings.rehearsal.texts];
+        let rehearsal = Rehearsal::new(&model, texts, old, &settings, 0)?;
         let mut tuner = Optimizer::for_model(settings, &mut model, run.new_rows, tasks, knowledge, 0)?;
 
         let mut activations = 0;
@@ -78,8 +83,9 @@ impl MemoryPlan {
         };
         probe(&mut model, &mut tuner, &mut pass)?;
         let input = StepInput { labels: vec![1; tasks], counts: vec![1.0; tasks], ..StepInput::default() };
-        for _ in 0..2 {
+        for step in 0..2 {
             tuner.begin_step()?;
+            rehearse(rehearsal.as_ref(), &model, &mut tuner, step, run.checkpointing)?;
             pass(&model, &mut tuner)?;
             tuner.step(&mut model, &input)?;
         }

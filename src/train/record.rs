@@ -55,6 +55,10 @@ impl StepRecord {
         for (i, j, cosine) in &r.cosines {
             put(format!("cosine.{}.{}", tasks[*i], tasks[*j]), *cosine);
         }
+        if let Some((tokens, kl)) = r.rehearsed {
+            put("rehearsal.kl".into(), kl);
+            put("rehearsal.tokens".into(), tokens as f64);
+        }
         if let Some(refresh) = &r.refresh {
             line.extend(refresh_json(refresh, tasks));
         }
@@ -96,6 +100,8 @@ pub trait Listener {
     fn step(&mut self, record: &StepRecord) -> Result<()>;
     /// A validation ended: metrics by name.
     fn validated(&mut self, step: u64, metrics: &BTreeMap<String, f64>, best: bool) -> Result<()>;
+    /// A checkpoint is about to be written: what was told before must be on the disk.
+    fn flush(&mut self) -> Result<()>;
     /// A checkpoint was written.
     fn saved(&mut self, step: u64) -> Result<()>;
     /// Something the user should know.

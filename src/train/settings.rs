@@ -1,6 +1,7 @@
 //! Settings of the loop: sections `[train]` and `[checkpoint]`.
 
 use super::schedule::Schedule;
+use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,17 +16,20 @@ pub struct TrainSettings {
     /// shared among the tasks in proportion to their rows.
     pub batch_per_task: BTreeMap<String, usize>,
     /// Training examples in every step when `batch_per_task` is empty.
+    #[schemars(range(min = 1))]
     pub batch: usize,
     /// Most tokens in one forward and backward pass; a step with more is accumulated over several
     /// passes. 0: everything in one pass.
     pub micro_batch_tokens: usize,
     /// Learning rate of the adapted layers at the top of the schedule.
+    #[schemars(range(min = 0))]
     pub lr: f64,
     /// Shape of the schedule after the warm-up.
     pub schedule: Schedule,
     /// Steps over which the learning rate rises from 0 to `lr`.
     pub warmup_steps: u64,
     /// The schedule ends at `lr` times this.
+    #[schemars(range(min = 0, max = 1))]
     pub final_lr_ratio: f64,
     /// Keep only layer inputs of the forward pass and compute the rest again in the backward pass.
     pub activation_checkpointing: bool,
@@ -49,6 +53,17 @@ pub struct TrainSettings {
     pub evaluate_after: bool,
     /// Write the tuned model as a Hugging Face directory (`model/` in the run directory) at the end.
     pub export: bool,
+    /// Scale every step to the update norm of the same step of this run. Empty: no step is scaled.
+    pub match_step: String,
+}
+
+impl TrainSettings {
+    /// The learning rate of step `index` (from 0) over that at the top of the schedule. Warm-up begins at zero
+    /// (`from_zero`, published) or one step above, so that the first step moves too.
+    pub fn rate(&self, index: u64, from_zero: bool) -> f64 {
+        let shift = u64::from(self.warmup_steps > 0 && !from_zero);
+        self.schedule.factor(index + shift, self.warmup_steps, self.steps + shift, self.final_lr_ratio)
+    }
 }
 
 impl Default for TrainSettings {
@@ -72,7 +87,28 @@ impl Default for TrainSettings {
             evaluate_before: true,
             evaluate_after: true,
             export: true,
+            match_step: String::new(),
         }
+    }
+}
+
+impl TrainSettings {
+    /// Checks what the bounds of single settings cannot say.
+    ///
+    /// # Errors
+    /// A usage error that names the setting.
+    pub fn validate(&self) -> Result<()> {
+        if let Some((task, _)) = self.batch_per_task.iter().find(|(_, examples)| **examples == 0) {
+            return Err(Error::usage(format!("0 examples a step of task `{task}`"))
+                .at("train.batch_per_task")
+                .remedy("give at least 1, or leave the task out with data.tasks"));
+        }
+        if self.patience > 0 && self.validate_every == 0 {
+            return Err(Error::usage("patience counts validations, and there are none")
+                .at("train.patience")
+                .remedy("set train.validate_every, or train.patience = 0"));
+        }
+        Ok(())
     }
 }
 

@@ -1,14 +1,14 @@
 //! One optimizer step up to its gradients: where a model meets the method.
 //!
-//! The protocol of a run is [`probe`], then for every step [`Optimizer::begin_step`], [`gradients`],
+//! The protocol of a run is [`probe`], then for every step [`Optimizer::begin_step`], [`rehearse`], [`gradients`],
 //! [`Optimizer::step`].
 
 use super::batches::Averaging;
+use super::rehearsal::Rehearsal;
 use crate::backend::Tensor;
 use crate::error::Result;
 use crate::gems::{
-    DenseRole, Embeddings, KnowledgeBasis, MethodSettings, Optimizer, OptimizerSettings, RefreshReport,
-    Scales,
+    DenseRole, Embeddings, Knowledge, MethodSettings, Optimizer, OptimizerSettings, RefreshReport, Scales,
 };
 use crate::model::{Batch, DenseKind, Model};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Optimizer {
         model: &mut Model,
         new_rows: Option<usize>,
         tasks: usize,
-        knowledge: Option<&KnowledgeBasis>,
+        knowledge: Option<&Knowledge>,
         seed: u64,
     ) -> Result<Self> {
         let roles = dense_roles(model, &settings.optimizer, new_rows);
@@ -68,6 +68,23 @@ pub fn probe(
         pass(model, tuner)?;
     }
     if rounds == 0 { Ok(None) } else { tuner.finish_probe(model).map(Some) }
+}
+
+/// Rehearses general text, if there is some and it is due in step `step` (from 0).
+///
+/// # Errors
+/// The device.
+pub fn rehearse(
+    rehearsal: Option<&Rehearsal>,
+    model: &Model,
+    tuner: &mut Optimizer,
+    step: u64,
+    checkpointing: bool,
+) -> Result<()> {
+    match rehearsal.filter(|_| tuner.rehearsal_is_due()) {
+        Some(rehearsal) => rehearsal.run(model, tuner, step, checkpointing),
+        None => Ok(()),
+    }
 }
 
 /// Forward and backward passes of a whole step, whose gradients and losses go to the tuner; returns the

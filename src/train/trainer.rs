@@ -1,23 +1,24 @@
 //! The loop: steps in order, validation, checkpoints, and every way a run can end.
 
 use super::batches::{Batches, StepData};
-use super::checkpoint;
+use super::checkpoint::{self, Checkpoint};
 use super::record::{Listener, StepRecord};
-use super::run::RunDirectory;
+use super::rehearsal::Rehearsal;
 use super::settings::{CheckpointSettings, TrainSettings};
-use super::step::{gradients, probe};
+use super::step::{gradients, probe, rehearse};
 use super::validation::chosen;
 use crate::error::{Error, Result};
 use crate::gems::{Optimizer, StepInput};
 use crate::model::Model;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// All steps were done.
     Finished,
@@ -46,66 +47,104 @@ pub struct Trainer<'a> {
     pub tuner: &'a mut Optimizer,
     /// What every step learns from.
     pub batches: &'a Batches<'a>,
+    /// General text that is read again, if any.
+    pub rehearsal: Option<&'a Rehearsal>,
     /// Task names.
     pub tasks: &'a [String],
     /// Section `[train]`.
     pub settings: &'a TrainSettings,
     /// Section `[checkpoint]`.
     pub checkpoints: &'a CheckpointSettings,
-    /// Where it writes.
-    pub run: &'a RunDirectory,
+    /// The run's directory.
+    pub run: &'a Path,
     /// Learning rate of item rows at the top of the schedule.
     pub lr_rows: f64,
     /// The warm-up begins at zero (published) instead of one step above.
     pub warmup_from_zero: bool,
-    /// Update norms of a reference run to match, step by step.
-    pub norms: Option<Vec<f64>>,
+    /// Update norms of a reference run to match, by step; a step without one is not matched.
+    pub norms: Option<&'a [Option<f64>]>,
     /// Set when the user asks to stop.
     pub interrupted: &'a AtomicBool,
 }
 
 /// Where a run stands besides model and method.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Progress {
-    step: u64,
-    best: Option<(u64, f64)>,
+pub struct Standing {
+    /// Steps done.
+    pub step: u64,
+    /// The best validation: step and value.
+    pub best: Option<(u64, f64)>,
     waiting: u64,
     skipped: u64,
     bad_in_a_row: u64,
+    /// The step of the newest checkpoint.
+    saved: Option<u64>,
     /// Examples seen by this process, and those of them that were cut to fit the context.
     seen: (usize, usize),
+}
+
+impl Standing {
+    /// That of a checkpoint.
+    pub fn of(found: &Checkpoint) -> Self {
+        let s = &found.state;
+        let best = match (s["best"]["step"].as_u64(), s["best"]["value"].as_u64()) {
+            (Some(step), Some(bits)) => Some((step, f64::from_bits(bits))),
+            _ => None,
+        };
+        let count = |key: &str| s[key].as_u64().unwrap_or(0);
+        Self {
+            step: found.step,
+            best,
+            waiting: count("waiting"),
+            skipped: count("skipped"),
+            bad_in_a_row: count("bad_in_a_row"),
+            saved: Some(found.step),
+            seen: (0, 0),
+        }
+    }
+
+    /// Whether nothing is left to do under these settings.
+    pub fn is_over(&self, settings: &TrainSettings) -> bool {
+        self.step >= settings.steps || !self.is_patient(settings)
+    }
+
+    fn is_patient(&self, settings: &TrainSettings) -> bool {
+        settings.patience == 0 || self.waiting < settings.patience
+    }
 }
 
 /// Computes validation metrics.
 pub type Validate<'a> = dyn FnMut(&Model) -> Result<BTreeMap<String, f64>> + 'a;
 
 impl Trainer<'_> {
-    /// Runs to the end, from the latest checkpoint if `resume`.
+    /// Runs to the end, from where model and method stand.
     ///
     /// # Errors
     /// Whatever fails; what was saved before stays good.
     pub fn run(
         &mut self,
-        resume: bool,
+        mut at: Standing,
         listener: &mut dyn Listener,
         validate: &mut Validate,
     ) -> Result<Outcome> {
-        let mut at = Progress::default();
-        if resume {
-            at = self.restore_latest(listener)?;
+        if let Some((step, _)) = at.best {
+            self.mark_best(step)?;
         }
         if at.step == 0 && self.settings.steps > 0 {
             self.largest_first()?;
             self.probe(listener)?;
         }
-        let ending = self.steps(&mut at, listener, validate)?;
+        let ending = match at.is_patient(self.settings) {
+            true => self.steps(&mut at, listener, validate)?,
+            false => Ending::Early,
+        };
         if let (seen, cut @ 1..) = at.seen {
             listener.note(&format!(
                 "{cut} of {seen} examples had their oldest items left out, to fit data.history_limit and data.max_length"
             ));
         }
-        if checkpoint::list(&self.run.join("checkpoints"))?.last().is_none_or(|(step, _)| *step != at.step) {
-            self.save(&at, listener)?;
+        if at.saved != Some(at.step) {
+            self.save(&mut at, listener)?;
         }
         Ok(Outcome { ending, step: at.step, best: at.best })
     }
@@ -115,7 +154,12 @@ impl Trainer<'_> {
         let data = self.batches.longest()?;
         self.model.backend.reset_peak_memory();
         self.tuner.begin_step()?;
+        self.rehearse(0)?;
         self.gradients(&data).map(drop)
+    }
+
+    fn rehearse(&mut self, step: u64) -> Result<()> {
+        rehearse(self.rehearsal, self.model, self.tuner, step, self.settings.activation_checkpointing)
     }
 
     /// Finds the first bases in the first steps' examples.
@@ -139,7 +183,7 @@ impl Trainer<'_> {
 
     fn steps(
         &mut self,
-        at: &mut Progress,
+        at: &mut Standing,
         listener: &mut dyn Listener,
         validate: &mut Validate,
     ) -> Result<Ending> {
@@ -178,24 +222,25 @@ impl Trainer<'_> {
 
     fn one_step(
         &mut self,
-        at: &mut Progress,
+        at: &mut Standing,
         data: StepData,
         validates: bool,
         listener: &mut dyn Listener,
     ) -> Result<()> {
         let start = Instant::now();
         let t = self.settings;
-        // Warm-up starts above zero: the first step moves too.
-        let shift = u64::from(t.warmup_steps > 0 && !self.warmup_from_zero);
-        let rate = t.schedule.factor(at.step + shift, t.warmup_steps, t.steps + shift, t.final_lr_ratio);
+        let rate = t.rate(at.step, self.warmup_from_zero);
+        let target_norm = self.target_norm(at.step, listener);
         self.tuner.begin_step()?;
+        self.rehearse(at.step)?;
         let labels = self.gradients(&data)?;
         let input = StepInput {
             labels,
             counts: data.counts.clone(),
             lr: t.lr * rate,
             lr_rows: self.lr_rows * rate,
-            target_norm: self.norms.as_ref().and_then(|n| n.get(at.step as usize).copied()),
+            schedule: rate,
+            target_norm,
             last: at.step + 1 == t.steps,
         };
         let report = self.tuner.step(self.model, &input)?;
@@ -228,8 +273,22 @@ impl Trainer<'_> {
         Ok(())
     }
 
+    /// The norm that step `index` (from 0) is scaled to. Says so where there is none any more.
+    fn target_norm(&self, index: u64, listener: &mut dyn Listener) -> Option<f64> {
+        let norms = self.norms?;
+        match norms.get(index as usize) {
+            Some(None) => listener.note(&format!("step {}: the run to match has no norm here", index + 1)),
+            None if index as usize == norms.len() => listener.note(&format!(
+                "step {}: the run to match ended before; from here on steps are as long as they come",
+                index + 1
+            )),
+            _ => {}
+        }
+        norms.get(index as usize).copied().flatten()
+    }
+
     /// Writes the offending batch and says where.
-    fn dump(&self, at: &Progress, data: &StepData) -> Error {
+    fn dump(&self, at: &Standing, data: &StepData) -> Error {
         let path = self.run.join(format!("bad-batch-step-{}.json", at.step));
         let picks: Vec<Value> =
             data.picks.iter().map(|p| json!({"row": p.record + 1, "target": p.target})).collect();
@@ -254,7 +313,7 @@ impl Trainer<'_> {
     /// Validates; false when it is time to stop.
     fn validate(
         &mut self,
-        at: &mut Progress,
+        at: &mut Standing,
         listener: &mut dyn Listener,
         validate: &mut Validate,
     ) -> Result<bool> {
@@ -272,27 +331,27 @@ impl Trainer<'_> {
         } else {
             at.waiting += 1;
         }
-        Ok(self.settings.patience == 0 || at.waiting < self.settings.patience)
+        Ok(at.is_patient(self.settings))
     }
 
     fn mark_best(&self, step: u64) -> Result<()> {
         let link = self.run.join("best");
-        let target = checkpoint::directory(std::path::Path::new("checkpoints"), step);
-        let _ = std::fs::remove_file(&link);
+        let target = checkpoint::directory(Path::new("checkpoints"), step);
         #[cfg(unix)]
-        std::os::unix::fs::symlink(&target, &link)
-            .map_err(|e| Error::io("mark the best checkpoint", &link, e))?;
+        return crate::files::link_atomically(&link, &target);
         #[cfg(not(unix))]
-        crate::files::write_atomically(&link, target.display().to_string().as_bytes())?;
-        Ok(())
+        crate::files::write_atomically(&link, target.display().to_string().as_bytes())
     }
 
     // ---- checkpoints ------------------------------------------------------------------------
 
-    fn save(&mut self, at: &Progress, listener: &mut dyn Listener) -> Result<()> {
+    fn save(&mut self, at: &mut Standing, listener: &mut dyn Listener) -> Result<()> {
+        // What a checkpoint follows on must not be lost when the checkpoint is not.
+        listener.flush()?;
         let (tensors, tuner) = self.tuner.state(self.model)?;
         let state = json!({
             "fingerprint": self.model.fingerprint,
+            "rehearsal": self.rehearsal.map(Rehearsal::fingerprint),
             "tasks": self.tasks,
             "tuner": tuner,
             "best": at.best.map(|(step, value)| json!({"step": step, "value": value.to_bits()})),
@@ -302,29 +361,10 @@ impl Trainer<'_> {
         });
         let root = self.run.join("checkpoints");
         checkpoint::save(&root, at.step, &tensors, state)?;
+        checkpoint::forget_after(&root, at.step)?;
+        at.saved = Some(at.step);
         let best: Vec<u64> = at.best.iter().map(|b| b.0).collect();
         checkpoint::prune(&root, self.checkpoints.keep, &best)?;
         listener.saved(at.step)
-    }
-
-    fn restore_latest(&mut self, listener: &mut dyn Listener) -> Result<Progress> {
-        let root = self.run.join("checkpoints");
-        let found =
-            checkpoint::load_latest(&root, |e| listener.note(&format!("checkpoint passed over: {e}")))?;
-        found.restore(self.model, self.tuner, self.tasks)?;
-        let s = &found.state;
-        let best = match (s["best"]["step"].as_u64(), s["best"]["value"].as_u64()) {
-            (Some(step), Some(bits)) => Some((step, f64::from_bits(bits))),
-            _ => None,
-        };
-        let count = |key: &str| s[key].as_u64().unwrap_or(0);
-        Ok(Progress {
-            step: found.step,
-            best,
-            waiting: count("waiting"),
-            skipped: count("skipped"),
-            bad_in_a_row: count("bad_in_a_row"),
-            seen: (0, 0),
-        })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::data::{Dataset, Encoder, Example, micro_batches};
 use crate::error::{Error, Result};
-use crate::eval::metrics::{Judged, all};
+use crate::eval::metrics::names;
 use crate::eval::{EvaluateSettings, rank_split};
 use crate::model::Model;
 use std::collections::BTreeMap;
@@ -63,9 +63,7 @@ fn losses(
 /// # Errors
 /// Names the metrics there are.
 pub fn check_metric(name: &str, tasks: &[String], settings: &EvaluateSettings) -> Result<()> {
-    let judged = Judged::binary(Vec::new(), 1);
-    let mut known: Vec<String> =
-        all(&judged, &settings.k, settings.published_metrics).into_iter().map(|(name, _)| name).collect();
+    let mut known = names(&settings.k, settings.published_metrics);
     known.push("loss".into());
     let of_task = |task: &String| name.strip_prefix(task.as_str())?.strip_prefix('.');
     let metric = tasks.iter().find_map(of_task).unwrap_or(name);

@@ -180,6 +180,35 @@ fn train_evaluate_rank_and_export_on_every_family() {
         assert_eq!(again["result"]["rec"], result["after"]["rec"], "{model}");
         assert!(out.join("trec/test.run").is_file() && out.join("trec/test.qrels").is_file());
 
+        // The few requests are told of, and the line that a run prints as an example works.
+        let few = engine().args(["evaluate", "--run"]).arg(&out).assert().success();
+        few.stdout(
+            predicate::str::contains("5 requests only").and(predicate::str::contains("items ever shown")),
+        );
+        let mut few = engine();
+        few.args(["evaluate", "--set", "evaluate.records=2", "--run"]).arg(&out);
+        few.assert().success().stdout(predicate::str::contains("items ever shown").not());
+        let example = result["example"].as_str().unwrap();
+        assert!(
+            example.starts_with("gems-engine rank --run ") && example.contains(" --history=i"),
+            "{example}"
+        );
+        let shown = std::process::Command::new("sh")
+            .args(["-c", &example.replacen("gems-engine", env!("CARGO_BIN_EXE_gems-engine"), 1)])
+            .output()
+            .unwrap();
+        assert!(shown.status.success(), "{example}: {}", String::from_utf8_lossy(&shown.stderr));
+        for (asked, said) in [
+            (["--history", "i1,j2"], "there is no item \"j2\""),
+            (["--history", "i1,I1"], "did you mean \"i1\"?"),
+            (["--task", "serch"], "did you mean \"search\"?"),
+            (["--top", "0"], "--top"),
+        ] {
+            let mut command = engine();
+            command.args(["rank", "--query", "red", "--run"]).arg(&out).args(asked);
+            command.assert().code(2).stderr(predicate::str::contains(said));
+        }
+
         let ranked = engine()
             .args(["rank", "--json", "--history", "i1,i2", "--query", "red desk", "--top", "3", "--run"])
             .arg(&out)
@@ -252,6 +281,8 @@ fn every_method_and_identity_trains() {
     };
     let done = compare(&["galore", "matched", "full"]).success();
     let compared = result(&done.get_output().stdout);
+    assert_eq!(compared["runs"][0]["settings"]["optimizer"], Value::Null, "settings have dotted keys");
+    assert_eq!(compared["runs"][1]["settings"]["optimizer.beta1"], 0.9);
     assert_eq!(compared["runs"][2]["settings"]["gems.method"], "full");
     for (run, name) in [(0, "galore"), (1, "matched"), (2, "full")] {
         let mean = norms(&dir.path().join(name)).iter().sum::<f64>() / 3.0;
@@ -263,7 +294,90 @@ fn every_method_and_identity_trains() {
     let notes: Vec<&str> =
         compared["notes"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
     assert!(notes.len() == 1 && notes[0].starts_with("full: its steps are"), "{notes:?}");
+    // Other data, another model, other batches, steps and measuring: all of it is said.
+    let other = dir.path().join("elsewhere");
+    fs::create_dir(&other).unwrap();
+    let other = world(&other);
+    let more =
+        ["--steps", "2", "--set", "train.batch=6", "--set", "evaluate.records=3", "--set", "train.lr=0.002"];
+    train("qwen2_bias", &other, &dir.path().join("far/galore"), &more).assert().success();
+    fs::create_dir(dir.path().join("begun")).unwrap();
+    fs::write(dir.path().join("begun/config.toml"), "").unwrap();
+    let done = compare(&["galore", "far/galore", "begun"]).success();
+    let compared = result(&done.get_output().stdout);
+    let notes = compared["notes"].to_string();
+    for said in [
+        "begun: has not finished",
+        "/galore was tuned and judged on other data",
+        "far/galore began from another model",
+        "far/galore was measured in another way",
+        "(evaluate.records)",
+        "far/galore has other batches",
+        "far/galore took 2 steps",
+    ] {
+        assert!(notes.contains(said), "{said:?} in {notes}");
+    }
+    let runs = ["galore", "far/galore"].map(|n| dir.path().join(n));
+    engine()
+        .arg("compare")
+        .args(runs)
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("train.lr").and(predicate::str::contains("evaluate --run")));
     compare(&["galore", "nowhere"]).code(1).stderr(predicate::str::contains("a run that has finished"));
+}
+
+/// One basis, whatever is asked of it afterwards: `basis`, `doctor` and `train` say what it holds and protects.
+#[test]
+fn a_basis_says_what_it_knows_and_protects() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, basis) = (world(dir.path()), dir.path().join("basis.safetensors"));
+    let learn = |sets: &[&str]| -> Value {
+        let mut command = engine();
+        command.args(["basis", "--json", "--data"]).arg(&data).arg("--model").arg(golden_model("llama_tied"));
+        command.arg("--out").arg(&basis).args(["--set", "data.item_token=<new_{}>"]);
+        command.args(sets.iter().flat_map(|set| ["--set", set]));
+        serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap()
+    };
+    let told = learn(&["gems.rank=4", "gems.targets=[\"q\", \"down\"]"]);
+    let bytes = fs::read(&basis).unwrap();
+    let (layers, adapted) = (told["layers"].as_u64().unwrap(), told["adapted"].as_u64().unwrap());
+    assert!(layers == 14 && adapted == 4 && told["unprotected"] == 0, "{told}");
+    assert!(!dir.path().join("basis.safetensors.partial").exists());
+    let spaces = told["spaces"].as_array().unwrap();
+    assert_eq!(spaces.len(), 2 * 4 + 1, "four inputs a block, and the final hidden states");
+    for space in spaces {
+        let of = |name: &str| space[name].as_f64().unwrap();
+        let adapted =
+            space["serves"].as_array().unwrap().iter().any(|s| s != "o" && s != "gate" && s != "up");
+        assert_eq!((of("kept"), of("kept_energy")), (of("dimensions"), 1.0), "{space}");
+        assert_eq!(of("protected") > 0.0, adapted, "{space}");
+        assert!(of("protected") + of("free") == of("dimensions"), "{space}");
+        assert!((of("energy") + of("free_energy") - 1.0).abs() < 1e-12, "{space}");
+    }
+    // Rank, targets and energy are chosen later: they do not change the file.
+    learn(&["gems.rank=8", "null_space.value=0.5", "null_space.criterion=ratio"]);
+    assert!(bytes == fs::read(&basis).unwrap());
+    let doctor = |model: &str| {
+        let mut command = engine();
+        command.args(["doctor", "--json", "--model"]).arg(golden_model(model)).arg("--basis").arg(&basis);
+        let said = command.arg("--out").arg(dir.path()).assert().get_output().stdout.clone();
+        serde_json::from_slice::<Value>(&said).unwrap()
+    };
+    assert_eq!(doctor("llama_tied")["knowledge"]["spaces"].as_array().unwrap().len(), spaces.len());
+    let other = doctor("qwen2_bias");
+    let check = other["checks"].as_array().unwrap().iter().find(|c| c["name"] == "knowledge").unwrap();
+    assert!(
+        check["status"] == "FAIL" && check["found"].as_str().unwrap().contains("another model"),
+        "{check}"
+    );
+    let out = dir.path().join("run");
+    train("llama_tied", &data, &out, &["--steps", "1", "--basis", basis.to_str().unwrap()])
+        .assert()
+        .success();
+    assert!(fs::read(out.join("basis.safetensors")).unwrap() == bytes);
+    let log = fs::read_to_string(out.join("log.txt")).unwrap();
+    assert!(log.contains("layers.0.self_attn.q_proj") && log.contains("protected (energy)"), "{log}");
 }
 
 #[test]
@@ -275,8 +389,8 @@ fn resuming_gives_the_same_weights_as_going_on() {
     train("llama_tied", &data, &whole, &every).assert().success();
     let part = dir.path().join("part");
     fs::create_dir_all(part.join("checkpoints")).unwrap();
-    for file in ["config.toml", "basis.safetensors", "before.json", "metrics.jsonl"] {
-        fs::copy(whole.join(file), part.join(file)).unwrap();
+    for entry in fs::read_dir(&whole).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
+        fs::copy(entry.path(), part.join(entry.file_name())).unwrap();
     }
     for entry in fs::read_dir(whole.join("checkpoints")).unwrap() {
         let from = entry.unwrap().path();
@@ -359,7 +473,7 @@ fn what_cannot_work_says_so() {
             .stderr(predicate::str::contains(message.to_string()));
     };
     fails(&["--set", "gems.rnak=3"], 2, "gems.rank");
-    fails(&["--set", "gems.rank=0"], 2, "gems.rank is 0");
+    fails(&["--set", "gems.rank=0"], 2, "gems.rank: 0 is out of range");
     fails(&["--set", "gems.rank=60"], 2, "gems.rank");
     fails(&["--method", "magic"], 2, "magic");
     fails(&["--device", "cuda:x"], 2, "cuda:x");
@@ -429,4 +543,42 @@ fn a_gradient_that_is_not_finite_stops_the_run_with_its_batch() {
             .to_string_lossy()
             .starts_with("bad-batch"))
     );
+}
+
+#[test]
+fn a_model_that_knows_nothing_of_its_items_is_worth_chance() {
+    // Items without texts begin alike, so every score ties; the targets come first in the catalogue.
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let lines = |rows: Vec<Value>| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
+    fs::write(data.join("items.jsonl"), lines((0..12).map(|i| json!({"item": format!("i{i}")})).collect()))
+        .unwrap();
+    let row = |k: usize| json!({"task": "rec", "history": [format!("i{}", k + 3)], "target": [format!("i{}", k % 2)]});
+    for split in ["train", "valid", "test"] {
+        fs::write(data.join(format!("{split}.jsonl")), lines((0..6).map(row).collect())).unwrap();
+    }
+    let places = |k: usize| (0..k).map(|i| 1.0 / ((i + 2) as f64).log2()).sum::<f64>() / 12.0;
+    for model in ["llama_tied", "llama_untied_rope3", "t5_v11"] {
+        let out = dir.path().join(model);
+        let more = ["--steps", "0", "--set", "train.export=false", "--set", "evaluate.k=[1, 5, 10]"];
+        let done = train(model, &data, &out, &more).assert().success();
+        let result = result(&done.get_output().stdout);
+        for (metric, want) in [
+            ("hit@1", 1.0 / 12.0),
+            ("hit@5", 5.0 / 12.0),
+            ("recall@10", 10.0 / 12.0),
+            ("ndcg@5", places(5)),
+            ("ndcg@10", places(10)),
+        ] {
+            let got = result["before"]["rec"][metric].as_f64().unwrap();
+            assert!((got - want).abs() < 1e-9, "{model} {metric}: {got}, by chance {want}");
+        }
+        assert!(result["before"]["rec"].get("ndcg@1").is_none());
+        let mut told = engine();
+        told.args(["evaluate", "--run"])
+            .arg(&out)
+            .assert()
+            .success()
+            .stdout(predicate::str::contains("6 requests only"));
+    }
 }

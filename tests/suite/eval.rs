@@ -3,22 +3,24 @@
 use crate::model::load;
 use crate::support::Golden;
 use gems_engine::data::{Catalogue, DataSettings, EndOfSequence, ItemIdentity, PromptSide, Vocabulary};
-use gems_engine::eval::metrics::{Judged, all};
-use gems_engine::eval::{Reference, order, score};
+use gems_engine::eval::metrics::{Judged, Place, named, names};
+use gems_engine::eval::{Reference, score};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// (judged list, first target's position) of every query, from judgements and scored documents.
-fn judged(qrels: &Value, runs: &Value) -> Vec<Judged> {
+fn judged(qrels: &Value, runs: &Value, gain: fn(f64) -> f64) -> Vec<Judged> {
     let queries = qrels.as_object().unwrap();
     let one = |(query, relevant): (&String, &Value)| {
         let relevant: BTreeMap<String, f64> = serde_json::from_value(relevant.clone()).unwrap();
         let run: BTreeMap<String, f64> = serde_json::from_value(runs[query].clone()).unwrap_or_default();
         let mut list: Vec<(&String, &f64)> = run.iter().collect();
         list.sort_by(|a, b| b.1.total_cmp(a.1));
-        let found =
-            list.iter().enumerate().filter_map(|(p, (d, _))| relevant.get(*d).map(|g| (p, *g))).collect();
-        Judged { found, relevant: relevant.values().copied().collect() }
+        let found = list
+            .iter()
+            .enumerate()
+            .filter_map(|(p, (d, _))| Some((Place::alone(p), gain(*relevant.get(*d)?))));
+        Judged::new(found.collect(), relevant.values().map(|g| gain(*g)).collect())
     };
     queries.iter().map(one).collect()
 }
@@ -32,20 +34,20 @@ fn check(what: &str, lists: &[Judged], metric: impl Fn(&Judged) -> f64, want: &V
 fn golden_metrics() {
     let golden = Golden::open();
     let (inputs, expected) = (golden.json("metrics/inputs.json"), golden.json("metrics/expected.json"));
-    let lists = judged(&inputs["qrels"], &inputs["runs"]);
+    let lists = judged(&inputs["qrels"], &inputs["runs"], |g| g);
     let means = expected["ranx"]["mean"].as_object().unwrap();
     assert!(!means.is_empty());
     for (name, want) in means {
         let ours = name.replace("hit_rate", "hit");
-        let k: usize = ours.rsplit('@').next().unwrap().parse().unwrap();
-        let of = |j: &Judged| all(j, &[k], false).into_iter().find(|(n, _)| *n == ours).unwrap().1;
-        check(name, &lists, of, want);
+        check(name, &lists, |j| named(j, &ours).unwrap(), want);
     }
-    let graded = judged(&inputs["graded_qrels"], &inputs["runs"]);
+    let graded = judged(&inputs["graded_qrels"], &inputs["runs"], |g| g);
+    // Burges et al. (2005): gains 2^g - 1.
+    let exponential = judged(&inputs["graded_qrels"], &inputs["runs"], |g| g.exp2() - 1.0);
     for (name, want) in expected["graded"]["ranx"].as_object().unwrap() {
         let (kind, k) = name.split_once('@').unwrap();
         let k: usize = k.parse().unwrap();
-        check(name, &graded, |j| if kind == "ndcg" { j.ndcg(k) } else { j.ndcg_exponential(k) }, want);
+        check(name, if kind == "ndcg" { &graded } else { &exponential }, |j| j.ndcg(k), want);
     }
     for (name, want) in expected["non_standard"]["hits_only"]["values"].as_object().unwrap() {
         let (kind, k) = name.split_once('@').unwrap();
@@ -63,10 +65,12 @@ fn golden_metrics() {
 #[test]
 fn metrics_of_odd_lists() {
     let empty = Judged::default();
-    assert!(all(&empty, &[1, 10], true).iter().all(|(_, v)| *v == 0.0));
-    let one = Judged::binary(vec![0], 1);
-    assert!(all(&one, &[1], true).iter().all(|(_, v)| *v == 1.0));
-    let beyond = Judged::binary(vec![4, 2], 3);
+    let all = names(&[1, 10], true);
+    assert!(all.iter().all(|name| named(&empty, name) == Some(0.0)));
+    let one = Judged::binary(&[Place::alone(0)], 1);
+    assert!(names(&[1], true).iter().all(|name| named(&one, name) == Some(1.0)));
+    assert_eq!(names(&[1], true), ["hit@1", "recall@1"], "the others are the same numbers");
+    let beyond = Judged::binary(&[4, 2].map(Place::alone), 3);
     assert_eq!(beyond.hit(2), 0.0);
     assert_eq!(beyond.mrr(3), 1.0 / 3.0);
     assert_eq!(beyond.recall(5), 2.0 / 3.0);
@@ -132,12 +136,6 @@ fn golden_exact_likelihoods_over_the_trie() {
             assert!((alone[0] - scores[0]).abs() < 1e-4);
         }
     }
-}
-
-#[test]
-fn equal_scores_are_ordered_by_number() {
-    let ranked = order(&[5, 2, 9], &[1.0, 1.0, 2.0]);
-    assert_eq!(ranked.iter().map(|r| r.0).collect::<Vec<_>>(), [9, 2, 5]);
 }
 
 #[test]

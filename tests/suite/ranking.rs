@@ -6,6 +6,7 @@ use gems_engine::data::{
     Catalogue, DataSettings, Dataset, Encoder, EndOfSequence, ItemIdentity, PromptPreset, PromptSide,
     Prompts, Record, Split, Vocabulary,
 };
+use gems_engine::eval::metrics::Place;
 use gems_engine::eval::{
     Candidates, EvaluateSettings, ROOT, Ranked, Rankings, Request, Scorer, Trie, beam, judge, order,
     rank_split, score,
@@ -169,10 +170,10 @@ fn golden_beam_search_and_exact_ranking() {
             let query = Request { prompt: &prompt, trie: &trie };
             let scores = scorer.scores(&[query]).unwrap().remove(0);
             assert_close(&what, &scores, &floats(&request["exact_log_likelihood"]), 0.0, atol);
-            let ranked: Vec<u32> = order(&all, &scores).into_iter().map(|(item, _)| item).collect();
+            let ranked: Vec<u32> = order(&all, &scores, 0).into_iter().map(|(item, _)| item).collect();
             assert_eq!(ranked, tokens(&request["ranking_by_sum"]), "{what}: exact ranking");
             let means: Vec<f32> = scores.iter().zip(&sequences).map(|(s, t)| s / t.len() as f32).collect();
-            let by_mean: Vec<u32> = order(&all, &means).into_iter().map(|(item, _)| item).collect();
+            let by_mean: Vec<u32> = order(&all, &means, 0).into_iter().map(|(item, _)| item).collect();
             assert_eq!(by_mean, tokens(&request["ranking_by_mean"]), "{what}: ranking by mean");
             for run in request["beam_runs"].as_array().unwrap() {
                 let settings = beam::BeamSettings {
@@ -213,7 +214,7 @@ fn golden_a_beam_as_wide_as_the_trie_finds_the_exact_ranking() {
     let request = Request { prompt: &[4, 9, 2], trie: &trie };
     let settings = beam::BeamSettings { beams: 60, length_penalty: 0.0, early_stopping: false };
     let all: Vec<u32> = (0..30).collect();
-    let exact = order(&all, &scorer.scores(&[request]).unwrap()[0]);
+    let exact = order(&all, &scorer.scores(&[request]).unwrap()[0], 0);
     let found = beam::search(&scorer, &request, settings).unwrap();
     assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), exact.iter().map(|e| e.0).collect::<Vec<_>>());
     let empty = Trie::new(&[]);
@@ -225,18 +226,24 @@ fn golden_a_beam_as_wide_as_the_trie_finds_the_exact_ranking() {
 
 proptest! {
     #[test]
-    fn judging_equals_sorting(levels in prop::collection::vec(0u8..5, 1..40), depth in 0usize..50, marks in any::<u64>()) {
+    fn judging_equals_sorting(
+        levels in prop::collection::vec(0u8..5, 1..40),
+        depth in 0usize..50,
+        (marks, request) in (any::<u64>(), any::<u64>()),
+    ) {
         // Few levels: many ties.
         let scores: Vec<f32> = levels.iter().map(|l| -f32::from(*l)).collect();
         let candidates: Vec<u32> = (0..scores.len() as u32).map(|i| i * 3 + 1).collect();
         let targets: Vec<u32> =
             candidates.iter().rev().enumerate().filter(|(i, _)| marks >> i & 1 == 1).map(|(_, c)| *c).collect();
-        let sorted = order(&candidates, &scores);
-        prop_assert!(sorted.windows(2).all(|w| w[0].1 > w[1].1 || (w[0].1 == w[1].1 && w[0].0 < w[1].0)));
-        let (top, positions) = judge(&candidates, &scores, &targets, depth);
+        let sorted = order(&candidates, &scores, request);
+        prop_assert!(sorted.windows(2).all(|w| w[0].1 >= w[1].1));
+        let (top, places) = judge(&candidates, &scores, &targets, (depth, request));
         prop_assert_eq!(&top[..], &sorted[..depth.min(sorted.len())]);
-        let want: Vec<usize> = targets.iter().map(|t| sorted.iter().position(|s| s.0 == *t).unwrap()).collect();
-        prop_assert_eq!(positions, want);
+        let of = |t: &u32| scores[candidates.iter().position(|c| c == t).unwrap()];
+        let count = |test: &dyn Fn(&f32) -> bool| scores.iter().filter(|s| test(s)).count();
+        let place = |t: &u32| Place { ahead: count(&|s| *s > of(t)), tied: count(&|s| *s == of(t)) };
+        prop_assert_eq!(places, targets.iter().map(place).collect::<Vec<_>>());
     }
 }
 
@@ -282,7 +289,7 @@ impl World {
         let tasks = vec!["rec".into(), "search".into()];
         let data = Dataset { items, tasks, test, ..Dataset::default() };
         let vocabulary = Vocabulary::new(&dir, &data.items, &settings, kind, None).unwrap();
-        let prompts = Prompts::new(&settings, None).unwrap();
+        let prompts = Prompts::new(&settings, None, Some(&vocabulary)).unwrap();
         Self { dir, data, settings, prompts, vocabulary, kind }
     }
     fn model(&self) -> Model {
@@ -321,9 +328,25 @@ fn golden_splits_are_ranked_as_one_pass_a_candidate_ranks_them() {
     let golden = Golden::open();
     for name in both(&golden) {
         for settings in identities() {
-            let world = World::new(&golden, &name, settings);
-            let (model, encoder) = (world.model(), world.encoder());
-            for rule in [Candidates::Given, Candidates::Full] {
+            let mut world = World::new(&golden, &name, settings);
+            let model = world.model();
+            for rule in [Candidates::Full, Candidates::Given] {
+                let mut ranked = vec![1, 2, 3, 4, 5];
+                if rule == Candidates::Given {
+                    // A record without negatives is refused by name.
+                    let settings = EvaluateSettings { candidates: rule, ..Default::default() };
+                    let data = &world.data;
+                    let refused =
+                        rank_split(&model, &world.encoder(), data, &data.test, &settings, &mut |_, _| ());
+                    let message = refused.unwrap_err().to_string();
+                    assert!(
+                        message.contains("1 of 5 records have no negatives, the first of task `rec`"),
+                        "{message}"
+                    );
+                    world.data.test.records.remove(3);
+                    ranked.pop();
+                }
+                let encoder = world.encoder();
                 let rank = |batch_tokens| {
                     let settings = EvaluateSettings {
                         candidates: rule,
@@ -336,16 +359,16 @@ fn golden_splits_are_ranked_as_one_pass_a_candidate_ranks_them() {
                     let split = &world.data.test;
                     let got =
                         rank_split(&model, &encoder, &world.data, split, &settings, &mut progress).unwrap();
-                    assert_eq!(calls.last(), Some(&(5, 5)));
+                    assert_eq!(calls.last(), Some(&(ranked.len(), ranked.len())));
                     got
                 };
                 let got = rank(4096);
-                assert_eq!(got.requests.iter().map(|r| r.record).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+                assert_eq!(got.requests.iter().map(|r| r.record).collect::<Vec<_>>(), ranked);
                 for ranked in &got.requests {
                     check_request(&world, &model, ranked, rule);
                 }
                 let same = |a: &Rankings, b: &Rankings| {
-                    a.requests.iter().zip(&b.requests).all(|(a, b)| a.positions == b.positions)
+                    a.requests.iter().zip(&b.requests).all(|(a, b)| a.places == b.places)
                 };
                 assert!(same(&got, &rank(1)) && same(&got, &rank(50)), "{name}: batches change the ranking");
             }
@@ -363,9 +386,9 @@ fn check_request(world: &World, model: &Model, ranked: &Ranked, rule: Candidates
     let prompt = world.encoder().prompt(record).unwrap();
     let target = |c: &u32| world.vocabulary.target(*c).collect::<Vec<u32>>();
     let scores: Vec<f32> = candidates.iter().map(|c| alone(model, &prompt, &target(c))).collect();
-    let sorted = order(&candidates, &scores);
-    let position = |t: &u32| sorted.iter().position(|(item, _)| item == t).unwrap();
-    assert_eq!(ranked.positions, record.target.iter().map(position).collect::<Vec<_>>());
+    let sorted = order(&candidates, &scores, 0);
+    let place = |t: &u32| Place::alone(sorted.iter().position(|(item, _)| item == t).unwrap());
+    assert_eq!(ranked.places, record.target.iter().map(place).collect::<Vec<_>>());
     assert_eq!(ranked.candidates, candidates.len());
     let best: Vec<f32> = sorted.iter().take(3).map(|s| s.1).collect();
     let got: Vec<f32> = ranked.top.iter().map(|s| s.1).collect();
@@ -391,7 +414,7 @@ fn golden_limits_count_ranked_records_of_each_task_and_single_candidates_come_fi
     test.truncate(2);
     test[1].negatives = test[1].target.clone();
     let ranked = run(&world, &mut nothing).requests.remove(0);
-    assert_eq!((ranked.positions, ranked.candidates, ranked.top.len()), (vec![0], 1, 1));
+    assert_eq!((ranked.places, ranked.candidates, ranked.top.len()), (vec![Place::alone(0)], 1, 1));
     world.data.test.records.clear();
     assert!(run(&world, &mut nothing).requests.is_empty());
 }

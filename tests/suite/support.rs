@@ -3,6 +3,7 @@
 
 use gems_engine::backend::cuda::{Cuda, DeviceSpec};
 use gems_engine::backend::{Backend, DType, GateRule, GramEntry, StepFactors, cpu::Cpu, factors};
+use gems_engine::data::{Quotes, Vocabulary};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -209,6 +210,7 @@ pub fn on_every_device(test: impl Fn()) {
 }
 
 /// A step's losses and inner products, of which clipping, surgery and gates are to be worked out.
+#[derive(Clone)]
 pub struct FactorCase {
     pub products: Vec<(GramEntry, f64)>,
     pub losses: Vec<f64>,
@@ -248,4 +250,11 @@ impl FactorCase {
         .unwrap();
         be.download(out.mat()).unwrap()
     }
+}
+
+/// Token ids of what a template says itself.
+pub fn own_text(vocabulary: &Vocabulary, text: &str, special: bool) -> Vec<u32> {
+    let mut quotes = Quotes::default();
+    let marked = vocabulary.mark(text, &mut quotes).unwrap();
+    vocabulary.encode_prompt(&marked, &quotes, special).unwrap()
 }

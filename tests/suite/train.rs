@@ -2,8 +2,8 @@
 
 use gems_engine::config::{Layer, merge};
 use gems_engine::gems::{StateKind, StateTensor};
+use gems_engine::run::RunDirectory;
 use gems_engine::train::checkpoint;
-use gems_engine::train::run::RunDirectory;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

@@ -26,7 +26,7 @@ pub fn adam(op: Adam) {
 
 /// One matrix; returns the squared norm of its change.
 fn adam_of_matrix(update: AdamUpdate, known: Option<&[f32]>) -> f64 {
-    let AdamUpdate { mut x, g, mut m, mut v, blocks, copy: copy_to, mut change } = update;
+    let AdamUpdate { mut x, g, held, mut m, mut v, blocks, copy: copy_to, mut change } = update;
     let (rows, cols, x_ld, m_ld, v_ld) = (x.rows, x.cols, x.ld, m.ld, v.ld);
     let change_ld = change.as_ref().map_or(0, |c| c.ld);
     let mut square = 0.0;
@@ -41,7 +41,8 @@ fn adam_of_matrix(update: AdamUpdate, known: Option<&[f32]>) -> f64 {
                 for block in &blocks {
                     let columns = block.columns.clone();
                     let at = |ld: usize| i * ld + columns.start..i * ld + columns.end;
-                    let g = gradient_of(block, row(gradients, &g, i), known, &mut gradient);
+                    let held = held.map(|h| &row(host(h), &h, i)[columns.clone()]);
+                    let g = gradient_of(block, row(gradients, &g, i), held, known, &mut gradient);
                     let (x, m, v) = (&mut xs[at(x_ld)], &mut ms[at(m_ld)], &mut vs[at(v_ld)]);
                     adam_row(block, g, x, m, v, &mut delta[columns.clone()]);
                 }
@@ -73,18 +74,32 @@ fn with_factors(b: &AdamBlock, known: Option<&[f32]>) -> AdamBlock {
     AdamBlock { grad_scale: b.grad_scale * clip, step: b.step * gate, ..b.clone() }
 }
 
-/// A block's gradient in one row of g, its terms combined in `to`.
+/// A block's gradient in one row of g, its terms and what is held combined in `to`.
 #[inline(always)]
-fn gradient_of<'a>(b: &AdamBlock, g: &'a [f32], known: Option<&[f32]>, to: &'a mut [f32]) -> &'a [f32] {
+fn gradient_of<'a>(
+    b: &AdamBlock,
+    g: &'a [f32],
+    held: Option<&[f32]>,
+    known: Option<&[f32]>,
+    to: &'a mut [f32],
+) -> &'a [f32] {
     let width = b.columns.len();
-    if b.terms == 1 {
-        return &g[b.from..b.from + width];
+    let one = &g[b.from..b.from + width];
+    if b.terms == 1 && held.is_none() {
+        return one;
     }
     let to = &mut to[..width];
-    to.fill(0.0);
-    for k in 0..b.terms {
-        let (weight, from) = (known.map_or(1.0, |f| f[factors::weight(k)]), b.from + k * b.stride);
-        to.iter_mut().zip(&g[from..from + width]).for_each(|(to, g)| *to += weight * g);
+    if b.terms == 1 {
+        to.copy_from_slice(one);
+    } else {
+        to.fill(0.0);
+        for k in 0..b.terms {
+            let (weight, from) = (known.map_or(1.0, |f| f[factors::weight(k)]), b.from + k * b.stride);
+            to.iter_mut().zip(&g[from..from + width]).for_each(|(to, g)| *to += weight * g);
+        }
+    }
+    for (to, held) in to.iter_mut().zip(held.unwrap_or_default()) {
+        *to += b.held * held;
     }
     to
 }

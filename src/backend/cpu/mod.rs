@@ -7,6 +7,7 @@ mod adam;
 mod attention;
 mod column_sums;
 mod cross_entropy;
+mod divergence;
 mod dots;
 mod elementwise;
 mod fold;
@@ -160,6 +161,7 @@ impl Backend for Cpu {
             Operation::Activate(op) => activation::activate(op),
             Operation::ActivateBackward(op) => activation::activate_backward(op),
             Operation::CrossEntropy(op) => cross_entropy::cross_entropy(threads, pool, op),
+            Operation::Divergence(op) => divergence::divergence(op),
             Operation::Dots(op) => dots::dots(op),
             Operation::StepFactors(op) => step_factors::step_factors(op),
             Operation::Adam(op) => adam::adam(op),

@@ -50,6 +50,8 @@ struct Sums {
     own: Vec<f64>,
     /// Of whole gradients with themselves.
     whole: f64,
+    /// Of what is held beside them.
+    held: f64,
 }
 
 impl Sums {
@@ -68,11 +70,13 @@ impl Sums {
             additive: square(&additive),
             own: (0..tasks).map(|t| of(GramEntry::Own(t))).collect(),
             whole: of(GramEntry::Whole),
+            held: of(GramEntry::Held),
         }
     }
 
     fn finite(&self) -> bool {
-        self.whole.is_finite() && self.own.iter().chain(self.gram.iter().flatten()).all(|v| v.is_finite())
+        let sums = [self.whole, self.held];
+        sums.iter().chain(&self.own).chain(self.gram.iter().flatten()).all(|v| v.is_finite())
     }
 
     /// Norms of the tasks' gradients, as the gates see them.

@@ -31,6 +31,8 @@ impl Part {
             copy: u.copy.as_ref().map_or(Matrix::NONE, |c| view_mut(&c.0)),
             change: u.change.as_ref().map_or(Matrix::NONE, view_mut),
             copy_scale: u.copy.as_ref().map_or(1.0, |c| c.1),
+            held: u.held.map_or(0, |h| view(h).data),
+            held_ld: u.held.map_or(0, |h| h.ld as i64),
             ..AdamMatrix::zeroed()
         };
         // Without blocks a launch still copies, and tells that nothing changed.
@@ -137,6 +139,7 @@ impl From<&AdamBlock> for abi::AdamBlock {
             keep_before: b.keep_before,
             keep_after: b.keep_after,
             grad_scale: b.grad_scale,
+            held: b.held,
         }
     }
 }

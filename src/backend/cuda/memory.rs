@@ -19,9 +19,12 @@ struct State {
 }
 
 impl State {
-    /// Idle memory of at least `bytes` bytes and at most twice that: its address and size.
+    /// Idle memory of `bytes` bytes, or of at most twice as many where half as much again as was ever in use would be
+    /// taken otherwise (by batches of many lengths): its address and size. Equal steps get equal addresses by the first rule.
     fn recycle(&mut self, bytes: usize) -> Option<(u64, usize)> {
-        let (&size, addresses) = self.free.range_mut(bytes..=2 * bytes).next()?;
+        let scattered = self.taken + bytes > self.usage.peak + self.usage.peak / 2;
+        let most = if scattered { 2 * bytes } else { bytes };
+        let (&size, addresses) = self.free.range_mut(bytes..=most).next()?;
         let address = addresses.pop_first()?;
         if addresses.is_empty() {
             self.free.remove(&size);

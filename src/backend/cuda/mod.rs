@@ -9,6 +9,7 @@ mod adam;
 mod attention;
 mod column_sums;
 mod cross_entropy;
+mod divergence;
 mod dots;
 pub mod driver;
 pub mod drivers;
@@ -234,6 +235,7 @@ impl Backend for Cuda {
             Operation::Activate(op) => self.activate(op),
             Operation::ActivateBackward(op) => self.activate_backward(op),
             Operation::CrossEntropy(op) => self.cross_entropy(op),
+            Operation::Divergence(op) => self.divergence(op),
             Operation::Dots(op) => self.dots(op),
             Operation::StepFactors(op) => self.step_factors(op),
             Operation::Adam(op) => self.adam(op),

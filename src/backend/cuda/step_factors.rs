@@ -44,7 +44,7 @@ impl Cuda {
             labels: list(labels),
             counts: list(counts),
         };
-        let shape = Launch::line(1, 256).shared(8 * (4 * tasks * tasks + 7 * tasks + 1));
+        let shape = Launch::line(1, 256).shared(8 * (4 * tasks * tasks + 7 * tasks + 2));
         self.launch(kernels::STEP_FACTORS, shape, &arguments, work)?;
         match gates {
             GateRule::Given(gates) => self.upload(gates, factors.col_range(1 + tasks..1 + 2 * tasks)),

@@ -22,6 +22,8 @@ pub struct AdamUpdate<'a> {
     pub x: MatMut<'a>,
     /// Gradients, *f32* `[M x any]`: which columns, every block says.
     pub g: Mat<'a>,
+    /// A gradient beside g, *f32* of the shape of x ([`AdamBlock::held`]).
+    pub held: Option<Mat<'a>>,
     /// First moments.
     pub m: MatMut<'a>,
     /// Second moments.
@@ -49,6 +51,8 @@ pub struct AdamBlock {
     pub terms: usize,
     /// From one of them to the next.
     pub stride: usize,
+    /// Factor on the held gradient, which is added to that sum.
+    pub held: f32,
     /// The factor on the step, if any ([`super::factors::gate`]).
     pub gate: Option<usize>,
     /// Decay of the first moment.
@@ -66,7 +70,7 @@ pub struct AdamBlock {
     pub keep_before: f32,
     /// Factor on the parameter after the update (published: `1 - lr * decay`).
     pub keep_after: f32,
-    /// Factor on the gradient first (clipping).
+    /// Factor on the gradient, the held one included, first (clipping).
     pub grad_scale: f32,
 }
 
@@ -76,6 +80,7 @@ impl Adam<'_> {
             let shape = u.x.shape();
             assert!(shape == u.m.shape() && shape == u.v.shape() && u.g.rows == u.x.rows, "adam");
             assert!(is_f32(u.x.as_mat()) && is_f32(u.g), "adam");
+            assert!(u.held.is_none_or(|h| is_f32(h) && h.shape() == shape), "adam: held");
             let sorted = u.blocks.windows(2).all(|w| w[0].columns.end <= w[1].columns.start);
             assert!(
                 sorted && u.blocks.last().is_none_or(|b| b.columns.end <= u.x.cols),
@@ -94,8 +99,9 @@ impl Adam<'_> {
 impl AdamUpdate<'_> {
     /// The floor of some of its blocks; `others`: of the other columns' copies too.
     pub(in crate::backend) fn work(&self, blocks: &[AdamBlock], others: bool) -> Work {
-        // x, m, v read and written, g read.
-        let moved: usize = blocks.iter().map(|b| b.columns.len() * (6 + b.terms)).sum();
+        // x, m, v read and written, g (and what is held) read.
+        let others_read = 6 + usize::from(self.held.is_some());
+        let moved: usize = blocks.iter().map(|b| b.columns.len() * (others_read + b.terms)).sum();
         let changed: usize = blocks.iter().map(|b| b.columns.len()).sum();
         let copies =
             self.copy.as_ref().map_or(0, |c| bytes_mut(&c.0)) + self.change.as_ref().map_or(0, bytes_mut);

@@ -18,6 +18,7 @@ mod adam;
 mod attention;
 mod column_sums;
 mod cross_entropy;
+mod divergence;
 mod dots;
 mod elementwise;
 mod fold;
@@ -36,6 +37,7 @@ pub use adam::{Adam, AdamBlock, AdamUpdate};
 pub use attention::{Attention, AttentionBackward, AttentionPass, AttentionSpec, Mask, RelativeBias};
 pub use column_sums::ColumnSums;
 pub use cross_entropy::{CrossEntropy, HeadGradient, chunk_end};
+pub use divergence::Divergence;
 pub use dots::Dots;
 pub use elementwise::{Axpy, Copy, Fill, Scale};
 pub use fold::{Fold, Rounding};
@@ -114,6 +116,7 @@ operations! {
     Activate "activation",
     ActivateBackward "activation_backward",
     CrossEntropy "cross_entropy",
+    Divergence "divergence",
     Dots "dots",
     StepFactors "step_factors",
     Adam "adam",

@@ -57,6 +57,8 @@ pub enum GramEntry {
     Own(usize),
     /// A whole gradient with itself.
     Whole,
+    /// What is held beside the tasks' gradients, with itself, or its loss: it only has to be finite.
+    Held,
     /// The whole gradient along a task's last update.
     Effect(usize),
 }
@@ -64,7 +66,7 @@ pub enum GramEntry {
 impl GramEntry {
     /// How many numbers there are among `tasks` tasks.
     pub fn count(tasks: usize) -> usize {
-        3 * tasks * tasks + 2 * tasks + 1
+        3 * tasks * tasks + 2 * tasks + 2
     }
     /// Its number among those of `tasks` tasks.
     pub fn number(self, tasks: usize) -> usize {
@@ -75,7 +77,8 @@ impl GramEntry {
             GramEntry::Dense(i, j) => 2 * square + i * tasks + j,
             GramEntry::Own(t) => 3 * square + t,
             GramEntry::Whole => 3 * square + tasks,
-            GramEntry::Effect(t) => 3 * square + tasks + 1 + t,
+            GramEntry::Held => 3 * square + tasks + 1,
+            GramEntry::Effect(t) => 3 * square + tasks + 2 + t,
         }
     }
 }

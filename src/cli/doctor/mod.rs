@@ -1,16 +1,20 @@
 //! `gems-engine doctor`.
 
+mod knowledge;
 mod layers;
 mod machine;
 
 use super::options::OutputArgs;
 use super::products;
+use super::protection::Protected;
 use crate::backend::cuda::probe::{self, Facts, GpuFacts};
 use crate::backend::cuda::{architectures, compiler as built_by, driver_needed, drivers::simt};
 use crate::config::Precision;
 use crate::data::{Catalogue, DataSettings, PromptSide, Vocabulary};
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Checked};
+use crate::gems::MethodSettings;
+use crate::layers::Site;
+use crate::model::{Architecture, Checked, Layout, hub};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -26,6 +30,9 @@ pub struct DoctorArgs {
     /// A base model to look at: can it be read, do tokenizer and weights fit, which kernels do its layers take?
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// A knowledge basis of that model: what does it hold of each layer, and what would be protected?
+    #[arg(long, value_name = "FILE", requires = "model")]
+    basis: Option<PathBuf>,
     /// Where runs would be written.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
@@ -81,16 +88,28 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     checks.extend(links(&facts.links));
     checks.extend(facts.libraries.iter().map(|l| library(l, !facts.gpus.is_empty())));
     checks.extend(machine::checks(&args.out, !facts.gpus.is_empty()));
-    checks.extend(args.model.as_deref().map(model));
-    let layers = args.model.as_deref().map_or(Vec::new(), |dir| layers::of(dir, &facts));
+    let named = args.model.as_deref().map(|m| hub::Cache::of_environment().locate(m));
+    checks.extend(named.as_deref().map(model));
+    checks.extend(named.as_deref().and_then(room));
+    let layers = named.as_deref().map_or(Vec::new(), |dir| layers::of(dir, &facts));
     checks.extend(layers.iter().map(layers::check));
+    let known = named.as_deref().map(|dir| knowledge::of(dir, args.basis.as_deref()));
+    let (known, protected) = known.unwrap_or_default();
+    checks.extend(known);
     checks.push(automatic(&facts, gpu.is_some(), format!("{device}, because {why}")));
     let failed = checks.iter().filter(|c| c.status == Status::Fail).count();
     let out = &mut std::io::stdout();
     let written = match args.output.json {
-        true => writeln!(out, "{}", document(&facts, &checks, &layers, (&device, &why))),
+        true => {
+            writeln!(out, "{}", document(&facts, &checks, (&layers, protected.as_ref()), (&device, &why)))
+        }
         false => checks.iter().try_for_each(|c| line(out, c)).and_then(|()| {
-            layers.iter().try_for_each(|l| writeln!(out, "\n{}\n{}", l.title(), products::text(&l.layers)))
+            layers
+                .iter()
+                .try_for_each(|l| writeln!(out, "\n{}\n{}", l.title(), products::text(&l.layers)))?;
+            protected
+                .iter()
+                .try_for_each(|p| writeln!(out, "\nProtected with the default settings:\n{}", p.table()))
         }),
     };
     written.map_err(|e| Error::io("write", "standard output", e))?;
@@ -115,7 +134,7 @@ fn line(out: &mut impl Write, check: &Check) -> std::io::Result<()> {
 fn document(
     facts: &Facts,
     checks: &[Check],
-    layers: &[layers::OnDevice],
+    (layers, protected): (&[layers::OnDevice], Option<&Protected>),
     (device, why): (&str, &str),
 ) -> serde_json::Value {
     let (binary, ptx): (Vec<&str>, Vec<&str>) =
@@ -129,6 +148,7 @@ fn document(
         "gpu": facts,
         "checks": checks,
         "products": layers,
+        "knowledge": protected,
     })
 }
 
@@ -282,6 +302,24 @@ fn library(library: &probe::Library, gpu: bool) -> Check {
 }
 
 // ---- the model --------------------------------------------------------------------------------
+
+/// Warns where the subspaces of the default ranks leave no direction of a layer's input to protect.
+fn room(dir: &Path) -> Option<Check> {
+    const TASKS: usize = 2;
+    let a = Architecture::read(dir).ok()?;
+    let (sites, settings) = (Layout::new(&a).sites, MethodSettings::default());
+    let full = |site: &&Site| settings.ranks(site, TASKS).iter().sum::<usize>() >= site.inputs;
+    let (bare, all) = (sites.iter().filter(full).count(), sites.len());
+    let narrowest = sites.iter().map(|s| s.inputs).min().filter(|_| bare > 0)?;
+    let rank = settings.gems.rank;
+    let found = format!(
+        "at gems.rank = {rank} the subspaces of {TASKS} tasks take every direction of {bare} of {all} layers ({:.0} %): \
+         nothing of these is protected",
+        100.0 * bare as f64 / all as f64
+    );
+    let hint = format!("choose gems.rank so that rank and task ranks together are well below {narrowest}");
+    Some(warn("null space", found, &hint))
+}
 
 /// Whether a model and its tokenizer can be used: what `train` would refuse is refused here, in its words.
 fn model(dir: &Path) -> Check {

@@ -9,7 +9,9 @@ use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::gems::{Optimizer, StepInput, StepReport};
 use crate::model::{Architecture, Model, shapes};
-use crate::train::{Averaging, Batches, MemoryPlan, PlannedRun, StepData, gradients, probe};
+use crate::train::{
+    Averaging, Batches, MemoryPlan, PlannedRun, Rehearsal, StepData, gradients, probe, rehearse,
+};
 use std::sync::Arc;
 
 /// Labelled tokens of a made-up sequence: an item's tokens and the end.
@@ -21,6 +23,7 @@ const ITEMS: usize = 1024;
 pub struct Subject {
     pub model: Model,
     tuner: Optimizer,
+    rehearsal: Option<Rehearsal>,
     data: StepData,
     new_rows: Option<usize>,
     config: Config,
@@ -59,8 +62,12 @@ impl Subject {
 
     fn start(mut model: Model, new_rows: Option<usize>, data: StepData, config: Config) -> Result<Self> {
         let tasks = data.counts.len();
-        let tuner = Optimizer::for_model(config.tuner(), &mut model, new_rows, tasks, None, config.seed)?;
-        let mut this = Self { model, tuner, data, new_rows, config };
+        let settings = config.tuner();
+        let texts = vec![vec![0; config.data.general_length]; settings.rehearsal.texts];
+        let old = new_rows.unwrap_or(model.architecture.vocabulary);
+        let rehearsal = Rehearsal::new(&model, texts, old, &settings, config.seed)?;
+        let tuner = Optimizer::for_model(settings, &mut model, new_rows, tasks, None, config.seed)?;
+        let mut this = Self { model, tuner, rehearsal, data, new_rows, config };
         this.probe()?;
         Ok(this)
     }
@@ -80,13 +87,15 @@ impl Subject {
     pub fn step(&mut self) -> Result<StepReport> {
         let _span = trace::span("step");
         self.tuner.begin_step()?;
-        let Self { model, tuner, data, config, .. } = self;
+        let Self { model, tuner, rehearsal, data, config, .. } = self;
         let checkpointing = config.train.activation_checkpointing;
+        let step = tuner.steps();
+        rehearse(rehearsal.as_ref(), model, tuner, step, checkpointing)?;
         let labels = gradients(model, tuner, &data.batches, Averaging::Labels, checkpointing)?;
         let lr = config.train.lr;
         let lr_rows = config.optimizer.lr_rows.unwrap_or(lr);
         let counts = data.counts.clone();
-        let input = StepInput { labels, counts, lr, lr_rows, target_norm: None, last: false };
+        let input = StepInput { labels, counts, lr, lr_rows, schedule: 1.0, target_norm: None, last: false };
         let report = tuner.step(model, &input)?;
         model.backend.synchronize()?;
         Ok(report)
@@ -122,6 +131,7 @@ impl Subject {
             new_rows: self.new_rows,
             knowledge: None,
             batches: &self.data.batches,
+            text_length: self.config.data.general_length,
             checkpointing: self.config.train.activation_checkpointing,
         };
         let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(self.model.backend.info()))?;

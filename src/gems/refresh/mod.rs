@@ -29,6 +29,7 @@ pub(super) fn open_windows(be: &dyn Backend, layers: Vec<&mut Subspaces>) -> Res
 
 /// From sketches to windows along their orthonormal rows.
 fn open_columns(be: &dyn Backend, mut layers: Vec<&mut Subspaces>) -> Result<()> {
+    layers.iter_mut().try_for_each(|s| s.whiten())?;
     deflate(be, layers.iter_mut().flat_map(|s| s.protected_sketches()))?;
     let sketches = layers.iter_mut().flat_map(|s| &mut s.window).flat_map(|w| &mut w.sums);
     be.run(OrthonormalizeRows { matrices: sketches.map(Tensor::mat_mut).collect() })?;
@@ -41,6 +42,7 @@ fn open_rows(
     mut layers: Vec<&mut Subspaces>,
     round: impl Fn(&Subspaces) -> u64 + Sync,
 ) -> Result<()> {
+    layers.iter_mut().try_for_each(|s| s.whiten())?;
     let sizes = lengths(be, &layers.iter().flat_map(|s| s.starts()).collect::<Vec<_>>())?;
     let mut sizes = &sizes[..];
     // Random numbers of a few layers at a time, made by all threads.
@@ -63,16 +65,17 @@ fn lengths(be: &dyn Backend, all: &[Mat]) -> Result<Vec<f32>> {
 }
 
 /// Ends the windows: folds `B A` into the weights and renews the bases. What was found, by site; a layer whose window
-/// saw no gradient stays as it is.
+/// saw no gradient stays as it is. `strength`: of the pull.
 pub(super) fn renew<'a>(
     be: &dyn Backend,
     layers: impl Iterator<Item = (usize, &'a mut Subspaces)>,
     parameters: &mut dyn Layers,
+    strength: f64,
 ) -> Result<Vec<(usize, Found)>> {
     let (mut found, mut left, mut searches, mut copies) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut layers = layers.peekable();
     while let Some((site, s)) = layers.next() {
-        if let Some(search) = s.fold(parameters.linear(site))? {
+        if let Some(search) = s.fold(parameters.linear(site), strength)? {
             copies += search.copies();
             searches.push(search);
             left.push((site, s));

@@ -8,6 +8,7 @@ use super::window::{GradientWindow, Ranks, Sketch};
 use crate::backend::{Backend, DType, Dots, Mat, MatmulMany, OrthonormalizeRows, Tensor};
 use crate::error::Result;
 use crate::gems::linalg::{row_space, symmetric_eigen};
+use crate::gems::metric::Metric;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub(in crate::gems) struct Search {
     ranks: Ranks,
     /// What the bases keep off: `[k x N]` orthonormal rows.
     protected: Option<Arc<Tensor>>,
+    /// S and P: bases are looked for in P G S.
+    metric: Option<Sides>,
     /// Each basis is kept off those before it.
     complementary: bool,
     /// Rows of Gaussian probes, a sketch's last.
@@ -27,6 +30,9 @@ pub(in crate::gems) struct Search {
     /// New bases, stacked.
     a: Tensor,
 }
+
+/// The knowledge metric of inputs, and of outputs.
+type Sides = (Arc<Metric>, Arc<Metric>);
 
 /// What new bases hold.
 pub(in crate::gems) struct Found {
@@ -43,7 +49,7 @@ impl Search {
         mut window: GradientWindow,
         ranks: &Ranks,
         old: Option<Mat>,
-        protected: Option<Arc<Tensor>>,
+        (protected, metric): (Option<Arc<Tensor>>, Option<Sides>),
         (complementary, oversample): (bool, usize),
     ) -> Result<Self> {
         window.close();
@@ -56,6 +62,7 @@ impl Search {
             ranks: ranks.clone(),
             window,
             protected,
+            metric,
             complementary,
             oversample,
         })
@@ -71,11 +78,22 @@ impl Search {
 
     /// Where subspace s begins: the rows of its gradient, or its old basis, or no rows.
     fn begin(&mut self, be: &dyn Backend, s: usize) -> Result<Tensor> {
-        match (self.window.has(s), self.old[s].take()) {
-            (true, _) => self.window.take_rows(s),
+        let old = self.old[s].take();
+        match (self.window.has(s), old) {
+            (true, _) => {
+                let rows = self.window.take_rows(s)?;
+                self.whitened(be, rows)
+            }
             (_, Some(old)) => Ok(old),
             _ => be.alloc(0, self.a.cols(), DType::F32),
         }
+    }
+
+    /// The rows of P G S, under the metric; a sketch has P in it already.
+    fn whitened(&self, be: &dyn Backend, y: Tensor) -> Result<Tensor> {
+        let Some((inputs, outputs)) = &self.metric else { return Ok(y) };
+        let y = inputs.rows(be, y.mat())?;
+        if self.window.sketch == Sketch::Exact { outputs.columns(be, y.mat()) } else { Ok(y) }
     }
 
     /// Rows of y whose energies stand for the gradient's: all, or those of the Gaussian probes; none of an old basis.

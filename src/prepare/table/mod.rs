@@ -20,7 +20,7 @@ use super::inputs::Input;
 use super::intake::Intake;
 use crate::data::fault::Checked;
 use crate::data::{content, filenames};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use dialect::Dialect;
 use json::Shape;
 use std::fs::File;
@@ -223,7 +223,7 @@ impl Table {
     fn lacks(&self, column: &Column) -> Error {
         let kind = if matches!(self.form, Form::Json(_)) { "field" } else { "column" };
         let what = format!("no {kind} `{}`; there are: {}", column.name, listed(&self.names));
-        let near = filenames::nearest(&column.name, self.names.iter().map(String::as_str));
+        let near = error::nearest(&column.name, self.names.iter().map(String::as_str));
         let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
         let remedy = match (column.flag, &self.form) {
             ("", _) => format!("{near}is this the right file?"),

@@ -226,10 +226,15 @@ fn broken_records_and_what_does_not_fit() {
         refused(train("llama_tied", &data, &dir.path().join(name), more), 2, said);
     };
     fails("rank", &["--set", "gems.rank=80"], &["gems.rank", "layers.0", "do not fit"]);
-    // A basis with room for rank 1 leaves none for rank 40.
+    fails(
+        "directions",
+        &["--set", "null_space.directions=0"],
+        &["null_space.directions: 0 is out of range", "1024"],
+    );
+    // A basis serves any rank and energy; what they leave no room for is refused when it is used.
     let basis = dir.path().join("tight.safetensors");
     engine()
-        .args(["basis", "--json", "--set", "gems.rank=1", "--set", "null_space.value=1.0"])
+        .args(["basis", "--json", "--set", "gems.rank=1"])
         .args(["--set", "data.item_token=<new_{}>", "--data"])
         .arg(&data)
         .arg("--model")
@@ -238,7 +243,9 @@ fn broken_records_and_what_does_not_fit() {
         .arg(&basis)
         .assert()
         .success();
-    let more = ["--basis", basis.to_str().unwrap(), "--set", "gems.rank=16"];
+    let tight = ["null_space.value=1.0", "null_space.room=1", "gems.rank=16"];
+    let tight = tight.iter().flat_map(|set| ["--set", set]);
+    let more: Vec<&str> = ["--basis", basis.to_str().unwrap()].into_iter().chain(tight).collect();
     fails("room", &more, &["protected", "null_space.value", "gems.rank"]);
     fs::write(&basis, &fs::read(&basis).unwrap()[..100]).unwrap();
     refused(train("llama_tied", &data, &dir.path().join("cut"), &more), 1, &["tight.safetensors"]);

@@ -76,7 +76,7 @@ impl Bench {
         let items = catalogue(&(0..40).map(|i| i.to_string()).collect::<Vec<_>>());
         let dir = some_model(&Golden::open(), t5);
         let vocabulary = Vocabulary::new(&dir, &items, &settings, kind, None).unwrap();
-        let prompts = Prompts::new(&settings, None).unwrap();
+        let prompts = Prompts::new(&settings, None, Some(&vocabulary)).unwrap();
         Self { items, vocabulary, prompts, tasks: vec!["rec".into(), "search".into()], settings, kind }
     }
     fn encoder(&self) -> Encoder<'_> {

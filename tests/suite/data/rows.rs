@@ -55,7 +55,7 @@ fn golden_an_answer_stands_behind_its_prompt_with_its_end() {
     let kind = PromptSide::Decoder;
     let vocabulary =
         Vocabulary::new(&golden_model("llama_tied"), &data.items, &settings, kind, None).unwrap();
-    let prompts = Prompts::new(&settings, None).unwrap();
+    let prompts = Prompts::new(&settings, None, None).unwrap();
     let encoder = Encoder::new(&vocabulary, &prompts, &data.tasks, kind, &settings);
     let example = encoder.encode(&data.train.records[0], 0).unwrap();
     let prompt = encoder.prompt(&data.train.records[0]).unwrap();

@@ -1,7 +1,7 @@
 //! Tokenizers and item tokens against the reference's.
 
 use super::{architecture, catalogue, is_t5, some_model};
-use crate::support::Golden;
+use crate::support::{Golden, own_text};
 use gems_engine::data::*;
 use gems_engine::error::Error;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn golden_tokenization() {
         for entry in case["cases"].as_array().unwrap() {
             let text = entry["text"].as_str().unwrap();
             let (whole, bare) = (ids(&entry["ids"]), ids(&entry["ids_no_special"]));
-            let prompt = |special| vocabulary.encode_prompt(text, &Quotes::default(), special).unwrap();
+            let prompt = |special| own_text(&vocabulary, text, special);
             assert_eq!(prompt(true), whole, "{model}: {text:?}");
             assert_eq!(prompt(false), bare, "{model}: {text:?}");
             for (key, skip) in [("decoded", false), ("decoded_skip_special", true)] {
@@ -79,7 +79,7 @@ fn golden_encoding_and_packing_give_the_reference_batch() {
         let dir = golden.dir.join("models").join(&model);
         let vocabulary = Vocabulary::new(&dir, &items, &settings, kind, None).unwrap();
         assert_eq!(vocabulary.size(), vocabulary.base_size(), "{model}: the tokenizer has these items");
-        let prompts = Prompts::new(&settings, None).unwrap();
+        let prompts = Prompts::new(&settings, None, Some(&vocabulary)).unwrap();
         let encoder = Encoder::new(&vocabulary, &prompts, &tasks, kind, &settings);
         let (mut examples, mut wanted) = (Vec::new(), Vec::new());
         for (i, row) in rows.iter().enumerate() {
@@ -135,7 +135,7 @@ fn golden_tokenizers_take_new_items_and_keep_them_when_saved() {
         let error = vocabulary.rows_for(base as usize - 1).unwrap_err().to_string();
         assert!(error.contains("embedding rows"), "{error}");
         let text = "x<thing_new one> <thing_3>y";
-        let prompt = |v: &Vocabulary| v.encode_prompt(text, &Quotes::default(), false).unwrap();
+        let prompt = |v: &Vocabulary| own_text(v, text, false);
         let tokens = prompt(&vocabulary);
         assert!(tokens.contains(&(base + 1)) && tokens.contains(&base), "{model}: {tokens:?}");
         let out = tempfile::tempdir().unwrap();
@@ -189,7 +189,7 @@ fn golden_semantic_ids_become_tokens() {
     assert_eq!(vocabulary.item(1), [base, base + 3]);
     assert_eq!(vocabulary.item(2), [base + 1, base + 2]);
     assert_eq!(vocabulary.name(2), "<code_0_3><code_1_1>");
-    let named = vocabulary.encode_prompt(vocabulary.name(2), &Quotes::default(), false).unwrap();
+    let named = own_text(&vocabulary, vocabulary.name(2), false);
     assert_eq!(named, vocabulary.item(2));
     assert!(SemanticIds::new(2, vec![0, 1, 0, 1]).is_err());
     let other = SemanticIds::new(1, vec![0, 1]).unwrap();

@@ -2,12 +2,17 @@
 //! invariants.
 
 mod gates;
+mod knowledge;
+mod metric;
 mod null_space;
 mod optimizer;
 mod published;
+mod pull;
 mod refresh;
+mod rehearsal;
 mod resume;
 mod step;
+mod together;
 
 use crate::support::{backend, numbers};
 use gems_engine::backend::*;
@@ -62,12 +67,16 @@ impl Layers for World {
 
 impl World {
     fn new() -> Self {
-        let be = backend();
+        Self::on(backend(), DType::F32)
+    }
+
+    /// A world with weights of this type.
+    fn on(be: Arc<dyn Backend>, dtype: DType) -> Self {
         let layers = SHAPES
             .iter()
             .enumerate()
             .map(|(i, (m, n))| AdaptedLinear {
-                weight: be.tensor(&numbers(i as u64, m * n), *m, *n, DType::F32).unwrap(),
+                weight: be.tensor(&numbers(i as u64, m * n), *m, *n, dtype).unwrap(),
                 bias: None,
                 branch: None,
             })
@@ -127,11 +136,8 @@ impl World {
         }
     }
 
-    fn tuner(&mut self, settings: MethodSettings, knowledge: Option<&KnowledgeBasis>) -> Optimizer {
-        let be = Arc::clone(&self.be);
-        let shapes = self.shapes.clone();
-        let roles = [Some(DenseRole::Rows { first_row: 4 })];
-        let mut tuner = Optimizer::new(settings, &shapes, &roles, 2, knowledge, self, &be, 7).unwrap();
+    fn tuner(&mut self, settings: MethodSettings, knowledge: Option<&Knowledge>) -> Optimizer {
+        let mut tuner = self.unprobed(settings, knowledge).unwrap();
         for round in 0..tuner.probe_rounds() {
             tuner.begin_probe(round).unwrap();
             for probe in 0..2 {
@@ -145,12 +151,41 @@ impl World {
         tuner
     }
 
+    /// One without bases.
+    fn unprobed(
+        &mut self,
+        settings: MethodSettings,
+        knowledge: Option<&Knowledge>,
+    ) -> gems_engine::error::Result<Optimizer> {
+        let (be, shapes) = (Arc::clone(&self.be), self.shapes.clone());
+        let roles = [Some(DenseRole::Rows { first_row: 4 })];
+        Optimizer::new(settings, &shapes, &roles, 2, knowledge, self, &be, 7)
+    }
+
+    /// Rehearses made-up text, if it is due.
+    fn rehearse(&self, tuner: &mut Optimizer, step: u64) {
+        if tuner.rehearsal_is_due() {
+            tuner.begin_rehearsal();
+            self.observe(tuner, 700 + step, [4, 0]);
+            let kl = self.be.tensor(&[0.25; 4], 4, 1, DType::F32).unwrap();
+            tuner.finish_rehearsal(kl.mat()).unwrap();
+        }
+    }
+
     fn step(&mut self, tuner: &mut Optimizer, step: u64, rows: [usize; 2]) -> StepReport {
+        self.step_of(tuner, step, rows, false)
+    }
+
+    /// The same, which may be the last.
+    fn step_of(&mut self, tuner: &mut Optimizer, step: u64, rows: [usize; 2], last: bool) -> StepReport {
         tuner.begin_step().unwrap();
+        self.rehearse(tuner, step);
         self.observe(tuner, step, rows);
         observe_losses(tuner, &self.be, &[1.0, 2.0]);
         let counts = rows.iter().map(|r| *r as f64).collect();
-        let input = StepInput { labels: vec![1; 2], counts, lr: 0.01, lr_rows: 0.02, ..Default::default() };
+        let (labels, schedule) = (vec![1; 2], 0.5);
+        let input =
+            StepInput { labels, counts, lr: 0.01, lr_rows: 0.02, schedule, last, ..Default::default() };
         tuner.step(self, &input).unwrap()
     }
 
@@ -172,24 +207,78 @@ fn observe_losses(tuner: &mut Optimizer, be: &Arc<dyn Backend>, sums: &[f32]) {
     tuner.observe_losses(losses.mat(), &each).unwrap();
 }
 
-fn knowledge(side: NullSide, k: usize) -> KnowledgeBasis {
+/// Knowledge of the two layers whose k leading directions hold all there is to protect.
+fn knowledge(side: NullSide, k: usize) -> Knowledge {
     let be = backend();
-    let space = |dim: usize, seed: u64| {
+    let spectrum = |name: &str, dim: usize, seed: u64| {
         let mut rows = be.tensor(&numbers(seed, k * dim), k, dim, DType::F32).unwrap();
         be.run(OrthonormalizeRows { matrices: vec![rows.mat_mut()] }).unwrap();
         let directions = be.download(rows.mat()).unwrap();
-        Space { name: "s".into(), dim, directions, spectrum: vec![1.0; dim], energy: 0.9 }
+        Spectrum { name: name.into(), dim, directions, values: vec![1.0; k], rest: 0.0, samples: 100 }
     };
-    let dims = SHAPES.map(|(m, n)| if side == NullSide::Input { n } else { m });
-    KnowledgeBasis {
+    let ((m0, n0), (m1, n1)) = (SHAPES[0], SHAPES[1]);
+    let outputs = [spectrum("s", m0, 70), spectrum("s", m1, 71)].map(Some).to_vec();
+    Knowledge {
         fingerprint: "f".into(),
-        side,
-        rule: "r".into(),
-        of_site: vec![Some(0), Some(1)],
-        spaces: vec![space(dims[0], 70), space(dims[1], 71)],
-        final_hidden: Some(Space { name: "final".into(), ..space(7, 72) }),
         tokens: 10,
+        gradient_tokens: 5,
+        inputs: vec![spectrum("s", n0, 70), spectrum("s", n1, 71)],
+        input_of_site: vec![Some(0), Some(1)],
+        outputs: if side == NullSide::Output { outputs.clone() } else { Vec::new() },
+        gradients: outputs,
+        hidden: Some(spectrum("final", 7, 72)),
     }
+}
+
+/// Second moments of the two layers' inputs and output gradients, decaying; `known`: of so many directions (of all, where
+/// there are fewer), the others alike.
+fn moments(known: usize) -> Knowledge {
+    let be = backend();
+    let spectrum = |name: &str, dim: usize, seed: u64| {
+        let k = known.min(dim);
+        let mut rows = be.tensor(&numbers(seed, dim * dim), dim, dim, DType::F32).unwrap();
+        be.run(OrthonormalizeRows { matrices: vec![rows.mat_mut()] }).unwrap();
+        let directions = be.download(rows.mat().row_range(0..k)).unwrap();
+        let values: Vec<f64> = (0..dim).map(|j| 0.3 * 0.7f64.powi(j as i32) + 1e-3).collect();
+        let rest = values[k..].iter().sum::<f64>() / (dim - k).max(1) as f64;
+        Spectrum { name: name.into(), dim, directions, values: values[..k].to_vec(), rest, samples: 99 }
+    };
+    let [(m0, n0), (m1, n1)] = SHAPES;
+    Knowledge {
+        inputs: vec![spectrum("input 0", n0, 80), spectrum("input 1", n1, 81)],
+        input_of_site: vec![Some(0), Some(1)],
+        gradients: vec![Some(spectrum("output 0", m0, 82)), Some(spectrum("output 1", m1, 83))],
+        ..Default::default()
+    }
+}
+
+/// The second moment as it is kept, in f64, with `f` of its eigenvalues.
+fn matrix_of(s: &Spectrum, f: impl Fn(f64) -> f64) -> Vec<f64> {
+    let (n, rest) = (s.dim, f(s.rest));
+    let mut all: Vec<f64> = (0..n * n).map(|e| if e / n == e % n { rest } else { 0.0 }).collect();
+    for (row, value) in s.directions.chunks(n).zip(&s.values) {
+        let weight = f(*value) - rest;
+        all.iter_mut()
+            .enumerate()
+            .for_each(|(e, to)| *to += weight * f64::from(row[e / n]) * f64::from(row[e % n]));
+    }
+    all
+}
+
+/// `a [m x k] b [k x n]` in f64.
+fn times(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
+    let (m, n) = (a.len() / k, b.len() / k);
+    let at = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum();
+    (0..m * n).map(|e| at(e / n, e % n)).collect()
+}
+
+fn transposed(m: &[f64], cols: usize) -> Vec<f64> {
+    let rows = m.len() / cols;
+    (0..m.len()).map(|e| m[(e % rows) * cols + e / rows]).collect()
+}
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
 }
 
 fn small(method: Method) -> MethodSettings {

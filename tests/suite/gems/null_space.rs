@@ -7,6 +7,13 @@ use gems_engine::gems::*;
 use gems_engine::layers::*;
 use std::sync::Arc;
 
+/// The whole spectrum of a second moment.
+fn spectrum_of(moment: &[f32], dim: usize) -> Spectrum {
+    let (values, directions) = symmetric_eigen(moment, dim).unwrap();
+    let values = values.into_iter().map(|v| v.max(0.0)).collect();
+    Spectrum { dim, directions, values, samples: dim, ..Spectrum::default() }
+}
+
 #[test]
 fn golden_null_space() {
     on_every_device(|| {
@@ -21,7 +28,7 @@ fn golden_null_space() {
                     let key = |what: &str| format!("{module}.{side}.{what}");
                     let cov = &t[&key("cov")];
                     if let Some(x) = t.get(&key("activations")) {
-                        let mut moment = SecondMoment::new(&be, x.cols()).unwrap();
+                        let mut moment = Moment::whole(&be, x.cols()).unwrap();
                         let half = x.rows() / 2 * x.cols();
                         for part in [&x.values[..half], &x.values[half..]] {
                             let rows = be.tensor(part, part.len() / x.cols(), x.cols(), DType::F32).unwrap();
@@ -30,14 +37,14 @@ fn golden_null_space() {
                         assert_close(&key("cov"), &moment.mean().unwrap(), &cov.values, 1e-4, 1e-5);
                     }
                     let threshold = sides[side]["threshold"].as_f64().unwrap();
-                    let space = Space::new("x", &cov.values, cov.cols(), (Criterion::Absolute, threshold), 0)
-                        .unwrap();
+                    let spectrum = spectrum_of(&cov.values, cov.cols());
+                    let space = Space::cut(&spectrum, (Criterion::Absolute, threshold), 0);
                     let null = sides[side]["null_dim"].as_u64().unwrap() as usize;
                     assert_eq!(space.kept(), cov.cols() - null, "{case} {}", key("null_dim"));
                     let g = &t[&format!("{module}.G")];
                     let mut projected = be.tensor(&g.values, g.rows(), g.cols(), DType::F32).unwrap();
-                    let columns = transpose(&space.directions, space.kept(), space.dim);
-                    let k = be.tensor(&columns, space.dim, space.kept(), DType::F32).unwrap();
+                    let columns = transpose(&space.directions, space.kept(), space.dim());
+                    let k = be.tensor(&columns, space.dim(), space.kept(), DType::F32).unwrap();
                     match side {
                         "input" => be.run(ProjectRows { x: projected.mat_mut(), k: k.mat() }).unwrap(),
                         _ => be.run(ProjectColumns { x: projected.mat_mut(), k: k.mat() }).unwrap(),
@@ -48,43 +55,17 @@ fn golden_null_space() {
                 }
             }
             if let (Some(cov), Some(p)) = (t.get("fallback.cov"), t.get("fallback.P")) {
-                let space = Space::new("x", &cov.values, cov.cols(), (Criterion::Absolute, 0.02), 0).unwrap();
+                let spectrum = spectrum_of(&cov.values, cov.cols());
+                let space = Space::cut(&spectrum, (Criterion::Absolute, 0.02), 0);
                 let trace: f32 = (0..p.cols()).map(|i| p.values[i * p.cols() + i]).sum();
-                assert_eq!(space.dim - space.kept(), trace.round() as usize, "{case} fallback");
+                assert_eq!(space.dim() - space.kept(), trace.round() as usize, "{case} fallback");
             }
         }
     });
 }
 
-#[test]
-fn protected_counts_follow_their_criteria() {
-    let values = [8.0, 4.0, 2.0, 1.0, 1.0];
-    assert_eq!(protected(&values, Criterion::Energy, 0.5, 0), 1);
-    assert_eq!(protected(&values, Criterion::Energy, 0.51, 0), 2);
-    assert_eq!(protected(&values, Criterion::Energy, 1.0, 0), 5);
-    assert_eq!(protected(&values, Criterion::Energy, 1.0, 2), 3);
-    assert_eq!(protected(&values, Criterion::Ratio, 0.2, 0), 3);
-    assert_eq!(protected(&values, Criterion::Budget, 2.0, 0), 3);
-    assert_eq!(protected(&values, Criterion::Absolute, 1.5, 0), 3);
-    assert_eq!(protected(&values, Criterion::Absolute, 0.5, 0), 4);
-    assert_eq!(protected(&[], Criterion::Energy, 0.9, 0), 0);
-}
-
-#[test]
-fn a_basis_is_saved_read_and_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("basis.safetensors");
-    let basis = knowledge(NullSide::Input, 3);
-    basis.save(&path).unwrap();
-    assert_eq!(KnowledgeBasis::load(&path, "f").unwrap(), basis);
-    let refused = KnowledgeBasis::load(&path, "another").unwrap_err().to_string();
-    assert!(refused.contains("another model"), "{refused}");
-    std::fs::write(&path, b"nonsense").unwrap();
-    assert!(KnowledgeBasis::load(&path, "f").is_err());
-}
-
 /// Largest entry of `dW K` (input side) or `Kᵀ dW` (output side).
-fn leak(change: &[f32], (m, n): (usize, usize), space: &Space, side: NullSide) -> f32 {
+fn leak(change: &[f32], (m, n): (usize, usize), space: &Spectrum, side: NullSide) -> f32 {
     let k = space.kept();
     let mut worst = 0f32;
     for d in 0..k {
@@ -114,7 +95,7 @@ fn updates_leave_the_knowledge_space_untouched_under_every_method() {
                     let mut settings = small(method);
                     settings.gems.refresh = refresh;
                     settings.null_space.side = side;
-                    settings.null_space.item_rows = 0.5;
+                    settings.null_space.item_rows = 1.0;
                     let mut world = World::new();
                     let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
                     let table = world.be.download(world.table.mat()).unwrap();
@@ -126,7 +107,9 @@ fn updates_leave_the_knowledge_space_untouched_under_every_method() {
                         let change: Vec<f32> =
                             world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
                         let size = change.iter().fold(0f32, |m, v| m.max(v.abs()));
-                        let worst = leak(&change, SHAPES[site], &basis.spaces[site], side);
+                        let known =
+                            if side == NullSide::Input { basis.input(site) } else { basis.output(site) };
+                        let worst = leak(&change, SHAPES[site], known.unwrap(), side);
                         assert!(size > 0.01, "{side:?} {method:?}: nothing was learned ({size})");
                         assert!(
                             worst < 2e-5 * size.max(1.0),
@@ -137,7 +120,7 @@ fn updates_leave_the_knowledge_space_untouched_under_every_method() {
                     let rows: Vec<f32> = now.iter().zip(&table).map(|(a, b)| a - b).collect();
                     assert!(rows[..4 * 7].iter().all(|v| *v == 0.0), "old rows moved");
                     assert!(rows[4 * 7..].iter().any(|v| v.abs() > 0.01));
-                    let space = basis.final_hidden.as_ref().unwrap();
+                    let space = basis.hidden.as_ref().unwrap();
                     assert!(
                         leak(&rows, (11, 7), space, NullSide::Input) < 2e-5,
                         "{method:?}: item rows leak"
@@ -161,7 +144,7 @@ fn projecting_only_the_gradient_leaks_as_the_dossier_says() {
         world.step(&mut tuner, step, [9, 6]);
     }
     let change: Vec<f32> = world.effective(0).iter().zip(&before).map(|(a, b)| a - b).collect();
-    assert!(leak(&change, SHAPES[0], &basis.spaces[0], NullSide::Output) > 1e-3);
+    assert!(leak(&change, SHAPES[0], basis.output(0).unwrap(), NullSide::Output) > 1e-3);
 }
 
 /// Layers with one input have one knowledge space, which is on the device once.
@@ -169,7 +152,7 @@ fn projecting_only_the_gradient_leaks_as_the_dossier_says() {
 fn layers_with_the_same_input_share_their_protected_directions() {
     for method in [Method::Gems, Method::Lora, Method::Full] {
         let held = |of_site: &[usize]| {
-            let space = knowledge(NullSide::Input, 5).spaces[0].clone();
+            let spectrum = knowledge(NullSide::Input, 5).inputs[0].clone();
             let mut world = World::new();
             let be = Arc::clone(&world.be);
             world.layers.truncate(1);
@@ -179,10 +162,11 @@ fn layers_with_the_same_input_share_their_protected_directions() {
                 let weight = be.duplicate(world.layers[0].weight.mat(), DType::F32).unwrap();
                 world.layers.push(AdaptedLinear { weight, bias: None, branch: None });
             }
-            let basis = KnowledgeBasis {
-                of_site: of_site.iter().map(|i| Some(*i)).collect(),
-                spaces: vec![space; of_site.len()],
-                final_hidden: None,
+            let basis = Knowledge {
+                input_of_site: of_site.iter().map(|i| Some(*i)).collect(),
+                inputs: vec![spectrum; of_site.len()],
+                gradients: Vec::new(),
+                hidden: None,
                 ..knowledge(NullSide::Input, 5)
             };
             let mut settings = small(method);

@@ -90,7 +90,7 @@ fn golden_adamw() {
                     let block = AdamBlock { grad_scale: clip as f32, ..adamw(&o, 0..x.cols(), step, lr) };
                     let (x_mut, m, v) = (x.mat_mut(), m.mat_mut(), v.mat_mut());
                     let (blocks, copy, change) = (vec![block], None, None);
-                    let update = AdamUpdate { x: x_mut, g: g.mat(), m, v, blocks, copy, change };
+                    let update = AdamUpdate { x: x_mut, g: g.mat(), held: None, m, v, blocks, copy, change };
                     be.run(Adam { updates: vec![update], factors: None, squares: None }).unwrap();
                     let want = &t[&format!("{name}.{l}.step{step}")];
                     let got = be.download(x.mat()).unwrap();
@@ -156,6 +156,7 @@ impl LoraRun {
                 ..Default::default()
             },
             null_space: NullSpaceSettings { side: NullSide::None, ..Default::default() },
+            rehearsal: RehearsalSettings::default(),
             optimizer: OptimizerSettings {
                 weight_decay: training["weight_decay"].as_f64().unwrap(),
                 eps: training["eps"].as_f64().unwrap(),

@@ -143,6 +143,9 @@ fn run_settings(case: &Value) -> MethodSettings {
         null_space: NullSpaceSettings {
             side: if case["null_space"] == true { NullSide::Output } else { NullSide::None },
             project: Project::Gradient,
+            // All that was recorded, and it leaves a layer no more room than it does.
+            value: 1.0,
+            room: Some(0),
             item_rows: 0.0,
             ..Default::default()
         },
@@ -152,6 +155,7 @@ fn run_settings(case: &Value) -> MethodSettings {
             biases: true,
             ..published_optimizer(case)
         },
+        ..Default::default()
     }
 }
 
@@ -168,26 +172,14 @@ fn golden_published_runs_end_to_end() {
             let mut model = load(&golden, case["model"].as_str().unwrap(), "config.json");
             let be = Arc::clone(&model.backend);
             let sites = model.layout.sites.clone();
-            let mut spaces = Vec::new();
-            let mut of_site = Vec::new();
-            for site in &sites {
-                let projector = inputs.get(&format!("projector.{}", site.name));
-                of_site.push(projector.map(|p| {
-                    let directions = protected_of(p);
-                    let (name, dim) = (site.name.clone(), p.cols());
-                    spaces.push(Space { name, dim, directions, spectrum: vec![0.0; dim], energy: 1.0 });
-                    spaces.len() - 1
-                }));
-            }
-            let knowledge = KnowledgeBasis {
-                fingerprint: String::new(),
-                side: NullSide::Output,
-                rule: String::new(),
-                of_site,
-                spaces,
-                final_hidden: None,
-                tokens: 0,
+            let spectrum = |site: &gems_engine::layers::Site| {
+                let projector = inputs.get(&format!("projector.{}", site.name))?;
+                let (name, dim, directions) = (site.name.clone(), projector.cols(), protected_of(projector));
+                let values = vec![1.0; directions.len() / dim];
+                Some(Spectrum { name, dim, directions, values, rest: 0.0, samples: dim })
             };
+            let outputs = sites.iter().map(spectrum).collect();
+            let knowledge = Knowledge { outputs, ..Knowledge::default() };
             let settings = run_settings(&case);
             let mut tuner = Optimizer::for_model(settings, &mut model, None, 2, Some(&knowledge), 0).unwrap();
             let micro = case["gradient_accumulation"].as_u64().unwrap() as usize;

@@ -1,11 +1,57 @@
 //! Resuming.
 
-use super::{World, small};
+use super::{World, moments, small};
 use crate::support::on_every_device;
 use gems_engine::gems::*;
 use gems_engine::train::checkpoint;
 use serde_json::Value;
 use std::sync::Arc;
+
+/// Rehearsal, step factors, the pull and the metric: each alone, and all that a method takes.
+#[test]
+fn resuming_equals_going_on_with_what_keeps_knowledge() {
+    let rehearse = |s: &mut MethodSettings| s.rehearsal.every = 3;
+    let factors = |s: &mut MethodSettings| s.null_space.step_factors = true;
+    let pull = |s: &mut MethodSettings| s.null_space.pull = 0.5;
+    let metric = |s: &mut MethodSettings| s.null_space.side = NullSide::Metric;
+    let all: [&dyn Fn(&mut MethodSettings); 4] = [&rehearse, &factors, &pull, &metric];
+    on_every_device(|| {
+        for (method, refresh, chosen) in [
+            (Method::Gems, Refresh::Sketch, &all[..1]),
+            (Method::Gems, Refresh::Sketch, &all[2..3]),
+            (Method::Gems, Refresh::Sketch, &all[3..]),
+            (Method::Gems, Refresh::Exact, &all[..]),
+            (Method::Galore, Refresh::Sketch, &all[..]),
+            (Method::Lora, Refresh::Auto, &all[..3]),
+            (Method::Full, Refresh::Auto, &all[..3]),
+        ] {
+            let known = moments(5);
+            let settings = || {
+                let mut s = small(method);
+                s.gems.refresh = refresh;
+                chosen.iter().for_each(|change| change(&mut s));
+                s
+            };
+            for stop in [1, 3, 4, 6, 8] {
+                let mut world = World::new();
+                let mut tuner = world.tuner(settings(), Some(&known));
+                (0..stop).for_each(|step| drop(world.step(&mut tuner, step, [9, 6])));
+                let (tensors, numbers) = tuner.state(&mut world).unwrap();
+                let mut other = World::new();
+                let mut again = other.unprobed(settings(), Some(&known)).unwrap();
+                again.restore(&mut other, &tensors, &numbers).unwrap();
+                for step in stop..10 {
+                    let rows = if step == 5 { [0, 6] } else { [9, 6] };
+                    let (went_on, resumed) =
+                        (world.step(&mut tuner, step, rows), other.step(&mut again, step, rows));
+                    assert_eq!(went_on.update_norm, resumed.update_norm, "{method:?} from {stop}, {step}");
+                    assert_eq!(went_on.rehearsed, resumed.rehearsed);
+                }
+                assert_eq!(tuner.state(&mut world).unwrap(), again.state(&mut other).unwrap());
+            }
+        }
+    });
+}
 
 #[test]
 fn resuming_equals_going_on_at_every_step() {

@@ -18,6 +18,7 @@ fn block(columns: Range<usize>, step: f32) -> AdamBlock {
         keep_before: 0.99,
         keep_after: 0.98,
         grad_scale: 0.5,
+        held: 0.0,
     }
 }
 
@@ -35,7 +36,7 @@ pub fn one(m: usize, r: usize) -> Case {
         let blocks = [block(0..r / 2, 0.01), block(r / 2..r - r / 4, 0.1)];
         Prepared::new(outputs, move |[x, m, v, change, copy], run| {
             let (blocks, copy, change) = (blocks.to_vec(), Some((copy, 0.5)), Some(change));
-            let update = AdamUpdate { x, g: g.mat(), m, v, blocks, copy, change };
+            let update = AdamUpdate { x, g: g.mat(), held: None, m, v, blocks, copy, change };
             run(Adam { updates: vec![update], factors: None, squares: None }.into())
         })
     })
@@ -73,12 +74,78 @@ pub fn of_layers(shapes: Vec<(usize, usize, usize)>, clip: f32) -> Case {
                 };
                 let blocks = vec![shared, task(0), task(1)];
                 let (x, m, v, copy) = (next(), next(), next(), Some((next(), 1.0)));
-                AdamUpdate { x, g: g.mat(), m, v, blocks, copy, change: None }
+                AdamUpdate { x, g: g.mat(), held: None, m, v, blocks, copy, change: None }
             });
             let updates = updates.collect();
             run(Adam { updates, factors: Some(factors.mat()), squares: Some(next()) }.into())
         })
     })
+}
+
+const FACTORS: [f32; 5] = [0.7, 0.5, 1.5, 0.25, 2.0];
+const HELD: [f32; 3] = [0.6, 1.9, 0.0];
+
+/// One layer of two tasks as in [`of_layers`], with a gradient that is held beside theirs.
+fn with_held(m: usize, r: usize, own: usize) -> Case {
+    Case::new(format!("adam with a held gradient {m}x{}", r + 2 * own), move |on| {
+        let n = r + 2 * own;
+        let (g, held) = (on.f32(2, m, 2 * (r + own)), on.view(5, (m, n), 3, DType::F32));
+        let factors = on.given(&FACTORS, 1, 5);
+        let outputs = [
+            ("x", on.added_to_f32(1, m, n)),
+            ("m", on.added_to_f32(3, m, n)),
+            ("v", on.squares(4, m, n)),
+            ("squared norm of the change", on.unwritten_f32(1, 1)),
+        ];
+        Prepared::new(outputs, move |[x, m, v, squares], run| {
+            let blocks = blocks_of_tasks(r, own);
+            let (held, copy) = (Some(held.mat()), None);
+            let updates = vec![AdamUpdate { x, g: g.mat(), held, m, v, blocks, copy, change: None }];
+            run(Adam { updates, factors: Some(factors.mat()), squares: Some(squares) }.into())
+        })
+    })
+}
+
+/// A shared block, in which two tasks are summed, and a block of each task.
+fn blocks_of_tasks(r: usize, own: usize) -> Vec<AdamBlock> {
+    let shared = AdamBlock { terms: 2, stride: r, held: HELD[0], ..block(0..r, 0.01) };
+    let task = |t: usize| AdamBlock {
+        from: 2 * r + t * own,
+        gate: Some(factors::gate(2, t)),
+        held: HELD[1 + t],
+        ..block(r + t * own..r + (t + 1) * own, 0.1)
+    };
+    vec![shared, task(0), task(1)]
+}
+
+#[test]
+fn adam_with_a_held_gradient_by_its_formula() {
+    for (m, r, own) in [(1, 1, 1), (7, 3, 2), (33, 5, 6)] {
+        let (n, width) = (r + 2 * own, 2 * (r + own));
+        let (mut x, g, mut first) = (exactly(1, m * n), exactly(2, m * width), exactly(3, m * n));
+        let (held, mut second) = (exactly(5, m * n), exactly(4, m * n));
+        second.iter_mut().for_each(|v| *v *= *v);
+        let [clip, a, b, gate_a, gate_b] = FACTORS.map(f64::from);
+        let mut square = 0.0;
+        for (i, c) in (0..m).flat_map(|i| (0..n).map(move |c| (i, c))) {
+            let (at, of) = (i * n + c, |column: usize| g[i * width + column]);
+            let which = if c < r { 0 } else { 1 + (c - r) / own };
+            let (gradient, rate) = match which {
+                0 => (a * of(c) + b * of(r + c), 0.01),
+                1 => (of(2 * r + c - r), 0.1 * gate_a),
+                _ => (of(2 * r + c - r), 0.1 * gate_b),
+            };
+            let gradient = clip * 0.5 * (gradient + f64::from(HELD[which]) * held[at]);
+            first[at] = 0.9 * first[at] + 0.1 * gradient;
+            second[at] = 0.99 * second[at] + 0.01 * gradient * gradient;
+            let new = (0.99 * x[at] - rate * first[at] / (second[at].sqrt() / 0.3 + 1e-6)) * 0.98;
+            square += (new - x[at]).powi(2);
+            x[at] = new;
+        }
+        let case = with_held(m, r, own);
+        follows(&case, &[x, first, second, vec![square]]);
+        parity(case);
+    }
 }
 
 pub fn at(s: &Sizes) -> Vec<Timed> {

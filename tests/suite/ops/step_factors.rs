@@ -130,9 +130,15 @@ fn factors_of_a_step_on_every_device() {
                 let combined: Vec<f32> = combined.iter().map(|v| *v as f32).collect();
                 assert_close(&what, &found, &combined, 1e-4, 1e-4);
             }
-            let mut poisoned = case;
+            let mut poisoned = case.clone();
             poisoned.products[3].1 = f64::INFINITY;
             assert!(poisoned.factors(&be, GateRule::InverseNorm)[0].is_nan());
+            // What is held is in no factor, but must be finite.
+            let (mut held, plain) = (case.clone(), case.factors(&be, GateRule::InverseNorm));
+            held.products.push((GramEntry::Held, 3.0));
+            assert_eq!(held.factors(&be, GateRule::InverseNorm), plain);
+            held.products.push((GramEntry::Held, f64::NAN));
+            assert!(held.factors(&be, GateRule::InverseNorm)[0].is_nan());
         }
     }
 }

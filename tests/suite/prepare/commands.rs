@@ -153,7 +153,7 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
     for (row, said) in [
         ("{\"history\": [\"nope\"]}", "nope"),
         ("{\"history\": [\"i3\"], \"querry\": \"red\"}", "querry: unknown field"),
-        ("{\"history\": [\"i3\"], \"task\": \"reco\"}", "did you mean `rec`?"),
+        ("{\"history\": [\"i3\"], \"task\": \"reco\"}", "did you mean \"rec\"?"),
     ] {
         fs::write(&requests, format!("{row}\n")).unwrap();
         let mut command = engine();

@@ -2,7 +2,7 @@
 
 use super::line;
 use gems_engine::error::Kind;
-use gems_engine::report::{Line, ReportData, ReportTable, render, write};
+use gems_engine::report::{Line, ReportData, ReportTable, Tested, render, write};
 use serde_json::{Value, json};
 
 /// A run of two tasks as the trainer logs it.
@@ -36,10 +36,15 @@ fn run(tasks: &[&str], steps: u64) -> ReportData {
         run: vec![("model".into(), "tiny".into())],
         before: results(1.0),
         after: results(2.0),
+        tested: tasks.first().map(|task| tested(task, 0.01)).into_iter().collect(),
         history,
         tables: Vec::new(),
         notes: vec!["One seed.".into()],
     }
+}
+
+fn tested(task: &str, p: f64) -> Tested {
+    Tested { task: task.into(), metric: "ndcg@10".into(), p }
 }
 
 /// Checks that every element is closed in its order (HTML's void elements aside), and that the page
@@ -90,8 +95,28 @@ fn a_run_has_its_results_and_all_its_figures() {
         assert!(page.contains(text), "{text}");
     }
     assert!(page.contains("rec · search"), "a pair of tasks is named as one");
-    // Half the perplexity would be better; more is worse.
-    assert!(page.contains("▼ worse") && page.contains("▲ better"));
+}
+
+#[test]
+fn only_what_a_test_found_is_called_better_or_worse() {
+    let page = |before: f64, after: f64, tests: Vec<Tested>| {
+        let results =
+            |value: f64| Some(json!({"rec": {"ndcg@10": value}, "general": {"perplexity": 9.0 + value}}));
+        render(&ReportData {
+            before: results(before),
+            after: results(after),
+            tested: tests,
+            ..run(&["rec"], 2)
+        })
+        .unwrap()
+    };
+    let said = |page: &str| ["▲", "▼", "may be luck"].map(|word| page.contains(word));
+    assert_eq!(said(&page(0.1, 0.2, vec![tested("rec", 0.01)])), [true, false, false]);
+    assert_eq!(said(&page(0.2, 0.1, vec![tested("rec", 0.01)])), [false, true, false]);
+    assert_eq!(said(&page(0.1, 0.2, vec![tested("rec", 0.2)])), [false, false, true]);
+    // Not tested, or of another task: no word.
+    assert_eq!(said(&page(0.1, 0.2, vec![])), [false, false, false]);
+    assert_eq!(said(&page(0.1, 0.2, vec![tested("search", 0.01)])), [false, false, false]);
 }
 
 #[test]

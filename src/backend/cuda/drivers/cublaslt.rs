@@ -64,12 +64,15 @@ struct Plan {
     algorithm: sys::cublasLtMatmulHeuristicResult_t,
 }
 
+/// A kind of call: the product, and bytes that the addresses of operands and result are multiples of.
+type Kind = (PlainProduct, [u32; 3]);
+
 /// The library on one device.
 pub struct Library {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
     /// By kind of call and alignment of the matrices; `None` for those that the library does not do.
-    plans: Mutex<HashMap<(PlainProduct, [u32; 3]), Option<Plan>>>,
+    plans: Mutex<HashMap<Kind, Option<Plan>>>,
 }
 // SAFETY: the handle and the plans are used under the mutex only; the workspace by one stream only.
 unsafe impl Send for Library {}

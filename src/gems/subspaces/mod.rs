@@ -2,21 +2,26 @@
 //!
 //! Between refreshes the layer computes `x Wᵀ + (x Aᵀ) Bᵀ`; the gradient of B's columns are the
 //! coordinates `dY_sᵀ (X A_sᵀ)` of each subspace (GEMS, arXiv 2601.09496, with all subspaces from one pass).
+//!
+//! Under the knowledge metric (`metric`) bases Q are found in `P G S`, and `A = Q S`: coordinates are `R = P dYᵀ (X Aᵀ)`,
+//! and the weight changes by `P N A`.
+
+mod renewal;
 
 use super::adam::{direction, idle};
 use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
+use super::metric::Metric;
 use super::pairs::{LayerGram, task_pairs};
-use super::refresh::search::Search;
-use super::refresh::window::{self, GradientWindow, Ranks};
+use super::pull::Pull;
+use super::refresh::window::{GradientWindow, Ranks};
 use super::settings::{Bases, GateKind, GemsSettings, Moments, NullSide, NullSpaceSettings, Project};
 use super::state::State;
 use crate::backend::{
-    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, ColumnPair, DType, Fold, GradBlock, Gram,
-    GramEntry, Mat, MatMut, ProjectColumns, Rounding, Tensor, WeightGrad, factors,
+    AdamBlock, AdamUpdate, AdaptedLinear, Backend, Branch, ColumnPair, DType, GradBlock, Gram, GramEntry,
+    Mat, MatMut, ProjectColumns, Tensor, WeightGrad, factors,
 };
 use crate::error::Result;
 use crate::layers::LinearGradient;
-use crate::random::{self, Purpose};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -30,12 +35,19 @@ pub(super) struct SubspaceOptions {
     /// Gradient and update are projected on the output side.
     pub project: Option<Project>,
     pub learns: bool,
+    pub rehearses: bool,
     pub seed: u64,
     pub site: u64,
 }
 
 impl SubspaceOptions {
-    pub fn new(s: &GemsSettings, null: &NullSpaceSettings, exact: bool, seed: u64, site: usize) -> Self {
+    pub fn new(
+        s: &GemsSettings,
+        null: &NullSpaceSettings,
+        (exact, rehearses): (bool, bool),
+        seed: u64,
+        site: usize,
+    ) -> Self {
         Self {
             bases: s.bases,
             moments: s.moments,
@@ -44,6 +56,7 @@ impl SubspaceOptions {
             exact,
             project: (null.side == NullSide::Output).then_some(null.project),
             learns: s.gates.kind == GateKind::Learned,
+            rehearses,
             seed,
             site: site as u64,
         }
@@ -67,15 +80,28 @@ pub(super) struct Subspaces {
     second: Tensor,
     /// Gradient coordinates: shared columns task by task, then every task's own, `[M x (T r + Σ r_t)]`.
     coordinates: Tensor,
+    /// The rehearsal's coordinates in all subspaces, `[M x R]`.
+    held: Option<Tensor>,
     /// `A Aᵀ`, where the rows of A are not orthonormal: by it coordinates are measured. Elsewhere orthonormality is
-    /// taken for granted in [`Subspaces::carry_moments`] (a rotation) and in the energies of a refresh.
-    metric: Option<Tensor>,
+    /// taken for granted where moments are carried (a rotation) and in the energies of a refresh.
+    overlap: Option<Tensor>,
+    metric: Option<LayerMetric>,
+    pull: Option<Pull>,
     /// For learned gates.
     learning: Option<Learning>,
     pub window: Option<GradientWindow>,
     refreshes: u64,
     /// Tasks seen by the window that a checkpoint left open.
     resumes: Option<Vec<bool>>,
+}
+
+/// The knowledge metric of a layer.
+pub(super) struct LayerMetric {
+    /// S, and P.
+    pub inputs: Arc<Metric>,
+    pub outputs: Arc<Metric>,
+    /// Q `[R x N]` f32: orthonormal rows, of which `A = Q S`.
+    pub q: Tensor,
 }
 
 /// What tells the effect of the gates that were: the whole gradient along the tasks' columns `[M x Σ r_t]`, and the last
@@ -91,8 +117,8 @@ impl Subspaces {
         options: SubspaceOptions,
         ranks: Ranks,
         (m, n): (usize, usize),
-        protected_rows: Option<Arc<Tensor>>,
-        protected_columns: Option<Arc<Tensor>>,
+        (protected_rows, protected_columns): (Option<Arc<Tensor>>, Option<Arc<Tensor>>),
+        (sides, pull): (Option<[Arc<Metric>; 2]>, Option<Pull>),
     ) -> Result<Self> {
         let total = ranks.total();
         let own = total - ranks.shared();
@@ -102,7 +128,16 @@ impl Subspaces {
             first: zeros(total)?,
             second: zeros(total)?,
             coordinates: zeros(ranks.tasks * ranks.shared() + own)?,
-            metric: None,
+            held: options.rehearses.then(|| zeros(total)).transpose()?,
+            overlap: None,
+            metric: match sides {
+                Some([inputs, outputs]) => {
+                    let q = backend.zeros(total, n, DType::F32)?;
+                    Some(LayerMetric { inputs, outputs, q })
+                }
+                None => None,
+            },
+            pull,
             learning: match options.learns {
                 true => Some(Learning { whole: zeros(own)?, last: zeros(own)? }),
                 false => None,
@@ -132,157 +167,6 @@ impl Subspaces {
     fn complementary(&self) -> bool {
         self.options.bases == Bases::Complementary
     }
-
-    // ---- refresh ----------------------------------------------------------------------------
-
-    /// Passes over the probe batches before the first step.
-    pub fn probe_rounds(&self) -> u64 {
-        if self.options.exact { 1 } else { 1 + 2 * self.options.power_iterations }
-    }
-
-    /// What probes start from: the coordinates of a columns pass; else the first moments, which are the gradient's
-    /// coordinates, averaged: a power iteration for free. Nothing before the first bases.
-    pub fn starts(&self) -> Vec<Mat<'_>> {
-        match &self.window {
-            _ if self.options.exact => Vec::new(),
-            Some(w) if w.sketch == window::Sketch::Columns => w.sums.iter().map(Tensor::mat).collect(),
-            _ if self.refreshes == 0 => Vec::new(),
-            _ => (0..self.ranks.count()).map(|s| self.first.mat().col_range(self.ranks.columns(s))).collect(),
-        }
-    }
-
-    /// Gaussian probes of every stream, `[M x any]` row by row. They stay among all others, so that energies can be told.
-    pub fn gaussians(&self, round: u64) -> Vec<Vec<f32>> {
-        let warm = !self.starts().is_empty();
-        let columns = |s: usize| self.options.oversample + if warm { 0 } else { self.ranks.each[s] };
-        let values = |s: usize| {
-            let (stream, n) = (self.options.site << 8 | s as u64, self.m * columns(s));
-            random::normal(self.options.seed, Purpose::Sketch, stream, round, n)
-        };
-        if self.options.exact { Vec::new() } else { (0..self.ranks.count()).map(values).collect() }
-    }
-
-    /// Opens a window of sketches (of full gradients for an exact layer), from `starts` of these lengths, scaled to
-    /// unit columns on average, and Gaussian probes.
-    pub fn open_rows(&mut self, lengths: &[f32], gaussians: &[Vec<f32>]) -> Result<()> {
-        let be = &self.backend;
-        if self.options.exact {
-            self.window = Some(GradientWindow::exact(be, &self.ranks, self.m, self.n)?);
-            return Ok(());
-        }
-        let starts = self.starts();
-        let warm = |s: usize| starts.get(s).map_or(0, |start| start.cols);
-        let widths: Vec<usize> =
-            gaussians.iter().enumerate().map(|(s, g)| warm(s) + g.len() / self.m).collect();
-        let mut probe = be.alloc(self.m, widths.iter().sum(), DType::F32)?;
-        let mut at = 0;
-        for (s, width) in widths.iter().enumerate() {
-            let (first, end) = (at + warm(s), at + width);
-            if let Some(start) = starts.get(s) {
-                be.copy(*start, probe.mat_mut().col_range(at..first))?;
-                if lengths[s] > 0.0 {
-                    let factor = ((self.m * warm(s)) as f32).sqrt() / lengths[s];
-                    be.scale(probe.mat_mut().col_range(at..first), factor)?;
-                }
-            }
-            be.upload(&gaussians[s], probe.mat_mut().col_range(first..end))?;
-            at = end;
-        }
-        self.window = Some(GradientWindow::rows(be, &self.ranks, (probe, widths), self.n)?);
-        Ok(())
-    }
-
-    /// An open window's sketches with the protected directions that they are to be kept off.
-    pub fn protected_sketches(&mut self) -> impl Iterator<Item = (&mut Tensor, Mat<'_>)> {
-        let protected = self.protected_rows.as_ref().map(|k| k.mat());
-        let sums = self.window.iter_mut().flat_map(|w| &mut w.sums);
-        sums.filter_map(move |sum| Some((sum, protected?)))
-    }
-
-    /// From a window of sketches, whose rows are orthonormal by now, to one of coordinates along them.
-    pub fn open_columns(&mut self) -> Result<()> {
-        let Some(window) = self.window.take() else { return Ok(()) };
-        self.window = Some(GradientWindow::columns(&self.backend, &self.ranks, &window.sums, self.m)?);
-        Ok(())
-    }
-
-    /// Ends the window: folds `B A` into W. New bases are then to be looked for, unless there was no gradient.
-    pub fn fold(&mut self, layer: &mut AdaptedLinear) -> Result<Option<Search>> {
-        let Some(window) = self.window.take().filter(|w| w.has(0)) else { return Ok(None) };
-        let Some(branch) = &mut layer.branch else { return Ok(None) };
-        let be = &*self.backend;
-        if self.refreshes > 0 {
-            let rounding = match layer.weight.dtype() {
-                DType::F32 => Rounding::Nearest,
-                _ => Rounding::Stochastic(self.options.seed ^ (self.options.site << 32) ^ self.refreshes),
-            };
-            let (w, b, a) = (layer.weight.mat_mut(), self.b.mat(), branch.a.mat());
-            be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?;
-            be.fill(self.b.mat_mut(), 0.0)?;
-            be.fill(branch.b.mat_mut(), 0.0)?;
-        }
-        let old = (self.refreshes > 0).then(|| branch.a.mat());
-        let rules = (self.complementary(), self.options.oversample);
-        Search::new(be, window, &self.ranks, old, self.protected_rows.clone(), rules).map(Some)
-    }
-
-    /// Takes the bases that were found.
-    pub fn adopt(&mut self, layer: &mut AdaptedLinear, new: &Tensor) -> Result<()> {
-        let be = &Arc::clone(&self.backend);
-        let Some(branch) = &mut layer.branch else { return Ok(()) };
-        if self.refreshes > 0 {
-            self.carry_moments(branch.a.mat(), new)?;
-        }
-        be.copy(new.mat(), branch.a.mat_mut())?;
-        self.measure_by(branch.a.mat())?;
-        if let Some(learning) = &mut self.learning {
-            be.fill(learning.last.mat_mut(), 0.0)?;
-        }
-        self.refreshes += 1;
-        Ok(())
-    }
-
-    /// Finds how coordinates along the rows of A are measured.
-    fn measure_by(&mut self, a: Mat) -> Result<()> {
-        if !self.complementary() {
-            let mut metric = self.backend.alloc(a.rows, a.rows, DType::F32)?;
-            self.backend.product(metric.mat_mut(), 0.0, 1.0, a.n(), a.t())?;
-            self.metric = Some(metric);
-        }
-        Ok(())
-    }
-
-    fn carry_moments(&mut self, old: Mat, new: &Tensor) -> Result<()> {
-        let be = Arc::clone(&self.backend);
-        match self.options.moments {
-            Moments::Keep => {}
-            Moments::Reset => {
-                be.fill(self.first.mat_mut(), 0.0)?;
-                be.fill(self.second.mat_mut(), 0.0)?;
-            }
-            Moments::Rotate => {
-                // Of all subspaces at once: the blocks on the diagonal are wanted.
-                let total = self.ranks.total();
-                let mut turn = be.alloc(total, total, DType::F32)?;
-                be.product(turn.mat_mut(), 0.0, 1.0, old.n(), new.mat().t())?;
-                for s in 0..self.ranks.count() {
-                    let columns = self.ranks.columns(s);
-                    let turn = turn.mat().row_range(columns.clone()).col_range(columns.clone());
-                    let before = be.duplicate(self.first.mat().col_range(columns.clone()), DType::F32)?;
-                    let after = self.first.mat_mut().col_range(columns);
-                    be.product(after, 0.0, 1.0, before.mat().n(), turn.n())?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Number of refreshes so far; 0 before the first bases are found.
-    pub fn refreshes(&self) -> u64 {
-        self.refreshes
-    }
-
-    // ---- a step -----------------------------------------------------------------------------
 
     /// Columns of task t's own coordinates within the gradient's.
     fn own_columns(&self, t: usize) -> Range<usize> {
@@ -336,15 +220,15 @@ impl Subspaces {
         let (o, r, tasks) = (step.optimizer, self.ranks.shared(), self.ranks.tasks);
         let keep = 1.0 - step.lr * o.weight_decay;
         let keep_before = keep as f32;
-        let shared = direction(o, 0..r, step.t, step.rate);
-        let mut blocks = vec![AdamBlock { from: 0, terms: tasks, stride: r, keep_before, ..shared }];
+        let (shared, held) = (direction(o, 0..r, step.t, step.rate), step.held.0);
+        let mut blocks = vec![AdamBlock { from: 0, terms: tasks, stride: r, held, keep_before, ..shared }];
         for t in (0..tasks).filter(|_| self.specific()) {
             let (columns, from) = (self.ranks.columns(t + 1), self.own_columns(t).start);
             blocks.push(match step.active[t] {
                 true => {
                     let gate = Some(factors::gate(tasks, t));
                     let own = direction(o, columns, step.t_tasks[t], step.rate);
-                    AdamBlock { from, gate, keep_before, ..own }
+                    AdamBlock { from, gate, held: step.held.1[t], keep_before, ..own }
                 }
                 false => AdamBlock { from, ..idle(columns, keep) },
             });
@@ -371,14 +255,37 @@ impl Subspaces {
         Ok(())
     }
 
+    /// The change of B under the metric: `P N`, with N Adam's of `P R`, and B's own decay.
+    fn change_in_metric(&mut self, metric: &Metric, blocks: Vec<AdamBlock>, step: &Step) -> Result<Tensor> {
+        let be = Arc::clone(&self.backend);
+        let gradient = metric.columns(&*be, self.coordinates.mat())?;
+        let zeros = be.zeros(self.m, self.ranks.total(), DType::F32)?;
+        let g = (gradient.mat(), self.held.as_ref().map(Tensor::mat));
+        let moments = (&mut self.first, &mut self.second);
+        let change = change_by_adam(&*be, zeros, g, moments, blocks, step.factors)?;
+        drop(gradient);
+        let mut change = metric.columns(&*be, change.mat())?;
+        let decay = step.lr * step.optimizer.weight_decay;
+        if decay != 0.0 {
+            be.axpy(-decay as f32, self.b.mat(), change.mat_mut())?;
+        }
+        Ok(change)
+    }
+
     /// The change of B, whole: Adam in the subspaces, then the null space on the output side.
     fn change(&mut self, blocks: Vec<AdamBlock>, step: &Step) -> Result<Tensor> {
         let be = Arc::clone(&self.backend);
+        if let Some(outputs) = self.metric.as_ref().map(|m| Arc::clone(&m.outputs)) {
+            let change = self.change_in_metric(&outputs, blocks, step)?;
+            self.remember(&change, step)?;
+            return Ok(change);
+        }
         let x0 = match step.optimizer.weight_decay == 0.0 {
             true => be.zeros(self.m, self.ranks.total(), DType::F32)?,
             false => be.duplicate(self.b.mat(), DType::F32)?,
         };
-        let (g, moments) = (self.coordinates.mat(), (&mut self.first, &mut self.second));
+        let g = (self.coordinates.mat(), self.held.as_ref().map(Tensor::mat));
+        let moments = (&mut self.first, &mut self.second);
         let mut change = change_by_adam(&*be, x0, g, moments, blocks, step.factors)?;
         self.remember(&change, step)?;
         if let (_, Some(k)) = self.projections() {
@@ -424,6 +331,27 @@ impl Adapter for Subspaces {
         std::iter::once(&mut self.coordinates).chain(whole).map(Tensor::mat_mut).collect()
     }
 
+    fn hold(&mut self, g: &LinearGradient, pass: &Pass) -> Result<()> {
+        let (Some(h), Some(held)) = (g.h, &mut self.held) else { return Ok(()) };
+        if self.refreshes == 0 {
+            return Ok(());
+        }
+        let blocks = &[GradBlock::whole(0..h.rows, h.cols)];
+        let (out, write) = (held.mat_mut(), pass.write());
+        self.backend.run(WeightGrad { dy: g.dy, x: h, blocks, out, write, gram: None })
+    }
+
+    fn held(&mut self) -> Vec<MatMut<'_>> {
+        self.held.iter_mut().map(Tensor::mat_mut).collect()
+    }
+
+    fn finish_hold(&mut self) -> Result<()> {
+        if let (Some(metric), Some(held)) = (&self.metric, &mut self.held) {
+            *held = metric.outputs.columns(&*self.backend, held.mat())?;
+        }
+        Ok(())
+    }
+
     fn gram(&self) -> LayerGram<'_> {
         let (r, tasks) = (self.ranks.shared(), self.ranks.tasks);
         let mut entries: Vec<GramEntry> = task_pairs(tasks).map(|(i, j)| GramEntry::Layer(i, j)).collect();
@@ -451,15 +379,15 @@ impl Adapter for Subspaces {
         }
         let blocks = self.adam_blocks(step);
         let copy = layer.branch.as_mut().map(|branch| (branch.b.mat_mut(), 1.0));
-        let between = self.projections().1.is_some() || self.metric.is_some() || self.learning.is_some();
+        let between = self.projections().1.is_some() || self.overlap.is_some() || self.learning.is_some();
         if between || step.measured_first {
             let change = self.change(blocks, step)?;
-            let (metric, to) = (self.metric.as_ref(), self.b.mat_mut());
-            return Ok(Update::Deltas(vec![Delta { change, metric, to, copy }]));
+            let (overlap, to) = (self.overlap.as_ref(), self.b.mat_mut());
+            return Ok(Update::Deltas(vec![Delta { change, overlap, to, copy }]));
         }
-        let (x, g, m, v) =
-            (self.b.mat_mut(), self.coordinates.mat(), self.first.mat_mut(), self.second.mat_mut());
-        Ok(Update::InPlace(vec![AdamUpdate { x, g, m, v, blocks, copy, change: None }]))
+        let (g, held) = (self.coordinates.mat(), self.held.as_ref().map(Tensor::mat));
+        let (x, m, v) = (self.b.mat_mut(), self.first.mat_mut(), self.second.mat_mut());
+        Ok(Update::InPlace(vec![AdamUpdate { x, g, held, m, v, blocks, copy, change: None }]))
     }
 
     fn state(&mut self, layer: &mut AdaptedLinear, state: &mut State) -> Result<()> {
@@ -468,11 +396,17 @@ impl Adapter for Subspaces {
         }
         let Some(branch) = &mut layer.branch else { return Ok(()) };
         state.weight("a", branch.a.mat_mut())?;
+        if let Some(metric) = &mut self.metric {
+            state.optimizer("q", metric.q.mat_mut())?;
+        }
         state.weight("b", self.b.mat_mut())?;
         state.optimizer("m", self.first.mat_mut())?;
         state.optimizer("v", self.second.mat_mut())?;
         if let Some(learning) = &mut self.learning {
             state.optimizer("last", learning.last.mat_mut())?;
+        }
+        if let Some(held) = &mut self.held {
+            state.optimizer("held", held.mat_mut())?;
         }
         if let Some(seen) = self.resumes.take() {
             let shape = (self.m, self.n);
@@ -488,9 +422,5 @@ impl Adapter for Subspaces {
             self.measure_by(a.mat())?;
         }
         Ok(())
-    }
-
-    fn subspaces(&mut self) -> Option<&mut Subspaces> {
-        Some(self)
     }
 }

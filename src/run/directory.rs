@@ -21,7 +21,7 @@ impl RunDirectory {
     /// When another process works in it, when a new run would overwrite an old one, or when there is
     /// nothing to resume.
     pub fn open(path: &Path, resume: bool) -> Result<Self> {
-        if resume && !path.join("checkpoints").is_dir() {
+        if resume && !path.join("config.toml").is_file() {
             return Err(Error::usage("there is no run to resume here")
                 .at(path.display())
                 .remedy("give the directory of an earlier run with --out, or leave --resume out"));

@@ -1,0 +1,67 @@
+//! Matrices that wait on the host until they are needed.
+
+use super::{Backend, DType, Mat, MatMut, Tensor};
+use crate::error::Result;
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+/// A matrix on the host, in the type that it had on the device.
+pub struct HostCopy {
+    rows: usize,
+    cols: usize,
+    values: Values,
+}
+
+enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl HostCopy {
+    /// Copies a matrix. Waits.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn of(backend: &dyn Backend, m: Mat) -> Result<Self> {
+        let values = backend.download(m)?;
+        let values = match m.dtype {
+            DType::F32 => Values::F32(values),
+            DType::BF16 => Values::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+        };
+        Ok(Self { rows: m.rows, cols: m.cols, values })
+    }
+
+    /// (rows, columns).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// The values, row by row.
+    pub fn values(&self) -> Vec<f32> {
+        match &self.values {
+            Values::F32(values) => values.clone(),
+            Values::Bf16(values) => values.to_f32_vec(),
+        }
+    }
+
+    /// Its values on the device again, rounded to the type of `to`.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn upload(&self, backend: &dyn Backend, to: MatMut) -> Result<()> {
+        match &self.values {
+            Values::F32(values) => backend.upload(values, to),
+            Values::Bf16(values) => backend.upload(&values.to_f32_vec(), to),
+        }
+    }
+
+    /// A tensor of the device with these values.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn tensor(&self, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {
+        let mut tensor = backend.alloc(self.rows, self.cols, dtype)?;
+        self.upload(backend, tensor.mat_mut())?;
+        Ok(tensor)
+    }
+}

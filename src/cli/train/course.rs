@@ -1,0 +1,143 @@
+//! A run from where it stands to its end: steps, the best checkpoint, measurements, export, report.
+
+use crate::cli::console::Console;
+use crate::cli::demo::{self, Source};
+use crate::cli::measure::{example, measure, probe};
+use crate::cli::session::Session;
+use crate::cli::{catch_interrupts, plan, summary};
+use crate::error::{Error, Kind, Result};
+use crate::eval::{EvaluateSettings, Reference};
+use crate::export::write_merged;
+use crate::files::write_atomically;
+use crate::gems::{Knowledge, Optimizer, Side};
+use crate::model::{Model, StoredType};
+use crate::report::Journal;
+use crate::run::{End, Run, RunDirectory};
+use crate::train::{
+    Averaging, Batches, Ending, Outcome, Rehearsal, Standing, Trainer, checkpoint, validation,
+};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Everything that a run needs to go on.
+pub(super) struct Course {
+    pub session: Session,
+    pub kept: Run,
+    pub directory: RunDirectory,
+    pub journal: Journal,
+    pub knowledge: Option<Knowledge>,
+    pub rehearsal: Option<Rehearsal>,
+    pub reference: Option<Reference>,
+    /// What the base model could do.
+    pub before: Option<Value>,
+    pub source: Source,
+    pub quiet: bool,
+}
+
+/// Keeps what was measured before training.
+pub(super) fn keep_before(run: &Path, value: &Value) -> Result<()> {
+    write_atomically(&run.join("before.json"), value.to_string().as_bytes())
+}
+
+impl Course {
+    /// Goes on to the end.
+    pub fn go(mut self, tuner: Optimizer, at: Standing) -> Result<()> {
+        let tuned = self.tune(tuner, at).map_err(|error| plan::explain(error, &self.session));
+        let outcome = tuned?;
+        self.journal.keep(match outcome.ending {
+            Ending::Finished => "all steps are done",
+            Ending::Early => "stopped early: validation did not improve any more",
+            Ending::Interrupted => "interrupted",
+        });
+        let end = End { ending: outcome.ending, step: outcome.step };
+        if outcome.ending == Ending::Interrupted {
+            end.note(&self.kept.path)?;
+            let what = format!("stopped after step {}; everything is saved", outcome.step);
+            return Err(Error::new(Kind::Interrupted, what)
+                .remedy(format!("go on with --resume --out {}", self.directory.path.display())));
+        }
+        self.use_best(&outcome)?;
+        let after = match self.session.config.train.evaluate_after {
+            true => measure(&self.session, self.reference.as_ref(), self.quiet)?,
+            false => Value::Object(Map::new()),
+        };
+        if self.session.config.train.export {
+            self.export()?;
+        }
+        let run = &self.directory.path;
+        let result = json!({
+            "run": run.display().to_string(), "before": self.before, "after": after,
+            "training": summary::training(run)?, "example": example(&self.session, run),
+        });
+        write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
+        summary::write_report(run)?;
+        end.note(&self.kept.path)?;
+        summary::print(&result, self.quiet, legend(&self.source))
+    }
+
+    fn tune(&mut self, mut tuner: Optimizer, at: Standing) -> Result<Outcome> {
+        let interrupted = catch_interrupts()?;
+        let run = &self.directory.path;
+        let Session { config, data, vocabulary, prompts, model, prompt_side, .. } = &mut self.session;
+        let encoder = crate::data::Encoder::new(vocabulary, prompts, &data.tasks, *prompt_side, &config.data);
+        let (averaging, t) = (Averaging::from(config.gems.side), &config.train);
+        let batches = Batches::new(&encoder, &data.train, &data.tasks, t, averaging, config.seed)?;
+        let mut listener = Console::open(run, &self.journal, &data.tasks, (at.step, t.steps), self.quiet)?;
+        let evaluate = EvaluateSettings { records: t.validate_records, ..config.evaluate.clone() };
+        let mut validate = |model: &Model| validation::measure(model, &encoder, data, &evaluate);
+        let mut trainer = Trainer {
+            model,
+            tuner: &mut tuner,
+            batches: &batches,
+            rehearsal: self.rehearsal.as_ref(),
+            tasks: &data.tasks,
+            settings: t,
+            checkpoints: &config.checkpoint,
+            run,
+            lr_rows: config.optimizer.lr_rows.unwrap_or(t.lr),
+            warmup_from_zero: config.gems.side == Side::Published,
+            norms: self.kept.norms.as_ref().map(|norms| norms.update_norms.as_slice()),
+            interrupted,
+        };
+        let outcome = trainer.run(at, &mut listener, &mut validate);
+        let told = listener.finish();
+        let outcome = outcome?;
+        told.map(|()| outcome)
+    }
+
+    /// The weights of the best validation, where they are not the last ones.
+    fn use_best(&mut self, outcome: &Outcome) -> Result<()> {
+        let Some((step, _)) = outcome.best.filter(|(step, _)| *step != outcome.step) else { return Ok(()) };
+        let found = checkpoint::load(&checkpoint::directory(&self.directory.join("checkpoints"), step))?;
+        let session = &mut self.session;
+        let mut tuner = session.tuner(self.knowledge.as_ref())?;
+        found.restore(&mut session.model, &mut tuner, &session.data.tasks)?;
+        self.journal
+            .say(&format!("the best step by {} was {step}: using it", session.config.train.best_metric));
+        Ok(())
+    }
+
+    /// Writes `model/`; an older one stays until the new one is whole.
+    fn export(&self) -> Result<()> {
+        let (session, dir) = (&self.session, self.directory.join("model"));
+        let aside = self.directory.join(".model-written");
+        let remove = |dir: &Path| match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("replace", dir, e)),
+            _ => Ok(()),
+        };
+        remove(&aside)?;
+        let tokenizer = |dir: &Path| session.vocabulary.save(dir, &session.data.items);
+        let probe = probe(session)?;
+        let worst = write_merged(&session.model, &session.base, &aside, StoredType::F32, &tokenizer, &probe)?;
+        remove(&dir)?;
+        std::fs::rename(&aside, &dir).map_err(|e| Error::io("write", &dir, e))?;
+        self.journal
+            .say(&format!("wrote {} (largest logit difference on reading back: {worst:.1e})", dir.display()));
+        Ok(())
+    }
+}
+
+/// What the rows of the result are, of a run of the demo.
+pub(super) fn legend(source: &Source) -> &'static str {
+    if matches!(source, Source::Demo(_)) { demo::LEGEND } else { "" }
+}

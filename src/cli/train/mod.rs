@@ -1,0 +1,192 @@
+//! `gems-engine train`.
+
+mod course;
+mod resume;
+
+use super::demo::{self, Source};
+use super::measure::{measure, reference};
+use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
+use super::plan;
+use super::session::{Session, configuration};
+use crate::config::{Config, Layer};
+use crate::error::Result;
+use crate::gems::{Knowledge, NullSide};
+use crate::report::Journal;
+use crate::run::{RunDirectory, StepNorms, whole};
+use crate::train::{Standing, validation};
+use clap::Args;
+use course::Course;
+use std::path::{Path, PathBuf};
+
+/// Tune a model for search and recommendation together.
+///
+/// Without --model and --data it tunes a tiny embedded model for an embedded world, in minutes on two cores.
+///
+/// Example: gems-engine train --model Qwen2.5-0.5B --data data --out runs/first
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The base model: a Hugging Face directory.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The data directory (see `prepare`).
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A knowledge basis made by `basis` [default: learned from the data's general text].
+    #[arg(long, value_name = "FILE")]
+    basis: Option<PathBuf>,
+    /// The run directory [default: runs/NAME-OF-DATA].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Optimizer steps.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// gems, galore, lora, full or rows.
+    #[arg(long, value_name = "METHOD")]
+    method: Option<String>,
+    /// Settings to start from: published.
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Scale every step to the update norm of the same step of another run.
+    #[arg(long, value_name = "RUN")]
+    match_step: Option<PathBuf>,
+    /// Go on with the run in --out from its latest checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// Print the plan (parameters, steps, memory) and stop.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl TrainArgs {
+    fn flags(&self) -> Vec<Layer> {
+        let mut flags = Vec::new();
+        let mut put = |flag: &str, key: &str, value: toml::Value| flags.push(Layer::value(flag, key, value));
+        let text = |p: &Path| toml::Value::from(p.display().to_string());
+        if let Some(model) = &self.model {
+            put("--model", "model.path", text(model));
+        }
+        if let Some(data) = &self.data {
+            put("--data", "data.path", text(data));
+        }
+        if let Some(steps) = self.steps {
+            put("--steps", "train.steps", toml::Value::from(steps as i64));
+        }
+        if let Some(method) = &self.method {
+            put("--method", "gems.method", toml::Value::from(method.as_str()));
+        }
+        if let Some(run) = &self.match_step {
+            put("--match-step", "train.match_step", text(run));
+        }
+        flags
+    }
+
+    /// The settings of a new run, where the model and the data come from, and the run directory.
+    fn configuration(&self) -> Result<(Config, Source, PathBuf)> {
+        let settings = SettingsArgs { config: self.settings.config.clone(), set: self.settings.set.clone() };
+        let mut layers = settings.layers()?;
+        layers.extend(self.flags());
+        if let Some(preset) = &self.preset {
+            layers.insert(0, Layer::preset(preset)?);
+        }
+        let all = |layers| configuration(&SettingsArgs::default(), &self.device, layers);
+        let fresh = |name: &str| RunDirectory::fresh(Path::new("runs"), name);
+        let named =
+            |section: &str| layers.iter().any(|l| l.get(section).and_then(|s| s.get("path")).is_some());
+        if named("model") || named("data") {
+            let config = all(layers)?;
+            let name = Path::new(&config.data.path).file_name();
+            let name = name.map_or("run".into(), |n| n.to_string_lossy());
+            let out = self.out.clone().unwrap_or_else(|| fresh(&name));
+            return Ok((config, Source::Given, out));
+        }
+        let out = self.out.clone().unwrap_or_else(|| fresh("demo"));
+        let demo = out.join(demo::INSIDE);
+        let mut beneath = demo::settings(&demo)?;
+        beneath.append(&mut layers);
+        Ok((all(beneath)?, Source::Demo(demo), out))
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &TrainArgs) -> Result<()> {
+    if args.resume { resume::run(args) } else { start(args) }
+}
+
+/// Begins a run.
+fn start(args: &TrainArgs) -> Result<()> {
+    let (config, source, out) = args.configuration()?;
+    let quiet = args.output.json;
+    if let Source::Demo(directory) = &source {
+        if !quiet {
+            eprintln!("no --model and no --data: running the embedded demo (see docs/demo.md)");
+        }
+        demo::unpack(directory)?;
+    }
+    let matched = Some(&config.train.match_step).filter(|run| !run.is_empty());
+    let norms = matched.map(|run| StepNorms::of(&whole(Path::new(run)))).transpose()?;
+    let mut session = Session::open(config, &args.device)?;
+    let config = &session.config;
+    if config.train.validate_every > 0 {
+        validation::check_metric(&config.train.best_metric, &session.data.tasks, &config.evaluate)?;
+    }
+    if args.dry_run {
+        let knowledge =
+            args.basis.as_ref().map(|path| Knowledge::load(path, &session.model.fingerprint)).transpose()?;
+        return plan::print(&session, knowledge.as_ref(), quiet);
+    }
+    let directory = RunDirectory::open(&out, false)?;
+    let steps = config.train.steps;
+    let mut kept = session.kept(&out, norms);
+    kept.begin()?;
+    let journal = Journal::open(&out.join("log.txt"), "train", quiet)?;
+    journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.info().name));
+    session.config.notes().iter().for_each(|note| journal.say(note));
+    for (reason, count) in &session.data.skipped {
+        journal.say(&format!("{count} rows left out: {reason}"));
+    }
+    kept.norms.iter().filter_map(|norms| norms.ends_before(steps)).for_each(|note| journal.say(&note));
+    let knowledge = knowledge(&session, &directory, args.basis.as_deref(), quiet)?;
+    if let Some(knowledge) = &knowledge {
+        let protected = session.protected(knowledge)?;
+        journal.keep(&format!("what is known of the layers, and protected of it:\n{}", protected.table()));
+        let protects = session.config.null_space.side != NullSide::None;
+        protected.warnings(protects).iter().for_each(|w| journal.say(&format!("warning: {w}")));
+    }
+    let reference = reference(&session)?;
+    // Before anything of the model changes.
+    let rehearsal = session.rehearsal()?;
+    let before = match session.config.train.evaluate_before {
+        true => Some(measure(&session, reference.as_ref(), quiet)?),
+        false => None,
+    };
+    before.iter().try_for_each(|value| course::keep_before(&out, value))?;
+    let tuner = session.tuner(knowledge.as_ref()).map_err(|error| plan::explain(error, &session))?;
+    let at = Standing::default();
+    Course { session, kept, directory, journal, knowledge, reference, before, rehearsal, source, quiet }
+        .go(tuner, at)
+}
+
+/// The basis given, or one that is learned now; the run keeps it.
+fn knowledge(
+    session: &Session,
+    run: &RunDirectory,
+    given: Option<&Path>,
+    quiet: bool,
+) -> Result<Option<Knowledge>> {
+    if !session.needs_basis() {
+        return Ok(None);
+    }
+    let kept = run.join("basis.safetensors");
+    let Some(path) = given else { return session.learn_basis(&kept, quiet).map(Some) };
+    let basis = Knowledge::load(path, &session.model.fingerprint)?;
+    // What does not go with the settings is told before it is kept.
+    session.protection(&basis).map_err(|e| e.at(path.display()))?;
+    basis.save(&kept)?;
+    Ok(Some(basis))
+}
