@@ -40,7 +40,7 @@ pub fn run(args: &BasisArgs) -> Result<()> {
         Layer::value("--data", "data.path", text(&args.data)),
     ];
     let session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
-    let knowledge = session.learn_basis(&args.out, args.output.json)?;
+    let knowledge = session.learn_basis(&args.out, &session.config.null_space, args.output.json)?;
     let protected = session.protected(&knowledge)?;
     let warnings = protected.warnings(session.config.null_space.side != NullSide::None);
     let mut out = std::io::stdout();

@@ -43,11 +43,11 @@ fn learning(session: &Session) -> Result<(usize, usize)> {
     let model = &session.model;
     let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
     let outline = Model::outline(model.architecture.clone(), counting)?;
-    let null = &session.config.null_space;
+    let null = session.needed_basis();
     let chunks = session.chunks(&session.general.calibration, null.tokens)?;
     let never = AtomicBool::new(false);
-    let pass = KnowledgePass { model: &outline, ..session.knowledge_pass(&chunks, &never) };
-    Ok((planned_peak(&pass)?, largest_knowledge(&outline, null).bytes()))
+    let pass = KnowledgePass { model: &outline, ..session.knowledge_pass(&null, &chunks, &never) };
+    Ok((planned_peak(&pass)?, largest_knowledge(&outline, &null).bytes()))
 }
 
 /// An error of a device that is full, with the plan of the run and the settings that shrink it.

@@ -9,7 +9,7 @@ use crate::data::{
     residual_kmeans,
 };
 use crate::error::{Error, Kind, Result};
-use crate::gems::{Knowledge, Optimizer, Protection};
+use crate::gems::{Knowledge, NullSpaceSettings, Optimizer, Protection};
 use crate::model::{Architecture, Inference, LoadOptions, Model, Packed, hub, passes};
 use crate::report::Progress;
 use crate::run::{Purpose, Reads, Run, RunData, Sources, StepNorms, whole};
@@ -204,13 +204,21 @@ impl Session {
         needs_basis(&self.config.null_space, self.new_rows.is_some())
     }
 
+    /// Settings of the pass that learns what this run needs: without gradients where nothing asks for them.
+    pub fn needed_basis(&self) -> NullSpaceSettings {
+        let null = &self.config.null_space;
+        let gradient_tokens = if null.weighs_costs() { null.gradient_tokens } else { 0 };
+        NullSpaceSettings { gradient_tokens, ..null.clone() }
+    }
+
     /// Learns what the base model knows from the calibration text, into `path`; an earlier start of the same that was
     /// interrupted is gone on with.
-    pub fn learn_basis(&self, path: &Path, quiet: bool) -> Result<Knowledge> {
-        let chunks = self.chunks(&self.general.calibration, self.config.null_space.tokens)?;
+    pub fn learn_basis(&self, path: &Path, settings: &NullSpaceSettings, quiet: bool) -> Result<Knowledge> {
+        let chunks = self.chunks(&self.general.calibration, settings.tokens)?;
         let interrupted = super::catch_interrupts()?;
         let partial = partial_path(path);
-        let pass = KnowledgePass { partial: Some(&partial), ..self.knowledge_pass(&chunks, interrupted) };
+        let pass = self.knowledge_pass(settings, &chunks, interrupted);
+        let pass = KnowledgePass { partial: Some(&partial), ..pass };
         let total: usize = chunks.iter().map(Vec::len).sum();
         let mut progress = Progress::new("knowledge basis, tokens", total as u64, quiet);
         let learned = pass.learn(&mut |at| match at {
@@ -238,12 +246,13 @@ impl Session {
     /// General text on its way through the base model.
     pub fn knowledge_pass<'a>(
         &'a self,
+        settings: &'a NullSpaceSettings,
         chunks: &'a [Vec<u32>],
         interrupted: &'a AtomicBool,
     ) -> KnowledgePass<'a> {
         KnowledgePass {
             model: &self.model,
-            settings: &self.config.null_space,
+            settings,
             chunks,
             vocabulary: self.old_vocabulary,
             seed: self.config.seed,

@@ -197,7 +197,7 @@ pub struct NullSpaceSettings {
     #[schemars(range(min = 1))]
     pub tokens: usize,
     /// Those of them over which moments of gradients are taken too, by backward passes: to the nearest pass of 4096.
-    #[schemars(range(min = 1))]
+    /// 0: none.
     pub gradient_tokens: usize,
     /// Most directions that are kept of a second moment of more than 1024 dimensions; smaller ones are kept whole.
     #[schemars(range(min = 1, max = 1024))]

@@ -183,7 +183,9 @@ fn knowledge(
         return Ok(None);
     }
     let kept = run.join("basis.safetensors");
-    let Some(path) = given else { return session.learn_basis(&kept, quiet).map(Some) };
+    let Some(path) = given else {
+        return session.learn_basis(&kept, &session.needed_basis(), quiet).map(Some);
+    };
     let basis = Knowledge::load(path, &session.model.fingerprint)?;
     // What does not go with the settings is told before it is kept.
     session.protection(&basis).map_err(|e| e.at(path.display()))?;
