@@ -175,7 +175,7 @@ impl Session {
         found.restore(&mut self.model, &mut tuner, &self.data.tasks)
     }
 
-    /// What a run that begins in `path` keeps of this session.
+    /// What a run that begins in `path` keeps of all this.
     pub fn kept(&self, path: &Path, norms: Option<StepNorms>) -> Run {
         let tokenizer = self.vocabulary.fingerprint();
         Run {

@@ -2,6 +2,7 @@
 
 use super::settings::{GateKind, GateSettings};
 use crate::backend::GateRule;
+use crate::backend::factors::shares;
 use crate::random::{Purpose, normal};
 
 /// What a step says about each task.
@@ -13,16 +14,6 @@ pub struct TaskSignals {
     pub norms: Vec<f64>,
     /// Samples.
     pub counts: Vec<f64>,
-}
-
-/// Each value over their sum; equal shares when the sum does not exceed `floor`.
-fn shares(values: &[f64], floor: f64) -> Vec<f64> {
-    let total: f64 = values.iter().sum();
-    if total > floor {
-        values.iter().map(|v| v / total).collect()
-    } else {
-        vec![1.0 / values.len().max(1) as f64; values.len()]
-    }
 }
 
 impl TaskSignals {

@@ -2,7 +2,8 @@
 
 use super::rows::row;
 use super::{host, host_mut};
-use crate::backend::{GateRule, GramEntry, StepFactors, factors};
+use crate::backend::factors::{self, shares};
+use crate::backend::{GateRule, GramEntry, StepFactors};
 
 pub fn step_factors(op: StepFactors) {
     let StepFactors { products, entries, losses, labels, counts, gates, pcgrad, clip_norm, .. } = op;
@@ -111,14 +112,4 @@ fn pcgrad_weights(gram: &[Vec<f64>]) -> Vec<f64> {
         weights.iter_mut().zip(c).for_each(|(w, c)| *w += c);
     }
     weights
-}
-
-/// Every value over their sum; equal shares when the sum does not exceed `floor`.
-fn shares(values: &[f64], floor: f64) -> Vec<f64> {
-    let total: f64 = values.iter().sum();
-    if total > floor {
-        values.iter().map(|v| v / total).collect()
-    } else {
-        vec![1.0 / values.len().max(1) as f64; values.len()]
-    }
 }

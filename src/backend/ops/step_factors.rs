@@ -98,6 +98,15 @@ pub mod factors {
     pub fn gate(tasks: usize, task: usize) -> usize {
         1 + tasks + task
     }
+    /// Every value over their sum; equal shares when the sum does not exceed `floor`.
+    pub fn shares(values: &[f64], floor: f64) -> Vec<f64> {
+        let total: f64 = values.iter().sum();
+        if total > floor {
+            values.iter().map(|v| v / total).collect()
+        } else {
+            vec![1.0 / values.len().max(1) as f64; values.len()]
+        }
+    }
 }
 
 impl StepFactors<'_> {

@@ -1,22 +1,11 @@
 //! Which files are read, and which are named because they are not: shards, packed files, partitions, patterns.
 
 use super::dialects::{columns, items as all_items, plain, prepare, rows};
+use super::{gz, write};
 use gems_engine::data::{DataSettings, Dataset};
 use gems_engine::prepare::{Events, Settings, check};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-
-fn write(path: &Path, contents: impl AsRef<[u8]>) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, contents).unwrap();
-}
-
-fn gz(text: &str) -> Vec<u8> {
-    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    packed.write_all(text.as_bytes()).unwrap();
-    packed.finish().unwrap()
-}
 
 /// Searches of user `u` with one word, from time `from` on.
 fn csv(from: i64, n: i64) -> String {

@@ -1,22 +1,11 @@
 //! The published logs go in by the commands of docs/data.md, as they stand there; titles become tasks.
 
+use super::{gz, write};
 use crate::cli::engine;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-
-fn write(path: &Path, contents: impl AsRef<[u8]>) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, contents).unwrap();
-}
-
-fn gz(text: &str) -> Vec<u8> {
-    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    packed.write_all(text.as_bytes()).unwrap();
-    packed.finish().unwrap()
-}
 
 /// Eight users who take eight items each, one after the other: user u takes item u + k at time k.
 fn each(row: impl Fn(usize, usize, usize) -> String) -> String {

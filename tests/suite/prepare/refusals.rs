@@ -1,13 +1,17 @@
 //! What is named and is not there, and what cannot be meant, is refused before anything is written, with a way out.
 
+use super::write;
 use crate::cli::engine;
 use predicates::prelude::*;
 use serde_json::Value;
-use std::fs;
 use std::path::Path;
 
-fn write(path: &Path, contents: impl AsRef<[u8]>) {
-    fs::write(path, contents).unwrap();
+/// `prepare events log.csv` in `dir`, which filters nothing.
+fn prepare_log(dir: &Path, flags: &[&str]) -> assert_cmd::Command {
+    let mut command = engine();
+    let log = ["prepare", "events", "log.csv", "--min-user", "1", "--min-item", "1", "--out", "out"];
+    command.current_dir(dir).args(log).args(flags);
+    command
 }
 
 /// Runs `prepare events` with flags over a log of four searches and recommendations.
@@ -21,18 +25,11 @@ fn refused(code: i32, flags: &[&str], said: &[&str]) {
     write(&dir.path().join("items.csv"), "item,title,brand\ni1,one,x\ni2,two,y\n");
     write(&dir.path().join("queries.csv"), "query_id,query\nq1,red\n");
     write(&dir.path().join("general.txt"), "a text\n");
-    let mut command = engine();
-    command.current_dir(dir.path()).args([
-        "prepare",
-        "events",
-        "log.csv",
-        "--min-user",
-        "1",
-        "--min-item",
-        "1",
-    ]);
-    command.args(["--out", "out", "--columns", "query=typed"]).args(flags);
-    let mut run = command.assert().code(code).stderr(predicate::str::contains("panicked").not());
+    let flags = [&["--columns", "query=typed"], flags].concat();
+    let mut run = prepare_log(dir.path(), &flags)
+        .assert()
+        .code(code)
+        .stderr(predicate::str::contains("panicked").not());
     for part in said {
         run = run.stderr(predicate::str::contains(part.to_string()));
     }
@@ -169,17 +166,7 @@ fn advice_fits_the_cause() {
     let dir = tempfile::tempdir().unwrap();
     let run = |text: &str, flags: &[&str]| -> String {
         write(&dir.path().join("log.csv"), text);
-        let mut command = engine();
-        command.current_dir(dir.path()).args([
-            "prepare",
-            "events",
-            "log.csv",
-            "--min-user",
-            "1",
-            "--min-item",
-            "1",
-        ]);
-        let done = command.args(["--out", "out"]).args(flags).assert().failure();
+        let done = prepare_log(dir.path(), flags).assert().failure();
         String::from_utf8_lossy(&done.get_output().stderr).into_owned()
     };
     let constant: String = (0..9).map(|t| format!("u,i{t},1714566600\n")).collect();
