@@ -122,6 +122,10 @@ impl Error {
     }
     /// So many names are listed where none of them is near.
     const LISTED: usize = 12;
+    /// Where it is, as far as anybody said.
+    pub fn place(&self) -> Option<&str> {
+        self.place.as_deref()
+    }
     /// What is wrong, without place and remedy.
     pub fn what(&self) -> &str {
         &self.what

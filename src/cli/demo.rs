@@ -61,7 +61,7 @@ pub fn settings(directory: &Path) -> Result<Vec<Layer>> {
     let table = SETTINGS.parse().map_err(|e: toml::de::Error| Error::data(e.to_string()).at("the demo"))?;
     let path = |name: &str| toml::Value::from(directory.join(name).display().to_string());
     Ok(vec![
-        Layer { source: "the demo's settings".into(), table },
+        Layer::table("the demo's settings", table),
         Layer::value("the demo", "model.path", path("model")),
         Layer::value("the demo", "data.path", path("data")),
     ])

@@ -3,7 +3,7 @@
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
 use crate::data::{Record, check_names, json_objects};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, order};
 use crate::run::Reads;
 use clap::Args;
@@ -31,7 +31,8 @@ pub struct RankArgs {
     /// The task [default: search with a query, rec without; else the first that takes what is given].
     #[arg(long, value_name = "TASK")]
     task: Option<String>,
-    /// Many requests: a JSONL file of {history?, query?, task?}; answered by a JSON object a line.
+    /// Many requests: a JSONL file of {history?, query?, task?}; answered by a JSON object a line, {error} where one cannot
+    /// be answered.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["history", "query", "task"])]
     batch: Option<PathBuf>,
     /// How many items.
@@ -70,27 +71,50 @@ pub fn run(args: &RankArgs) -> Result<()> {
         let asked =
             Asked { history: args.history.clone(), query: args.query.clone(), task: args.task.clone() };
         let record = record(&session, &asked)?;
-        let (task, best) = answer(&session, &trie, &[record], args.top.get())?.swap_remove(0);
+        let (task, best) = answer(&session, &trie, &[&record], args.top.get())?.swap_remove(0);
         let text = match args.output.json {
             true => answer_json(&session, task, &best).to_string(),
             false => answer_table(&session, &best),
         };
         return writeln!(out, "{text}").map_err(failed);
     };
-    let mut records = Vec::new();
+    let (mut together, mut all, mut unanswered) = (Vec::new(), 0, 0);
     let mut rows = json_objects(path)?.peekable();
     while let Some(row) = rows.next() {
-        let (line, fields) = row?;
-        let place = |e: Error| e.at(format!("{} line {line}", path.display()));
-        records.push(asked(&fields).and_then(|a| record(&session, &a)).map_err(place)?);
-        if records.len() == TOGETHER || rows.peek().is_none() {
-            for (task, best) in answer(&session, &trie, &records, args.top.get())? {
-                writeln!(out, "{}", answer_json(&session, task, &best)).map_err(failed)?;
+        let found = match row {
+            Err(e) if e.kind == Kind::Io => return Err(e),
+            Err(e) => Err(e),
+            Ok((line, fields)) => asked(&fields)
+                .and_then(|a| record(&session, &a))
+                .map_err(|e| e.at(format!("{} line {line}", path.display()))),
+        };
+        (all, unanswered) = (all + 1, unanswered + usize::from(found.is_err()));
+        together.push(found);
+        if together.len() == TOGETHER || rows.peek().is_none() {
+            for line in answers(&session, &trie, &together, args.top.get())? {
+                writeln!(out, "{line}").map_err(failed)?;
             }
-            records.clear();
+            together.clear();
         }
     }
-    out.flush().map_err(failed)
+    out.flush().map_err(failed)?;
+    match unanswered {
+        0 => Ok(()),
+        n => Err(Error::data(format!("{n} of {all} requests could not be answered"))
+            .at(path.display())
+            .remedy("the answers have an `error` in their places")),
+    }
+}
+
+/// The lines that answer requests, in their order; of what is no request, why.
+fn answers(session: &Session, trie: &Trie, asked: &[Result<Record>], top: usize) -> Result<Vec<Value>> {
+    let records: Vec<&Record> = asked.iter().flatten().collect();
+    let mut found = answer(session, trie, &records, top)?.into_iter();
+    let line = |asked: &Result<Record>| match asked {
+        Ok(_) => found.next().map_or(Value::Null, |(task, best)| answer_json(session, task, &best)),
+        Err(e) => json!({"error": e.to_string().replace("\n  try: ", "; try: ")}),
+    };
+    Ok(asked.iter().map(line).collect())
 }
 
 /// A row of a batch.
@@ -164,7 +188,7 @@ fn record(session: &Session, asked: &Asked) -> Result<Record> {
 }
 
 /// The `top` items for each record.
-fn answer(session: &Session, trie: &Trie, records: &[Record], top: usize) -> Result<Vec<Answer>> {
+fn answer(session: &Session, trie: &Trie, records: &[&Record], top: usize) -> Result<Vec<Answer>> {
     let encoder = session.encoder();
     let prompts = records.iter().map(|r| encoder.prompt(r)).collect::<Result<Vec<_>>>()?;
     let requests: Vec<Request> = prompts.iter().map(|prompt| Request { prompt, trie }).collect();

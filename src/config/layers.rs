@@ -7,6 +7,7 @@ use super::values;
 use crate::error::{Error, Result};
 use serde_json::Value as Json;
 use std::path::Path;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// One source of settings and its name for messages (`run.toml`, `--set`).
@@ -15,6 +16,8 @@ pub struct Layer {
     pub source: String,
     /// The settings.
     pub table: Table,
+    /// The text that they stand in, if they stand in one.
+    text: Option<String>,
 }
 
 impl Layer {
@@ -26,7 +29,11 @@ impl Layer {
                 .at(place_of(&text, e.span()))
                 .at(path.display())
         })?;
-        Ok(Self { source: path.display().to_string(), table })
+        Ok(Self { source: path.display().to_string(), table, text: Some(text) })
+    }
+    /// Settings that stand in no file of the user's.
+    pub fn table(source: impl Into<String>, table: Table) -> Self {
+        Self { source: source.into(), table, text: None }
     }
     /// Parses `a.b.c=value`; the value is TOML, or a bare string.
     pub fn assignment(text: &str) -> Result<Self> {
@@ -51,8 +58,30 @@ impl Layer {
         for part in parts.into_iter().rev() {
             table = Table::from_iter([(part.to_string(), Value::Table(table))]);
         }
-        Self { source: source.to_string(), table }
+        Self::table(source, table)
     }
+
+    /// `error`, which is about the setting `key`, with the place where it stands.
+    fn blame(&self, key: &str, error: Error) -> Error {
+        let line = self.text.as_deref().and_then(|text| line_of(text, key));
+        let error = if let Some(line) = line { error.at(line) } else { error };
+        error.at(&self.source)
+    }
+}
+
+/// The line on which the setting of a dotted key stands, or the first that is below it.
+fn line_of(text: &str, key: &str) -> Option<String> {
+    let root = DeTable::parse(text).ok()?;
+    let (mut table, mut place) = (root.get_ref(), None);
+    for part in key.split('.') {
+        let (name, value) = table.get_key_value(part)?;
+        place = Some(name.span());
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    Some(place_of(text, place))
 }
 
 fn place_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
@@ -61,21 +90,36 @@ fn place_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
 }
 
 /// Merges layers, later ones over earlier ones, after checking every key and value of each against `schema`.
-pub fn merge(layers: Vec<Layer>, schema: &Json) -> Result<Table> {
+pub fn merge(layers: &[Layer], schema: &Json) -> Result<Table> {
     let mut merged = Table::new();
     for layer in layers {
-        check(&layer.table, schema, schema, "").map_err(|e| e.at(&layer.source))?;
-        overlay(&mut merged, layer.table);
+        check(&layer.table, schema, schema, "").map_err(|(key, error)| layer.blame(&key, error))?;
+        overlay(&mut merged, &layer.table);
     }
     Ok(merged)
 }
 
-fn overlay(under: &mut Table, over: Table) {
+/// `error`, about settings that do not go together: with the file and line of the first that it names, if a file has it.
+pub fn blame(layers: &[Layer], error: Error) -> Error {
+    let named = error.place().and_then(|place| place.split([',', ':', ' ']).next()).map(String::from);
+    let Some(key) = named else { return error };
+    let sets = |layer: &&Layer| {
+        let mut parts = key.split('.');
+        let first = parts.next().and_then(|part| layer.table.get(part));
+        parts.try_fold(first, |value, part| Some(value?.as_table()?.get(part))).flatten().is_some()
+    };
+    match layers.iter().rev().find(sets).filter(|layer| layer.text.is_some()) {
+        Some(layer) => layer.blame(&key, error),
+        None => error,
+    }
+}
+
+fn overlay(under: &mut Table, over: &Table) {
     for (key, value) in over {
-        match (under.get_mut(&key), value) {
+        match (under.get_mut(key), value) {
             (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
             (_, value) => {
-                under.insert(key, value);
+                under.insert(key.clone(), value.clone());
             }
         }
     }
@@ -104,8 +148,8 @@ fn resolve<'a>(mut node: &'a Json, root: &'a Json) -> &'a Json {
     node
 }
 
-/// Checks the keys of a table, and the values of those that are no tables.
-fn check(table: &Table, node: &Json, root: &Json, prefix: &str) -> Result<()> {
+/// Checks the keys of a table, and the values of those that are no tables. An error comes with the key it is about.
+fn check(table: &Table, node: &Json, root: &Json, prefix: &str) -> std::result::Result<(), (String, Error)> {
     let node = resolve(node, root);
     let properties = node["properties"].as_object();
     for (key, value) in table {
@@ -114,16 +158,17 @@ fn check(table: &Table, node: &Json, root: &Json, prefix: &str) -> Result<()> {
         match child.filter(|c| c.is_object()).map(|child| resolve(child, root)) {
             Some(child) => match value {
                 Value::Table(inner) if child["type"] == "object" => check(inner, child, root, &path)?,
-                value => values::check(value, child).map_err(|e| e.at(path))?,
+                value => values::check(value, child).map_err(|e| (path.clone(), e.at(path)))?,
             },
             None => {
                 let path = leaf(path, value);
                 let nearest = nearest(&path, &known_keys(root));
                 let all = "`gems-engine config-schema` prints all settings";
-                return Err(Error::usage(format!("unknown setting `{path}`")).remedy(match nearest {
+                let error = Error::usage(format!("unknown setting `{path}`")).remedy(match nearest {
                     Some(nearest) => format!("did you mean `{nearest}`? {all}"),
                     None => all.into(),
-                }));
+                });
+                return Err((path, error));
             }
         }
     }

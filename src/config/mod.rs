@@ -3,6 +3,7 @@
 mod layers;
 mod values;
 
+use layers::blame;
 pub use layers::{Layer, known_keys, merge};
 
 /// Settings that reproduce the published optimizer (section 2 of the paper's code), as a layer under the user's own.
@@ -136,7 +137,7 @@ impl Layer {
             }
         };
         let table = text.parse().map_err(|e: toml::de::Error| Error::usage(e.to_string()).at(name))?;
-        Ok(Self { source: format!("preset {name}"), table })
+        Ok(Self::table(format!("preset {name}"), table))
     }
 }
 
@@ -147,17 +148,20 @@ impl Config {
     }
     /// Merges layers over the defaults and checks them.
     pub fn from_layers(layers: Vec<Layer>) -> Result<Self> {
-        let table = merge(layers, &Self::schema())?;
+        let table = merge(&layers, &Self::schema())?;
         // What the schema does not know is left: the device's name.
         let config: Self = table.try_into().map_err(|e: toml::de::Error| {
             Error::usage(e.message().trim())
                 .remedy("`gems-engine config-schema` prints every setting with its type")
         })?;
-        config.tuner().validate()?;
-        config.data.validate()?;
-        config.train.validate()?;
-        config.evaluate.validate()?;
+        config.validate().map_err(|error| blame(&layers, error))?;
         Ok(config)
+    }
+    fn validate(&self) -> Result<()> {
+        self.tuner().validate()?;
+        self.data.validate()?;
+        self.train.validate()?;
+        self.evaluate.validate()
     }
     /// What may be meant but is seldom wanted, for people.
     pub fn notes(&self) -> Vec<String> {

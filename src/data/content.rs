@@ -226,6 +226,8 @@ struct Decoded<R> {
     text: Vec<u8>,
     given: usize,
     passed: u64,
+    /// Whether the bytes would be UTF-8 too.
+    also: AlsoUtf8,
 }
 
 impl<R: Read> Decoded<R> {
@@ -240,6 +242,7 @@ impl<R: Read> Decoded<R> {
             text: Vec::new(),
             given: 0,
             passed: 0,
+            also: AlsoUtf8::new(encoding),
         }
     }
 
@@ -248,6 +251,7 @@ impl<R: Read> Decoded<R> {
         if self.left.is_empty() && !self.ended {
             let read = self.stream.read(&mut self.raw)?;
             (self.left, self.ended) = (0..read, read == 0);
+            self.also.take(&self.raw[..read]);
         }
         self.text.resize(self.decoder.max_utf8_buffer_length(self.left.len()).unwrap_or(1 << 17), 0);
         let source = &self.raw[self.left.clone()];
@@ -260,7 +264,7 @@ impl<R: Read> Decoded<R> {
             DecoderResult::OutputFull => Ok(()),
             DecoderResult::InputEmpty => {
                 self.finished = self.ended;
-                Ok(())
+                if self.ended { self.also.refuse(self.decoder.encoding()) } else { Ok(()) }
             }
             DecoderResult::Malformed(length, _) => {
                 let byte = self.passed.saturating_sub(u64::from(length)) + 1;
@@ -268,6 +272,57 @@ impl<R: Read> Decoded<R> {
                 Err(io::Error::new(ErrorKind::InvalidData, what))
             }
         }
+    }
+}
+
+/// Text in another encoding is hardly ever UTF-8 as well, and UTF-8 read in another encoding is garbage that nobody
+/// notices: of one command's tables some may be in either.
+struct AlsoUtf8 {
+    /// Bytes of a character that is not whole yet; none: the text is not UTF-8.
+    open: Option<Vec<u8>>,
+    /// Characters beyond ASCII so far.
+    characters: usize,
+    /// So many may be chance.
+    chance: usize,
+}
+
+impl AlsoUtf8 {
+    fn new(encoding: &'static Encoding) -> Self {
+        let wide = encoding == UTF_16LE || encoding == UTF_16BE;
+        let chance = if encoding.is_single_byte() { 0 } else { 7 };
+        Self { open: (!wide).then(Vec::new), characters: 0, chance }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        let Some(mut open) = self.open.take() else { return };
+        let begun = !open.is_empty();
+        let joined = begun.then(|| [&open, bytes].concat());
+        let bytes = joined.as_deref().unwrap_or(bytes);
+        let (valid, rest) = match std::str::from_utf8(bytes) {
+            Ok(_) => (bytes, &[][..]),
+            Err(e) if e.error_len().is_none() => bytes.split_at(e.valid_up_to()),
+            Err(_) => return,
+        };
+        // Every character has one byte that does not go on with another.
+        self.characters += valid.iter().filter(|b| **b >= 0xc0).count();
+        open.clear();
+        open.extend_from_slice(rest);
+        self.open = Some(open);
+    }
+
+    fn refuse(&self, encoding: &'static Encoding) -> io::Result<()> {
+        if self.characters <= self.chance || self.open.as_ref().is_none_or(|open| !open.is_empty()) {
+            return Ok(());
+        }
+        let (n, name) = (self.characters, encoding.name().to_lowercase());
+        let all = if n == 1 { "its 1 character".to_string() } else { format!("all {n} characters") };
+        Err(io::Error::new(
+            ErrorKind::InvalidData,
+            format!(
+                "this is UTF-8, not {name}: {all} beyond ASCII are well formed in it; give the encoding of each kind \
+                 of table: --encoding items={name}, or events=.., queries=.."
+            ),
+        ))
     }
 }
 

@@ -46,6 +46,11 @@ pub(super) struct TokenizerFiles {
     pub generation: Value,
 }
 
+/// What the library answers. It indexes by what the file says: a panic in it is an error about the file.
+pub(super) fn asked<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("its parts contradict each other".into()))
+}
+
 impl TokenizerFiles {
     /// Reads the files of `dir`.
     ///
@@ -79,13 +84,12 @@ impl TokenizerFiles {
                 .at(self.dir.join("tokenizer.json").display())
                 .remedy("save it again with `tokenizer.save_pretrained`")
         };
-        // The library indexes by what the file says: a panic in it is an error about the file.
-        let read = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(&self.tokenizer)));
-        let read = read.map_err(|_| bad(&"its parts contradict each other"))?;
-        let mut tokenizer = read.map_err(|e| bad(&e))?;
+        let mut tokenizer = asked(|| Tokenizer::from_bytes(&self.tokenizer)).map_err(|e| bad(&e))?;
         // What a checkpoint's tokenizer was last used with must not cut or pad our sequences.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| bad(&e))?;
+        // What the library looks up only when a text ends is looked up now.
+        asked(|| tokenizer.encode_fast("a", true)).map_err(|e| bad(&e))?;
         Ok(tokenizer)
     }
 

@@ -8,6 +8,7 @@
 //! what the engine puts in. Of the rendered text, those characters alone become markup; whatever filters make of a
 //! user's text is text.
 
+use super::files::asked;
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -183,7 +184,7 @@ impl Reader {
     /// # Errors
     /// The library fails.
     pub fn text(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.text.encode_fast(spelt(text).as_ref(), special).map_err(failed)?;
+        let encoding = asked(|| self.text.encode_fast(spelt(text).as_ref(), special)).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -211,7 +212,8 @@ impl Reader {
         self.piece(&text, begun, &mut tokens).map_err(|e| fault.take().unwrap_or(e))?;
         fault.map_or(Ok(()), Err)?;
         let encoding = Encoding::from_tokens(tokens, 0);
-        Ok(self.text.post_process(encoding, None, special).map_err(failed)?.get_ids().to_vec())
+        let whole = asked(|| self.text.post_process(encoding, None, special)).map_err(failed)?;
+        Ok(whole.get_ids().to_vec())
     }
 
     /// Adds the tokens of a text that stands alone, or `inside` a prompt after markup.
@@ -220,7 +222,7 @@ impl Reader {
             return Ok(());
         }
         let reader = self.inside.as_ref().filter(|_| inside).unwrap_or(&self.text);
-        let encoding = reader.encode_fast(spelt(text).as_ref(), false).map_err(failed)?;
+        let encoding = asked(|| reader.encode_fast(spelt(text).as_ref(), false)).map_err(failed)?;
         tokens.extend(encoding.get_ids().iter().map(|id| Token::new(*id, String::new(), (0, 0))));
         Ok(())
     }

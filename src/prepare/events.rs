@@ -32,6 +32,12 @@ pub struct Events {
     pub columns: EventColumns,
     /// How text is read.
     pub reading: Reading,
+    /// How the items' texts are read, if otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item_reading: Option<Reading>,
+    /// How the queries' texts are read, if otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_reading: Option<Reading>,
     /// Take the order of the rows for the order of time.
     pub row_order: bool,
     /// Labels that say that an item was wanted, where labels are words.
@@ -65,8 +71,8 @@ impl Events {
         if found.tables.is_empty() {
             return Err(Error::usage("there are items and no events").remedy("name the table of events"));
         }
-        let (columns, reading) =
-            (self.columns.of_events(self.row_order, !self.queries.is_empty()), &self.reading);
+        let columns = self.columns.of_events(self.row_order, !self.queries.is_empty());
+        let [reading, of_items, of_queries] = self.readings();
         let (mut unread, mut items) = (found.unread, inputs::find(&self.items)?);
         items.tables.append(&mut items.items);
         let beside = found.items.into_iter().map(|input| input.path);
@@ -78,8 +84,8 @@ impl Events {
         let (item_columns, query_columns) = (self.columns.of_items(), self.columns.of_queries());
         let opened = Opened {
             tables: table::open_all(&found.tables, &columns, reading)?,
-            item_tables: open_some(&items.tables, &item_columns, reading)?,
-            query_tables: open_some(&inputs::find(&self.queries)?.tables, &query_columns, reading)?,
+            item_tables: open_some(&items.tables, &item_columns, of_items)?,
+            query_tables: open_some(&inputs::find(&self.queries)?.tables, &query_columns, of_queries)?,
             notes: super::notes::not_read(&unread).into_iter().collect(),
             events: self,
             columns,
@@ -90,8 +96,14 @@ impl Events {
         Ok(opened)
     }
 
+    /// How the tables of events, of items and of queries are read.
+    fn readings(&self) -> [&Reading; 3] {
+        let all = &self.reading;
+        [all, self.item_reading.as_ref().unwrap_or(all), self.query_reading.as_ref().unwrap_or(all)]
+    }
+
     fn validate(&self, settings: &Settings) -> Result<()> {
-        self.reading.validate()?;
+        self.readings().into_iter().try_for_each(Reading::validate)?;
         self.columns.validate()?;
         let refuse = |what: &str, flags: &str, remedy: &str| Err(Error::usage(what).at(flags).remedy(remedy));
         if self.row_order && self.columns.names("timestamp") {
@@ -160,18 +172,26 @@ impl Opened<'_> {
 
     /// What is said of text where there is none.
     fn check_reading(&self) -> Result<()> {
-        let all = || self.tables.iter().chain(&self.item_tables).chain(&self.query_tables);
         let none = |flag: Option<&str>, what: &str| match flag {
             Some(flag) => {
                 Err(Error::usage(format!("none of the files is {what}")).at(flag).remedy("leave it out"))
             }
             None => Ok(()),
         };
-        if !all().any(Table::is_delimited) {
-            none(self.events.reading.flag(true), "delimited text")?;
-        }
-        if all().all(Table::is_parquet) {
-            none(self.events.reading.flag(false), "text")?;
+        let events = self.events;
+        let own = [(&events.item_reading, &self.item_tables), (&events.query_reading, &self.query_tables)];
+        // Tables that are not read in a way of their own are read as the events are.
+        let common = own.iter().filter(|(reading, _)| reading.is_none()).flat_map(|(_, tables)| *tables);
+        let common: Vec<&Table> = self.tables.iter().chain(common).collect();
+        let own =
+            own.iter().filter_map(|(reading, tables)| Some((reading.as_ref()?, tables.iter().collect())));
+        for (reading, tables) in std::iter::once((&events.reading, common)).chain(own) {
+            if !tables.iter().any(|t| t.is_delimited()) {
+                none(reading.flag(true), "delimited text")?;
+            }
+            if tables.iter().all(|t| t.is_parquet()) {
+                none(reading.flag(false), "text")?;
+            }
         }
         Ok(())
     }

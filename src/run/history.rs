@@ -6,22 +6,29 @@ use crate::files::write_atomically;
 use crate::report::{Line, read};
 use crate::train::Ending;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const FILE: &str = "history.jsonl";
 
 /// The history of a run that begins.
 pub(super) fn begin(run: &Path) -> Result<()> {
-    write_atomically(&run.join(FILE), line(json!({"event": "started"})).as_bytes())
+    write_atomically(&run.join(FILE), line(json!({"event": "started", "directory": run})).as_bytes())
 }
 
-/// Notes that a run goes on after `step`.
-pub(super) fn resumed(run: &Path, step: u64, changes: &[Change], notes: &[String]) -> Result<()> {
+/// Notes that a run goes on after `step`, with other settings by their hash if there are `changes`.
+pub(super) fn resumed(
+    run: &Path,
+    step: u64,
+    changes: Option<(&[Change], &str)>,
+    notes: &[String],
+) -> Result<()> {
     let mut event = json!({"event": "resumed", "step": step});
-    if !changes.is_empty() {
+    if let Some((changes, settings)) = changes {
         let of = |c: &Change| (c.key.clone(), json!([c.from, c.to]));
         event["changes"] = Value::Object(changes.iter().map(of).collect());
+        event["settings"] = json!(settings);
+        event["directory"] = json!(run);
     }
     if !notes.is_empty() {
         event["notes"] = json!(notes);
@@ -63,6 +70,21 @@ pub fn end(run: &Path) -> Result<Option<End>> {
     let early = last.get("how") == Some(&json!("early"));
     let ending = if early { Ending::Early } else { Ending::Finished };
     Ok(last.get("step").and_then(Value::as_u64).map(|step| End { ending, step }))
+}
+
+/// The hash of the settings that the newest resumption with others has put in force.
+pub(super) fn settings(run: &Path) -> Result<Option<String>> {
+    newest(run, "settings")
+}
+
+/// Where the run was when its paths were written.
+pub(super) fn directory(run: &Path) -> Result<Option<PathBuf>> {
+    Ok(newest(run, "directory")?.map(PathBuf::from))
+}
+
+fn newest(run: &Path, field: &str) -> Result<Option<String>> {
+    let all = events(run)?;
+    Ok(all.iter().rev().find_map(|event| event.get(field)?.as_str().map(String::from)))
 }
 
 /// All events, oldest first.

@@ -102,7 +102,7 @@ impl Run {
     /// The file system.
     pub fn begin(&mut self) -> Result<()> {
         // What a start that came to nothing left behind.
-        for name in ["basis.safetensors", "before.json"] {
+        for name in ["basis.safetensors", "before.json", settings::STAGED] {
             write_json::<()>(&self.path.join(name), None)?;
         }
         self.sources.catalogue = catalogue::write(&self.path, &self.items, self.codes.as_ref())?;
@@ -126,10 +126,11 @@ impl Run {
     /// # Errors
     /// The file system.
     pub fn resume(&mut self, config: &Config, changes: &[Change], step: u64, notes: &[String]) -> Result<()> {
-        history::resumed(&self.path, step, changes, notes)?;
-        if !changes.is_empty() {
-            settings::write(&self.path, config)?;
-        }
+        settings::settle(&self.path)?;
+        // The event puts the settings in force: a crash leaves both or neither.
+        let staged = (!changes.is_empty()).then(|| settings::stage(&self.path, config)).transpose()?;
+        history::resumed(&self.path, step, staged.as_deref().map(|hash| (changes, hash)), notes)?;
+        settings::settle(&self.path)?;
         self.config = config.clone();
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! A run's settings: how they are kept, and what later commands may change of them.
 
-use super::{CONFIG, Run};
+use super::{CONFIG, Run, history};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::gems::Side;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+
+/// Settings of a resumption that are about to be in force.
+pub(super) const STAGED: &str = "config.toml.next";
 
 /// What a command wants of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +121,7 @@ fn changes(from: &Config, to: &Config) -> Vec<Change> {
 pub(super) fn over(run: &Run, layers: Vec<Layer>, purpose: Purpose) -> Result<(Config, Vec<Change>)> {
     let source = run.path.join(CONFIG).display().to_string();
     let table = toml::Table::try_from(&run.config).map_err(|e| Error::data(e.to_string()).at(&source))?;
-    let mut all = vec![Layer { source, table }];
+    let mut all = vec![Layer::table(source, table)];
     all.extend(layers);
     let mut config = Config::from_layers(all)?;
     paths(&mut config).into_iter().for_each(|path| *path = whole(Path::new(path)).display().to_string());
@@ -146,18 +149,64 @@ pub fn whole(path: &Path) -> PathBuf {
 
 /// Writes the settings of the run in `run`. Paths into the run are kept from it, others whole.
 pub(super) fn write(run: &Path, config: &Config) -> Result<()> {
-    let (file, mut config) = (run.join(CONFIG), config.clone());
+    write_atomically(&run.join(CONFIG), text(run, config)?.as_bytes())
+}
+
+fn text(run: &Path, config: &Config) -> Result<String> {
+    let mut config = config.clone();
     for path in paths(&mut config) {
         let whole = whole(Path::new(path));
         *path = whole.strip_prefix(run).unwrap_or(&whole).display().to_string();
     }
-    let text = toml::to_string_pretty(&config).map_err(|e| Error::data(e.to_string()).at(file.display()))?;
-    write_atomically(&file, text.as_bytes())
+    toml::to_string_pretty(&config).map_err(|e| Error::data(e.to_string()).at(run.join(CONFIG).display()))
 }
 
-/// Reads the settings of the run in `run`, paths made whole.
+/// Writes settings that are in force once the history has an event with the hash that comes back.
+pub(super) fn stage(run: &Path, config: &Config) -> Result<String> {
+    let text = text(run, config)?;
+    write_atomically(&run.join(STAGED), text.as_bytes())?;
+    Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
+}
+
+/// Where the settings in force stand: a resume may have ended between its event and its last file.
+fn in_force(run: &Path) -> Result<PathBuf> {
+    let staged = run.join(STAGED);
+    let Ok(text) = std::fs::read(&staged) else { return Ok(run.join(CONFIG)) };
+    let hash = blake3::hash(&text).to_hex();
+    let noted = history::settings(run)?.is_some_and(|noted| noted == hash.as_str());
+    Ok(if noted { staged } else { run.join(CONFIG) })
+}
+
+/// Gives staged settings that are in force their place, and removes others.
+pub(super) fn settle(run: &Path) -> Result<()> {
+    let staged = run.join(STAGED);
+    let done = match in_force(run)? == staged {
+        true => std::fs::rename(&staged, run.join(CONFIG)),
+        false => std::fs::remove_file(&staged).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        }),
+    };
+    done.map_err(|e| Error::io("replace", run.join(CONFIG), e))
+}
+
+/// Reads the settings of the run in `run`, paths made whole. What lay outside the run and is not there any more may have
+/// moved together with it.
 pub(super) fn read(run: &Path) -> Result<Config> {
-    let mut config = Config::from_layers(vec![Layer::file(&run.join(CONFIG))?])?;
-    paths(&mut config).into_iter().for_each(|path| *path = whole(&run.join(&*path)).display().to_string());
+    let mut config = Config::from_layers(vec![Layer::file(&in_force(run)?)?])?;
+    let home = history::directory(run)?;
+    for path in paths(&mut config) {
+        let there = whole(&run.join(&*path));
+        let moved = || Some(run.join(way(home.as_deref()?, &there)?)).filter(|path| path.exists());
+        let found = if there.exists() { None } else { moved() };
+        *path = found.map_or(there, |path| whole(&path)).display().to_string();
+    }
     Ok(config)
+}
+
+/// The way from one directory to a path that has some of its parents.
+fn way(from: &Path, to: &Path) -> Option<PathBuf> {
+    let parent = from.ancestors().find(|parent| to.starts_with(parent) && parent.parent().is_some())?;
+    let up = from.strip_prefix(parent).ok()?.components().map(|_| "..");
+    Some(up.collect::<PathBuf>().join(to.strip_prefix(parent).ok()?))
 }

@@ -122,8 +122,24 @@ fn the_layer_that_is_to_blame_is_named() {
     fs::write(&file, "[train]\nlr = \"fast\"\n").unwrap();
     let layers = vec![Layer::file(&file).unwrap(), Layer::assignment("gems.rank=4").unwrap()];
     let error = Config::from_layers(layers).unwrap_err().to_string();
-    assert!(error.contains("run.toml: train.lr: \"fast\" instead of a number"), "{error}");
+    assert!(error.contains("run.toml: line 2: train.lr: \"fast\" instead of a number"), "{error}");
     assert!(!error.contains("--set"), "{error}");
+    // The line of a misspelt key, of a value out of range, and of settings that do not go together.
+    for (text, said) in [
+        ("seed = 1\n\n[gems]\nrnak = 4\n", "line 4: unknown setting `gems.rnak`"),
+        ("gems.rank = 4\ntrain.lr = -1.0", "line 2: train.lr"),
+        ("[train]\nsteps = 5\nlr = 'x' # the last\n", "line 3: train.lr"),
+        ("gems = { gates = {\n  kind = 3 } }", "line 2: gems.gates.kind"),
+        ("[gesm.gates]\nkind = 'fixed'", "line 2: unknown setting `gesm.gates.kind`"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let layers = vec![Layer::file(&file).unwrap(), Layer::assignment("seed=4").unwrap()];
+        let error = Config::from_layers(layers).unwrap_err().to_string();
+        assert!(error.contains(&format!("run.toml: {said}")), "{text}: {error}");
+    }
+    fs::write(&file, "seed = 1\n[null_space]\nvalue = 1.5\n").unwrap();
+    let error = Config::from_layers(vec![Layer::file(&file).unwrap()]).unwrap_err().to_string();
+    assert!(error.contains("run.toml: line 3: null_space.value: 1.5 does not fit"), "{error}");
     let mut command = engine();
     command.args(["train", "--method", "gmes", "--model", "m", "--data", "d"]);
     let said = "error: --method: gems.method: there is no \"gmes\"\n  try: did you mean \"gems\"?";
@@ -214,6 +230,12 @@ fn train_takes_a_name_and_otherwise_says_how_to_fetch_it() {
     run("acme/tiny").success().stdout(predicate::str::contains("parameters"));
     run("acme/tinny").code(1).stderr(predicate::str::contains("acme/tinny: no such directory"));
     run("acme/tinny").stderr(predicate::str::contains("`hf download acme/tinny`"));
+    for flags in [vec!["check", data.to_str().unwrap()], vec!["sample", "--documents", "1", "--length", "4"]]
+    {
+        let mut command = engine();
+        command.env("HF_HUB_CACHE", dir.path().join("hf/hub")).current_dir(dir.path());
+        command.arg("prepare").args(flags).args(["--model", "acme/tiny"]).assert().success();
+    }
     let mut doctor = engine();
     doctor.env("HF_HUB_CACHE", dir.path().join("hf/hub")).args(["doctor", "--model", "acme/tiny"]);
     doctor.assert().stdout(predicate::str::contains("Llama"));

@@ -410,6 +410,14 @@ fn files_that_contradict_each_other_are_refused_by_name() {
         &["added_tokens_decoder", "`x` is no id"],
     );
     refused(&|dir| fs::write(dir.join("added_tokens.json"), "[1]").unwrap(), &["not a JSON object"]);
+    // The library looks up a template's tokens when a text ends, and panics if they are not there.
+    let template = json!({"type": "TemplateProcessing", "special_tokens": {},
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]});
+    refused(
+        &|dir| change(dir, "tokenizer.json", |json| json["post_processor"] = template.clone()),
+        &["tokenizer.json", "not a tokenizer"],
+    );
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
     refused(
         &|dir| fs::write(dir.join("tokenizer.json"), pointer).unwrap(),

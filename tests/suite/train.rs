@@ -110,16 +110,13 @@ struct Outer {
 }
 
 fn merged(layers: Vec<Layer>) -> gems_engine::error::Result<toml::Table> {
-    merge(layers, schemars::schema_for!(Outer).as_value())
+    merge(&layers, schemars::schema_for!(Outer).as_value())
 }
 
 #[test]
 fn later_layers_win_and_types_are_kept() {
     let table = merged(vec![
-        Layer {
-            source: "file".into(),
-            table: "seed = 3\n[gems]\nrank = 4\nweights = { a = 1.0 }".parse().unwrap(),
-        },
+        Layer::table("file", "seed = 3\n[gems]\nrank = 4\nweights = { a = 1.0 }".parse().unwrap()),
         Layer::assignment("gems.rank=8").unwrap(),
         Layer::assignment("gems.weights.b = 2.5").unwrap(),
         Layer::value("--seed", "seed", 9.into()),

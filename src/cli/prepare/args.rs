@@ -71,36 +71,30 @@ pub(super) struct EventsArgs {
     pub common: CommonArgs,
 }
 
-/// How text tables are read, where looking at them does not tell.
+/// How text tables are read, where looking at them does not tell. A value is meant for all tables, or for those that stand
+/// before it: `items=latin1`.
 #[derive(Args)]
 #[command(next_help_heading = "Text tables")]
 pub(super) struct TextArgs {
-    /// What stands between two fields: , ; | :: tab space \\x01 .. [default: told by the first lines].
-    #[arg(long, value_name = "SEPARATOR")]
-    pub separator: Option<String>,
-    /// Whether the first line names the columns [default: unless they are named by number].
-    #[arg(long, value_enum, value_name = "SWITCH")]
-    pub header: Option<Switch>,
-    /// Whether fields may stand in double quotes [default: unless tabs separate them].
-    #[arg(long, value_enum, value_name = "SWITCH")]
-    pub quotes: Option<Switch>,
+    /// What stands between two fields: , ; | :: tab space \\x01 .. [default: told by the first lines]. This and the next
+    /// three may be repeated for tables that differ: events=.., items=.., queries=..
+    #[arg(long, value_name = "[TABLES=]SEPARATOR")]
+    pub separator: Vec<String>,
+    /// Whether the first line names the columns, on or off [default: unless they are named by number].
+    #[arg(long, value_name = "[TABLES=]SWITCH")]
+    pub header: Vec<String>,
+    /// Whether fields may stand in double quotes, on or off [default: unless tabs separate them].
+    #[arg(long, value_name = "[TABLES=]SWITCH")]
+    pub quotes: Vec<String>,
+    /// The encoding, such as latin1 or gbk [default: UTF-8, or what a byte order mark says].
+    #[arg(long, value_name = "[TABLES=]NAME")]
+    pub encoding: Vec<String>,
     /// A backslash takes the next character's meaning away.
     #[arg(long)]
     pub escapes: bool,
-    /// The encoding, such as latin1 or gbk [default: UTF-8, or what a byte order mark says].
-    #[arg(long, value_name = "NAME")]
-    pub encoding: Option<String>,
     /// Words that stand for no value, such as NA [default: only empty fields and \\N do].
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     pub missing: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Switch {
-    /// Yes.
-    On,
-    /// No.
-    Off,
 }
 
 #[derive(Args)]
@@ -129,8 +123,8 @@ pub(super) struct CheckArgs {
     /// The data directory.
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Also look whether this model's tokenizer knows the words.
-    #[arg(long, value_name = "DIR")]
+    /// Also look whether this model's tokenizer knows the words: a directory, or a name on the Hub that is in the cache.
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
@@ -265,8 +259,8 @@ pub(super) struct SynthArgs {
 
 #[derive(Args)]
 pub(super) struct SampleArgs {
-    /// The model: a Hugging Face directory.
-    #[arg(long, value_name = "DIR")]
+    /// The model: a Hugging Face directory, or a name on the Hub that is in the local cache.
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// The file to write, a document a line.
     #[arg(long, value_name = "FILE", default_value = "general.jsonl")]

@@ -1,17 +1,19 @@
 //! `gems-engine prepare`.
 
 mod args;
+mod reading;
 mod sample;
 
 use super::options::OutputArgs;
 use crate::data::DataSettings;
 use crate::error::{Error, Result};
+use crate::model::hub;
 use crate::prepare::{
     Amazon, EventColumns, Events, KuaiSar, Qilin, Reading, Settings, Source, SplitRule, Target, Watch, World,
     check, moment, run as prepare, synth,
 };
 use crate::report::Progress;
-use args::{Command, CommonArgs, EventsArgs, SplitName, Switch, SynthArgs, WriteArgs};
+use args::{Command, CommonArgs, EventsArgs, SplitName, SynthArgs, WriteArgs};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
@@ -64,18 +66,12 @@ fn events(args: &EventsArgs) -> Result<Events> {
     args.columns.iter().try_for_each(|c| columns.set(c))?;
     args.item_columns.iter().try_for_each(|c| columns.set_item(c))?;
     args.query_columns.iter().try_for_each(|c| columns.set_query(c))?;
-    let (text, on) = (&args.text, |switch: Switch| switch == Switch::On);
-    let reading = Reading {
-        separator: text.separator.clone(),
-        header: text.header.map(on),
-        quotes: text.quotes.map(on),
-        escapes: text.escapes,
-        encoding: text.encoding.clone(),
-        missing: text.missing.clone(),
-    };
+    let [reading, item_reading, query_reading] = reading::of(&args.text)?;
+    let own = |other: Reading| (other != reading).then_some(other);
+    let (item_reading, query_reading) = (own(item_reading), own(query_reading));
     let (files, items, queries) = (args.files.clone(), args.items.clone(), args.queries.clone());
     let (row_order, wanted) = (args.row_order, args.wanted.clone());
-    Ok(Events { files, items, queries, columns, reading, row_order, wanted })
+    Ok(Events { files, items, queries, columns, reading, item_reading, query_reading, row_order, wanted })
 }
 
 /// How the log is split; flags of another way are refused.
@@ -217,7 +213,8 @@ fn say(text: &str) -> Result<()> {
 }
 
 fn check_directory(dir: &Path, model: Option<&Path>, json: bool) -> Result<()> {
-    let found = check(dir, &DataSettings::default(), model)?;
+    let model = model.map(|model| hub::Cache::of_environment().locate(model));
+    let found = check(dir, &DataSettings::default(), model.as_deref())?;
     say(&match json {
         true => serde_json::to_string(&found).unwrap_or_default() + "\n",
         false => found.describe(),

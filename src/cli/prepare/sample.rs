@@ -8,19 +8,19 @@ use crate::data::{Catalogue, DataSettings, ItemIdentity, PromptSide, Vocabulary}
 use crate::error::{Error, Result};
 use crate::eval::{SampleSettings, sample_text};
 use crate::files::write_atomically;
-use crate::model::{LoadOptions, Model};
+use crate::model::{LoadOptions, Model, hub};
 use serde_json::json;
 
 /// Lets a model write general text.
 pub(super) fn sample(args: &SampleArgs) -> Result<()> {
     check(args)?;
     let config = configuration(&SettingsArgs::default(), &args.device, Vec::new())?;
-    let model =
-        Model::load(&args.model, crate::cli::device::open(&config, &args.device)?, &LoadOptions::default())?;
+    let dir = hub::Cache::of_environment().locate(&args.model);
+    let model = Model::load(&dir, crate::cli::device::open(&config, &args.device)?, &LoadOptions::default())?;
     // A catalogue without items adds no tokens.
     let plain = DataSettings { item_identity: ItemIdentity::Text, ..DataSettings::default() };
     let (none, kind) = (Catalogue::default(), PromptSide::Decoder);
-    let vocabulary = Vocabulary::new(&args.model, &none, &plain, kind, None)?;
+    let vocabulary = Vocabulary::new(&dir, &none, &plain, kind, None)?;
     let (begin, quiet) = (vocabulary.encode("")?, args.output.json);
     let settings = SampleSettings { documents: args.documents, length: args.length, seed: args.seed };
     let documents = watched(quiet, |watch| {

@@ -125,6 +125,12 @@ impl Shape {
     }
 }
 
+/// Whether the first line of a text is a JSON list.
+pub(super) fn is_lists(sample: &[u8]) -> bool {
+    let first = sample.trim_ascii_start().split(|b| *b == b'\n').next().unwrap_or_default();
+    first.starts_with(b"[") && serde_json::from_slice::<Vec<IgnoredAny>>(first).is_ok()
+}
+
 /// Whether the first object of a text goes on behind its first line.
 fn spans_lines(sample: &[u8]) -> bool {
     let text = String::from_utf8_lossy(sample);

@@ -162,6 +162,11 @@ impl Table {
                 (self.names, self.form) = (shape.names(sample, columns), Form::Json(shape));
                 self.find_named(columns)?;
             }
+            None if json::is_lists(sample) => {
+                return Err(Error::data("the rows are JSON lists, whose values have no names")
+                    .at(path.display())
+                    .remedy("write objects, {\"user\": .., \"item\": ..} a line, or delimited text"));
+            }
             None => {
                 let (dialect, names, found, has_rows) = look::look(path, sample, columns, reading, suffix)?;
                 for (called, at) in self.called.iter_mut().zip(&found) {

@@ -151,16 +151,24 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
         assert!((likelihood(one) - likelihood(other)).abs() < 1e-4);
     }
     for (row, said) in [
+        ("{\"history\": [\"i3\"", "not valid JSON"),
         ("{\"history\": [\"nope\"]}", "nope"),
         ("{\"history\": [\"i3\"], \"querry\": \"red\"}", "querry: unknown field"),
         ("{\"history\": [\"i3\"], \"task\": \"reco\"}", "did you mean \"rec\"?"),
     ] {
-        fs::write(&requests, format!("{row}\n")).unwrap();
+        // The others are answered, in their places.
+        fs::write(&requests, format!("{}\n{row}\n{}\n", batch[0], batch[1])).unwrap();
         let mut command = engine();
-        command.args(["rank", "--device", "cpu", "--run"]).arg(join("a")).arg("--batch").arg(&requests);
-        let failed = command.assert().failure();
-        let text = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
-        assert!(text.contains("requests.jsonl line 1") && text.contains(said), "{text}");
+        command.args(["rank", "--device", "cpu", "--top", "3", "--run"]).arg(join("a"));
+        let done = command.arg("--batch").arg(&requests).assert().code(1);
+        let output = done.get_output();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("requests.jsonl: 1 of 3 requests could not be answered"), "{text}");
+        let lines: Vec<&[u8]> = output.stdout.trim_ascii().split(|b| *b == b'\n').collect();
+        let found: Vec<Value> = lines.iter().map(|l| serde_json::from_slice(l).unwrap()).collect();
+        assert_eq!((&found[0], &found[2], found.len()), (&answers[0], &answers[1], 3));
+        let error = found[1]["error"].as_str().unwrap();
+        assert!(error.contains("requests.jsonl line 2") && error.contains(said), "{error}");
     }
 }
 

@@ -152,6 +152,74 @@ fn what_is_not_utf8_is_refused_with_what_it_might_be() {
 }
 
 #[test]
+fn utf8_that_is_called_something_else_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = fixture("latin-1.csv");
+    let rows =
+        ["item,text\n".to_string(), (1..40).map(|i| format!("i{i},sofá número {i}\n")).collect()].concat();
+    let items = dir.path().join("items.csv");
+    for rest in ["", "i90,\u{1f6cb}\n"] {
+        fs::write(&items, format!("{rows}{}{rest}", "# ".repeat(9) + "\n")).unwrap();
+        for encoding in ["latin1", "gbk", "windows-1251"] {
+            let events = Events {
+                files: vec![fixture("comma.csv")],
+                items: vec![items.clone()],
+                item_reading: Some(reading(|r| r.encoding = Some(encoding.into()))),
+                ..Events::default()
+            };
+            let error = prepare(events, &plain(), &dir.path().join("out")).unwrap_err().to_string();
+            assert!(
+                error.contains("items.csv") && error.contains("this is UTF-8, not"),
+                "{encoding}: {error}"
+            );
+        }
+    }
+    // A log in Latin-1 beside items in UTF-8: for both together neither fits, for each its own does.
+    fs::write(&items, &rows).unwrap();
+    let with = |flags: &[&str]| {
+        let mut command = crate::cli::engine();
+        command.current_dir(dir.path()).args(["prepare", "events", "--min-user", "1", "--min-item", "1"]);
+        command.args(["--negatives", "none", "--overwrite", "--out", "both", "--items", "items.csv"]);
+        command.arg(&log).args(flags).assert()
+    };
+    let said = |flags: &[&str], code: i32, part: &str| {
+        let text = String::from_utf8(with(flags).code(code).get_output().stderr.clone()).unwrap();
+        assert!(text.contains(part), "{flags:?}: {text}");
+    };
+    said(&["--encoding", "latin1"], 1, "this is UTF-8, not windows-1252: all 78 characters");
+    said(&["--encoding", "latin1", "--encoding", "gbk"], 2, "`latin1` and `gbk` for the same tables");
+    said(&["--encoding", "events=latin1", "--header", "items=perhaps"], 2, "neither on nor off");
+    said(&["--encoding", "events=latin1", "--quotes", "queries=on"], 2, "--quotes");
+    with(&["--encoding", "events=latin1"]).success();
+    with(&["--encoding", "latin1", "--encoding", "items=utf-8"]).success();
+    let written = fs::read_to_string(dir.path().join("both/items.jsonl")).unwrap();
+    assert!(written.contains("sofá número") && !written.contains("Ã"), "{written}");
+}
+
+#[test]
+fn tables_of_one_command_are_read_each_in_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: String = (0..8).map(|t| format!("u;i{t};{t}\n")).collect();
+    fs::write(dir.path().join("log.txt"), format!("user;item;timestamp\n{rows}")).unwrap();
+    // A text that holds the log's separator, and no header.
+    let titles: String = (0..8).map(|i| format!("i{i}|one; two, {i}\n")).collect();
+    fs::write(dir.path().join("items.txt"), titles).unwrap();
+    let mut command = crate::cli::engine();
+    command.current_dir(dir.path()).args(["prepare", "events", "log.txt", "--items", "items.txt"]);
+    command.args(["--min-user", "1", "--min-item", "1", "--negatives", "none", "--out", "out"]);
+    command.args(["--separator", ";", "--separator", "items=|", "--item-columns", "item=1,text=2"]);
+    command.assert().success();
+    let items = fs::read_to_string(dir.path().join("out/items.jsonl")).unwrap();
+    assert!(items.contains("\"one; two, 3\""), "{items}");
+    // Rows of JSON without names.
+    let lists: String = (0..8).map(|t| format!("[\"u\", \"i{t}\", {t}]\n")).collect();
+    fs::write(dir.path().join("lists.txt"), lists).unwrap();
+    let events = Events { files: vec![dir.path().join("lists.txt")], ..Events::default() };
+    let error = prepare(events, &plain(), &dir.path().join("no")).unwrap_err().to_string();
+    assert!(error.contains("lists.txt: the rows are JSON lists"), "{error}");
+}
+
+#[test]
 fn a_long_text_says_the_same_in_every_encoding() {
     let dir = tempfile::tempdir().unwrap();
     let (path, out) = (dir.path().join("log.csv"), dir.path().join("out"));

@@ -52,6 +52,46 @@ fn a_run_works_from_anywhere_and_after_being_moved() {
     assert_eq!(base, home.join("llama_tied").canonicalize().unwrap());
 }
 
+/// A project of model, data and runs under another name: what lay outside the run is found where it was from there.
+#[test]
+fn a_project_moves_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    world(&home);
+    copied("llama_tied", &home);
+    let mut start = engine();
+    start.current_dir(&home).args([
+        "train",
+        "--json",
+        "--steps",
+        "3",
+        "--model",
+        "llama_tied",
+        "--data",
+        "world",
+    ]);
+    start.args(["--out", "runs/a"]).args(FAST).assert().success();
+    let (ranked, _) = told(&mut command("rank", &home.join("runs/a"), &ASKED));
+    let second = dir.path().join("elsewhere/second");
+    fs::create_dir_all(second.parent().unwrap()).unwrap();
+    fs::rename(&home, &second).unwrap();
+    let run = second.join("runs/a");
+    let (again, said) = told(&mut command("rank", &run, &ASKED));
+    assert!(again == ranked && said.is_empty(), "{said}");
+    told(&mut command("evaluate", &run, &[]));
+    // A resume that changes settings keeps the paths of today, and the next move is from here.
+    told(&mut resume(&run, &["--steps", "4"]));
+    let third = dir.path().join("third");
+    fs::rename(&second, &third).unwrap();
+    told(&mut resume(&third.join("runs/a"), &["--steps", "5"]));
+    // Another model at the old place wins, and is refused; none at either place is named.
+    fs::create_dir_all(second.join("llama_tied")).unwrap();
+    fs::rename(third.join("llama_tied"), dir.path().join("gone")).unwrap();
+    let said = refused(&mut command("rank", &third.join("runs/a"), &ASKED));
+    assert!(said.contains("llama_tied"), "{said}");
+}
+
 /// As the demo does it: a run that holds its own model and data.
 #[test]
 fn what_lies_in_the_run_moves_with_it() {

@@ -133,6 +133,32 @@ fn what_a_resume_changes_is_said_kept_and_appended() {
     assert!(!said.contains("schedule") && said.contains("train.steps 4 -> 6"), "{said}");
 }
 
+/// A crash between the history's event and the settings' file: the event decides.
+#[test]
+fn settings_are_in_force_once_the_history_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, out) = trained(dir.path(), "4", &SAVED);
+    let (config, staged, history) =
+        (out.join("config.toml"), out.join("config.toml.next"), out.join("history.jsonl"));
+    let before = (fs::read(&config).unwrap(), fs::read(&history).unwrap());
+    told_of_steps(&mut resume(&out, &["--steps", "6"]), 6);
+    assert!(!staged.exists());
+    let after = fs::read(&config).unwrap();
+    let steps = || gems_engine::run::Run::open(&out).unwrap().config.train.steps;
+    // Before the event nothing has changed, after it everything has.
+    fs::write(&config, &before.0).unwrap();
+    fs::write(&staged, &after).unwrap();
+    assert_eq!(steps(), 6);
+    let events = fs::read(&history).unwrap();
+    fs::write(&history, &before.1).unwrap();
+    assert_eq!(steps(), 4);
+    fs::write(&history, &events).unwrap();
+    told_of_steps(&mut resume(&out, &["--steps", "7"]), 7);
+    assert!(!staged.exists() && steps() == 7);
+    let changes: Vec<Value> = super::history(&out).iter().filter_map(|e| e.get("changes").cloned()).collect();
+    assert_eq!(changes[1]["train.steps"], json!([6, 7]));
+}
+
 #[test]
 fn matched_steps_are_a_setting_that_survives_and_ends_aloud() {
     let dir = tempfile::tempdir().unwrap();
