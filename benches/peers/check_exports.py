@@ -166,6 +166,9 @@ def check_texts(engine, run_dir, path, items, work):
     for query in QUERIES:
         if model.config.is_encoder_decoder and not slow and any(t in query for t in tokenizer.all_special_tokens):
             continue
+        # T5's class of transformers 5 makes its own pre-tokenizer, which drops line ends; tokenizer.json has them.
+        if model.config.is_encoder_decoder and not FOUR and "\n" in query:
+            continue
         ranked = json.loads(run(engine, "rank", "--json", "--run", run_dir, "--task", "search", "--query", query,
                                 "--top", 99, cwd=work))
         ours = {row["item"]: row["log_likelihood"] for row in ranked["items"]}

@@ -7,6 +7,9 @@ use faer::linalg::matmul::matmul as gemm;
 use faer::{Accum, MatMut as FaerMut, MatRef, Par};
 use std::ops::Range;
 
+/// Parts of a product that threads share begin at multiples of this many rows or columns.
+const TILE: usize = 16;
+
 /// Below this many multiply-adds, handing work to another thread costs more than it saves
 /// (measured: about 5 us a hand-off, 20 to 50 GFLOP/s a core).
 const PARALLEL_FROM: usize = 1 << 20;
@@ -45,6 +48,39 @@ pub fn block_mut(data: &mut [f32], ld: usize, rows: Range<usize>, columns: Range
 /// `c (+)= alpha a b` on the calling thread.
 pub fn product(c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
     gemm(c, if add { Accum::Add } else { Accum::Replace }, a, b, alpha, Par::Seq);
+    clear_upper_halves();
+}
+
+/// The GEMM library leaves the upper halves of the vector registers in use. On Intel's processors every scalar
+/// floating-point instruction of the thread is many times slower from then on, until somebody clears them: here, where
+/// products end, on the thread that computed them (`cargo bench --bench ops after` shows what it is worth).
+fn clear_upper_halves() {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has the instruction; the upper halves hold nothing between calls (the ABI's rule).
+        unsafe { std::arch::x86_64::_mm256_zeroupper() }
+    }
+}
+
+/// [`product`] on `threads` threads. Every element is summed as on one: the result does not depend on them.
+fn shared(threads: usize, c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
+    let (m, n, left) = (c.nrows(), c.ncols(), threads / 2);
+    let at = |size: usize| (size * left / threads).next_multiple_of(TILE).min(size);
+    if threads < 2 || m.max(n) <= TILE {
+        product(c, add, alpha, a, b);
+    } else if n >= m {
+        let (c, b) = (c.split_at_col_mut(at(n)), b.split_at_col(at(n)));
+        rayon::join(
+            || shared(left, c.0, add, alpha, a, b.0),
+            || shared(threads - left, c.1, add, alpha, a, b.1),
+        );
+    } else {
+        let (c, a) = (c.split_at_row_mut(at(m)), a.split_at_row(at(m)));
+        rayon::join(
+            || shared(left, c.0, add, alpha, a.0, b),
+            || shared(threads - left, c.1, add, alpha, a.1, b),
+        );
+    }
 }
 
 pub fn matmul(threads: usize, op: Matmul) {
@@ -59,9 +95,8 @@ pub fn matmul(threads: usize, op: Matmul) {
         }
         return;
     }
-    let par = if threads > 1 && m * n * k >= PARALLEL_FROM { Par::rayon(threads) } else { Par::Seq };
-    let accum = if beta == 0.0 { Accum::Replace } else { Accum::Add };
-    gemm(view_mut(&mut c), accum, oriented(&a), oriented(&b), alpha, par);
+    let threads = if m * n * k >= PARALLEL_FROM { threads } else { 1 };
+    shared(threads, view_mut(&mut c), beta != 0.0, alpha, oriented(&a), oriented(&b));
 }
 
 pub fn matmul_many(threads: usize, op: MatmulMany) {

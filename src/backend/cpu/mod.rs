@@ -32,6 +32,7 @@ pub struct Cpu {
     info: DeviceInfo,
     threads: usize,
     pool: HostPool,
+    sines: rope::Sines,
     stopwatch: Stopwatch,
 }
 
@@ -47,7 +48,8 @@ impl Cpu {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         }
         let (threads, pool) = (rayon::current_num_threads(), HostPool::default());
-        Ok(Arc::new(Self { info: info(threads), threads, pool, stopwatch: Stopwatch::default() }))
+        let (sines, stopwatch) = (rope::Sines::default(), Stopwatch::default());
+        Ok(Arc::new(Self { info: info(threads), threads, pool, sines, stopwatch }))
     }
 }
 
@@ -155,7 +157,7 @@ impl Backend for Cpu {
             Operation::ColumnSums(op) => column_sums::column_sums(op),
             Operation::Rmsnorm(op) => rmsnorm::rmsnorm(op),
             Operation::RmsnormBackward(op) => rmsnorm::rmsnorm_backward(op),
-            Operation::Rope(op) => rope::rope(op),
+            Operation::Rope(op) => rope::rope(&self.sines, op),
             Operation::Attention(op) => attention::attention(op),
             Operation::AttentionBackward(op) => attention::attention_backward(op),
             Operation::Activate(op) => activation::activate(op),

@@ -3,22 +3,50 @@
 use super::host;
 use super::rows::each_row;
 use crate::backend::Rope;
+use std::sync::{Arc, Mutex, PoisonError};
 
-pub fn rope(op: Rope) {
+/// `[sin, cos]` of every position and frequency, positions first.
+type Turns = Arc<Vec<[f32; 2]>>;
+
+/// Sines that were computed before: a run turns by the same angles in every layer, pass and step. One table for each set
+/// of frequencies that a model has.
+#[derive(Default)]
+pub struct Sines(Mutex<Vec<(Vec<f32>, Turns)>>);
+
+impl Sines {
+    /// A table of `positions` positions at least.
+    fn table(&self, frequencies: &[f32], positions: usize) -> Turns {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = tables.iter().position(|(known, _)| known == frequencies).unwrap_or_else(|| {
+            tables.push((frequencies.into(), Turns::default()));
+            tables.len() - 1
+        });
+        let turns = &mut tables[at].1;
+        let known = turns.len() / frequencies.len().max(1);
+        if known < positions {
+            let new = known..positions.next_power_of_two();
+            let sines =
+                |p: usize| frequencies.iter().map(move |f| <[f32; 2]>::from((p as f32 * f).sin_cos()));
+            let more: Vec<[f32; 2]> = new.flat_map(sines).collect();
+            *turns = Arc::new([turns.as_slice(), &more].concat());
+        }
+        turns.clone()
+    }
+}
+
+pub fn rope(sines: &Sines, op: Rope) {
     let Rope { mut x, positions, inv_freq, heads, inverse } = op;
     let half = inv_freq.cols;
-    let frequencies = host(inv_freq);
+    let most = positions.host.iter().max().map_or(0, |p| *p as usize + 1);
+    let turns = sines.table(&host(inv_freq)[..half], most);
     let sign = if inverse { -1.0 } else { 1.0 };
     each_row(&mut x, |i, row| {
-        let position = positions.host[i] as f32;
-        for (j, frequency) in frequencies[..half].iter().enumerate() {
-            let (sin, cos) = (position * frequency).sin_cos();
-            let sin = sign * sin;
-            for head in 0..heads {
-                let at = head * 2 * half + j;
-                let (a, b) = (row[at], row[at + half]);
-                row[at] = a * cos - b * sin;
-                row[at + half] = b * cos + a * sin;
+        let turns = &turns[positions.host[i] as usize * half..][..half];
+        for head in row.chunks_exact_mut(2 * half).take(heads) {
+            let (low, high) = head.split_at_mut(half);
+            for ((a, b), [sin, cos]) in low.iter_mut().zip(high).zip(turns) {
+                let sin = sign * sin;
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
         }
     });
