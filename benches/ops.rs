@@ -26,8 +26,10 @@ use gems_engine::error::Result;
 use gems_engine::model::{Architecture, shapes as known};
 use ops::cases::{self, Case, Inputs, Prepared, Sizes, Timed};
 use ops::{elementwise, matmul::Product};
+use rayon::prelude::*;
 use serde_json::json;
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,7 +131,39 @@ fn by_criterion() -> Result<()> {
         let (gb, gf) = (work.bytes as f64 / t / 1e9, work.flops as f64 / t / 1e9);
         println!("{name:40}{:10.3}{gb:10.1}{gf:10.1}{:9.0} %", t * 1e3, 100.0 * work.floor(&peaks) / t);
     }
+    if std::env::args().all(|a| !a.starts_with("after") || "after products".starts_with(&a)) {
+        after_products(&*be)?;
+    }
     Ok(())
+}
+
+/// Scalar work of all threads behind a product, beside the same with vector registers that were cleared before it. A GEMM
+/// that leaves them dirty makes it several times slower on Intel's processors; on AMD's the ratio is always 1.
+fn after_products(be: &dyn Backend) -> Result<()> {
+    let scalar = || {
+        let from = Instant::now();
+        let part = |p: u32| (0..4000).map(|i| black_box(f64::from(i + p) * -1e-3).exp()).sum::<f64>();
+        black_box((0..256u32).into_par_iter().map(part).sum::<f64>());
+        from.elapsed().as_secs_f64()
+    };
+    let mut product = Product::plain((512, 512, 512), (false, true)).case("product").on(&inputs(be));
+    let [mut behind, mut clean] = [f64::INFINITY; 2];
+    for _ in 0..20 {
+        product.run(be)?;
+        behind = behind.min(scalar());
+        rayon::broadcast(|_| clear_upper_halves());
+        clean = clean.min(scalar());
+    }
+    println!("scalar work after products: {:.2} times that with cleared registers", behind / clean);
+    Ok(())
+}
+
+fn clear_upper_halves() {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has the instruction; the upper halves hold nothing between calls (the ABI's rule).
+        unsafe { std::arch::x86_64::_mm256_zeroupper() }
+    }
 }
 
 // ---- by itself, into a file ---------------------------------------------------------------------

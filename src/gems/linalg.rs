@@ -1,7 +1,15 @@
 //! The two decompositions the method needs, in f64 on the host, through faer.
 
 use crate::error::{Error, Result};
-use faer::{Mat, Side};
+use faer::{Mat, Par, Side};
+use std::sync::Once;
+
+/// Each decomposition on one thread, several side by side: what the library computes on several threads depends on
+/// how many they are.
+fn on_one_thread() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| faer::set_global_parallelism(Par::Seq));
+}
 
 /// Leading right singular vectors of a row-major `rows x cols` matrix.
 pub struct RowSpace {
@@ -22,6 +30,7 @@ pub fn row_space(matrix: &[f32], rows: usize, cols: usize, count: usize) -> Resu
     if matrix.iter().all(|v| *v == 0.0) {
         return Ok(RowSpace { vectors: Vec::new(), values: vec![0.0; rows.min(cols)] });
     }
+    on_one_thread();
     // Through the smaller Gram matrix in f64: the entries are f32, so squaring loses nothing that was known.
     let g = Mat::<f64>::from_fn(rows, cols, |i, j| matrix[i * cols + j] as f64);
     let wide = cols > rows;
@@ -59,6 +68,7 @@ pub fn symmetric_eigen(matrix: &[f32], n: usize) -> Result<(Vec<f64>, Vec<f32>)>
 
 /// Eigenvalues (descending) of a symmetric matrix, of which the lower triangle is read, and its eigenvectors as columns.
 fn eigen(c: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>)> {
+    on_one_thread();
     let eigen = c.self_adjoint_eigen(Side::Lower).map_err(|e| {
         Error::numeric(format!("the eigendecomposition of a second moment did not converge: {e:?}"))
     })?;

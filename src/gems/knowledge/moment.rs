@@ -11,6 +11,7 @@ use crate::backend::{Backend, DType, Dots, GradBlock, Mat, OrthonormalizeRows, T
 use crate::error::{Error, Result};
 use crate::gems::linalg::{nystrom_eigen, symmetric_eigen};
 use crate::random::{self, Purpose};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Dimensions up to which a second moment is kept whole.
@@ -123,33 +124,41 @@ impl Moment {
         for ((name, moment), sketch) in moments.iter().filter(|(_, m)| m.sketch.is_some()).zip(sketches) {
             of_sketches.push(moment.nystrom(&sketch, directions).map_err(|e| e.at(name))?);
         }
-        let mut of_sketches = of_sketches.into_iter();
-        let spectrum = |(name, moment): &(&str, &Self)| -> Result<Spectrum> {
-            let found = match &moment.sketch {
-                None => moment.decomposed().map_err(|e| e.at(name))?,
-                Some(_) => of_sketches.next().unwrap_or_default(),
-            };
-            Ok(Spectrum { name: (*name).to_string(), ..found })
-        };
-        moments.iter().map(spectrum).collect()
+        let (mut of_sketches, mut all) = (of_sketches.into_iter(), Vec::with_capacity(moments.len()));
+        for some in moments.chunks(rayon::current_num_threads()) {
+            let of_whole = Self::decomposed(some)?;
+            all.extend(some.iter().zip(of_whole).map(|((name, _), found)| {
+                let found = found.or_else(|| of_sketches.next()).unwrap_or_default();
+                Spectrum { name: (*name).to_string(), ..found }
+            }));
+        }
+        Ok(all)
     }
 
-    /// The whole spectrum of a whole moment.
-    fn decomposed(&self) -> Result<Spectrum> {
-        self.seen()?;
-        let (values, directions) = symmetric_eigen(&self.mean()?, self.dim)?;
+    /// The spectra of those that are kept whole, side by side.
+    fn decomposed(moments: &[(&str, &Self)]) -> Result<Vec<Option<Spectrum>>> {
+        // The device gives them one after the other.
+        let mean = |(name, moment): &(&str, &Self)| {
+            let mean = || moment.seen().and_then(|()| moment.mean()).map_err(|e| e.at(name));
+            moment.sketch.is_none().then(mean).transpose()
+        };
+        let means = moments.iter().map(mean).collect::<Result<Vec<Option<Vec<f32>>>>>()?;
+        let sizes = moments.iter().map(|(name, m)| (*name, m.dim, m.rows));
+        let all: Vec<_> = sizes.zip(means).collect();
+        let spectrum = |((name, dim, rows), mean): ((&str, usize, usize), Option<Vec<f32>>)| {
+            mean.map(|mean| Self::spectrum_of(&mean, dim, rows).map_err(|e| e.at(name))).transpose()
+        };
+        all.into_par_iter().map(spectrum).collect()
+    }
+
+    /// The whole spectrum of a mean of `rows` vectors.
+    fn spectrum_of(mean: &[f32], dim: usize, rows: usize) -> Result<Spectrum> {
+        let (values, directions) = symmetric_eigen(mean, dim)?;
         // A sum of fewer vectors than dimensions has no more eigenvalues than vectors; what looks like more is rounding.
-        let known = |(i, v): (usize, f64)| if i < self.rows { v.max(0.0) } else { 0.0 };
+        let known = |(i, v): (usize, f64)| if i < rows { v.max(0.0) } else { 0.0 };
         let values: Vec<f64> = values.into_iter().enumerate().map(known).collect();
         nonzero(values.iter().sum())?;
-        Ok(Spectrum {
-            dim: self.dim,
-            directions,
-            values,
-            rest: 0.0,
-            samples: self.rows,
-            ..Spectrum::default()
-        })
+        Ok(Spectrum { dim, directions, values, rest: 0.0, samples: rows, ..Spectrum::default() })
     }
 
     fn seen(&self) -> Result<()> {

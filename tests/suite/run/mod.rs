@@ -4,6 +4,7 @@ mod changed;
 mod moved;
 mod overlay;
 mod resume;
+mod threads;
 
 use crate::cli::{FAST, engine, train, world};
 use serde_json::Value;
