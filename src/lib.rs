@@ -34,4 +34,6 @@ pub mod train;
 pub mod config;
 pub mod run;
 
+pub mod race;
+
 pub mod cli;

@@ -31,6 +31,8 @@ mod model;
 mod ops;
 #[path = "suite/prepare/mod.rs"]
 mod prepare;
+#[path = "suite/race/mod.rs"]
+mod race;
 #[path = "suite/ranking.rs"]
 mod ranking;
 #[path = "suite/replay.rs"]

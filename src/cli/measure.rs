@@ -42,8 +42,12 @@ pub fn rankings<'a>(
 /// The key of [`per_request`] among the tasks of a summary.
 pub const PER_REQUEST: &str = "per_request";
 
-/// `{task: {metric: value}, "SPLIT.task": .., "general": .., "per_request": {task: {metric: [value ..]}}}`; the last
-/// of the test split, for tests of what a run changed.
+/// The key of the divergence of every text among the tasks of a summary.
+pub const PER_TEXT: &str = "per_text";
+
+/// `{task: {metric: value}, "SPLIT.task": .., "per_request": {task: {metric: [value ..]}}, "general": ..,
+/// "per_text": {"divergence": [nats ..], "tokens": [n ..]}}`; single requests are of the test split, for tests of what a
+/// run changed.
 pub fn summary(
     session: &Session,
     settings: &EvaluateSettings,
@@ -62,7 +66,9 @@ pub fn summary(
         }
     }
     if let Some(reference) = reference {
-        all.insert("general".into(), json!(reference.measure(&session.model)?));
+        let (general, texts) = reference.measure_each(&session.model)?;
+        all.insert("general".into(), json!(general));
+        all.insert(PER_TEXT.into(), json!(texts));
     }
     Ok(Value::Object(all))
 }

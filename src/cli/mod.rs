@@ -15,6 +15,7 @@ mod prepare;
 mod products;
 mod profile;
 mod protection;
+mod race;
 mod rank;
 mod schema;
 mod session;
@@ -46,6 +47,7 @@ enum Command {
     Rank(rank::RankArgs),
     Export(export::ExportArgs),
     Compare(compare::CompareArgs),
+    Race(Box<race::RaceArgs>),
     Doctor(doctor::DoctorArgs),
     Profile(profile::ProfileArgs),
     /// Print the JSON schema of all settings, for editors and for reading.
@@ -84,6 +86,7 @@ fn run(command: Command) -> Result<()> {
         Command::Rank(args) => rank::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Race(args) => race::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::ConfigSchema => schema::print(),

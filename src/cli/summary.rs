@@ -1,6 +1,6 @@
 //! What a run comes to: numbers of its training, the table at the end, its report.
 
-use super::measure::{PER_REQUEST, few_requests};
+use super::measure::{PER_REQUEST, PER_TEXT, few_requests};
 use crate::error::{Error, Result};
 use crate::eval::significance;
 use crate::report::{self, Line, ReportData, ReportTable, Tested, before_after};
@@ -61,12 +61,12 @@ pub fn print(result: &Value, json: bool, legend: &str) -> Result<()> {
     written.map_err(|e| Error::io("write", "standard output", e))
 }
 
-/// A result without the values of every single request.
+/// A result without the values of every single request and text.
 pub fn without_requests(result: &Value) -> Value {
     let mut result = result.clone();
     for when in ["before", "after", "result"] {
         if let Some(measured) = result.get_mut(when).and_then(Value::as_object_mut) {
-            measured.remove(PER_REQUEST);
+            [PER_REQUEST, PER_TEXT].iter().for_each(|key| drop(measured.remove(*key)));
         }
     }
     result

@@ -19,6 +19,15 @@ pub struct General {
     pub tokens: usize,
 }
 
+/// KL(base || model) of every text, summed over its tokens, and how many these are: what tests over texts are made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct PerText {
+    /// Nats, of all tokens of a text together.
+    pub divergence: Vec<f64>,
+    /// Tokens of the text that are predicted.
+    pub tokens: Vec<usize>,
+}
+
 /// The base model's predictions on general text, kept as hidden states and head, so that they can be compared with
 /// a model that has been tuned since.
 pub struct Reference {
@@ -31,15 +40,15 @@ pub struct Reference {
 /// Rows whose logits are held at a time.
 const LOGIT_ROWS: usize = 256;
 
-/// Rows of a pass that predict a token of their text, and that token.
-fn predictions(decoder: &Packed, chunks: &[Vec<u32>], encoder_decoder: bool) -> Vec<(u32, u32)> {
-    let mut pairs = Vec::new();
-    for (chunk, offset) in chunks.iter().zip(&decoder.offsets) {
+/// Rows of a pass that predict a token of their text, that token, and the text's number.
+fn predictions(decoder: &Packed, chunks: &[Vec<u32>], encoder_decoder: bool) -> Vec<(u32, u32, usize)> {
+    let mut all = Vec::new();
+    for (text, (chunk, offset)) in chunks.iter().zip(&decoder.offsets).enumerate() {
         // A decoder-only row predicts the next token; an encoder-decoder's row i the i-th of the second half.
         let predicted = if encoder_decoder { &chunk[chunk.len() / 2..] } else { &chunk[1..] };
-        pairs.extend(predicted.iter().enumerate().map(|(i, target)| (offset + i as u32, *target)));
+        all.extend(predicted.iter().enumerate().map(|(i, target)| (offset + i as u32, *target, text)));
     }
-    pairs
+    all
 }
 
 impl Reference {
@@ -57,12 +66,20 @@ impl Reference {
 
     /// Compares a model with the base.
     pub fn measure(&self, model: &Model) -> Result<General> {
+        self.measure_each(model).map(|(all, _)| all)
+    }
+
+    /// The same, and the divergence text by text.
+    pub fn measure_each(&self, model: &Model) -> Result<(General, PerText)> {
         let be = &model.backend;
         let (mut nll, mut kl, mut mass, mut tokens) = (0.0, 0.0, 0.0, 0usize);
+        let mut texts =
+            PerText { divergence: vec![0.0; self.chunks.len()], tokens: vec![0; self.chunks.len()] };
+        let mut first = 0;
         let head = model.parameter(model.head());
         let scale = model.architecture.logit_scale;
         for (group, base) in passes(&self.chunks).into_iter().zip(&self.hidden) {
-            let (hidden, targets) = hidden_of(model, group, self.old)?;
+            let (hidden, targets, text_of) = hidden_of(model, group, self.old)?;
             for start in (0..targets.len()).step_by(LOGIT_ROWS) {
                 let rows = start..(start + LOGIT_ROWS).min(targets.len());
                 let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
@@ -74,19 +91,23 @@ impl Reference {
                 let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
                 let pairs = logits.par_chunks_exact(head.rows).zip(before.par_chunks_exact(self.old));
                 let each: Vec<[f64; 3]> = pairs
-                    .zip(&targets[rows])
+                    .zip(&targets[rows.clone()])
                     .map(|((now, before), target)| compare(now, before, *target as usize))
                     .collect();
-                for [row_nll, row_kl, row_mass] in each {
+                for ([row_nll, row_kl, row_mass], text) in each.into_iter().zip(&text_of[rows]) {
+                    texts.divergence[first + text] += row_kl;
+                    texts.tokens[first + text] += 1;
                     nll += row_nll;
                     kl += row_kl;
                     mass += row_mass;
                     tokens += 1;
                 }
             }
+            first += group.len();
         }
         let n = tokens.max(1) as f64;
-        Ok(General { perplexity: (nll / n).exp(), kl: (kl / n).max(0.0), item_mass: mass / n, tokens })
+        let all = General { perplexity: (nll / n).exp(), kl: (kl / n).max(0.0), item_mass: mass / n, tokens };
+        Ok((all, texts))
     }
 }
 
@@ -122,12 +143,12 @@ pub fn drift(backend: &dyn Backend, change: Mat, x: Mat) -> Result<f64> {
     Ok(f64::from(backend.download(sum.mat())?[0]))
 }
 
-/// Final hidden states that predict a token among the first `old`, and those tokens.
-fn hidden_of(model: &Model, group: &[Vec<u32>], old: usize) -> Result<(Tensor, Vec<u32>)> {
+/// Final hidden states that predict a token among the first `old`, those tokens, and the number of each one's text.
+fn hidden_of(model: &Model, group: &[Vec<u32>], old: usize) -> Result<(Tensor, Vec<u32>, Vec<usize>)> {
     let mut pass = general_pass(model, group);
-    let mut pairs = predictions(&pass.decoder, group, pass.encoder.is_some());
-    pairs.retain(|(_, target)| (*target as usize) < old);
-    let (rows, targets) = pairs.into_iter().unzip();
-    pass.rows = rows;
-    Ok((model.hidden(&pass)?, targets))
+    let mut all = predictions(&pass.decoder, group, pass.encoder.is_some());
+    all.retain(|(_, target, _)| (*target as usize) < old);
+    pass.rows = all.iter().map(|(row, ..)| *row).collect();
+    let (targets, texts) = all.into_iter().map(|(_, target, text)| (target, text)).unzip();
+    Ok((model.hidden(&pass)?, targets, texts))
 }

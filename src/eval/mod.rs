@@ -15,7 +15,7 @@ pub mod trec;
 mod trie;
 
 pub use against::{Paired, compare_runs, compared};
-pub use knowledge::{General, Reference, drift};
+pub use knowledge::{General, PerText, Reference, drift};
 pub use layers::{LayerChange, layer_changes};
 pub use likelihood::{Request, Scorer};
 pub use rank::{

@@ -97,8 +97,8 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// The q-quantile of sorted values, interpolated linearly (numpy's default).
-fn quantile(sorted: &[f64], q: f64) -> f64 {
+/// The q-quantile of sorted values, interpolated linearly (numpy's default). There must be some.
+pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     low + (high - low) * at.fract()

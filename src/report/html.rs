@@ -4,16 +4,12 @@ use super::Line;
 use super::comparison::{Comparison, Group, Measure, Verdict};
 use super::figures::figures;
 use super::format::{number, optional, percent, signed};
-use super::plot::{Figure, GRID, INK, SERIES, Series, Tone};
-use crate::error::{Error, Result};
+use super::plot::{Figure, Series};
+use super::template::{self, REPORT};
+use crate::error::Result;
 use crate::files::write_atomically;
-use minijinja::{Environment, Value, context};
+use minijinja::{Value, context};
 use std::path::Path;
-
-const TEMPLATE: &str = include_str!("../../assets/report.html.jinja");
-
-/// The name decides that everything put into the template is escaped as HTML.
-const NAME: &str = "report.html";
 
 /// What a report is made of. Whatever is empty is left out of it.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +47,7 @@ pub struct Tested {
 const SIGNIFICANT: f64 = 0.05;
 
 /// A table of its own section.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ReportTable {
     /// Heading of the section.
     pub title: String,
@@ -83,8 +79,6 @@ pub fn render(data: &ReportData) -> Result<String> {
     let groups: Vec<&Group> = comparison.tasks.iter().chain(&general).collect();
     let values = context! {
         title => &data.title,
-        version => env!("CARGO_PKG_VERSION"),
-        palette => SERIES.iter().chain([&INK, &GRID]).map(tone).collect::<Vec<_>>(),
         facts => data.run.iter().map(|(name, value)| context! { name, value }).collect::<Vec<_>>(),
         headlines => groups.iter().filter_map(|group| headline(group, &data.tested)).collect::<Vec<_>>(),
         groups => groups.iter().map(|group| rows(group, &data.tested)).collect::<Vec<_>>(),
@@ -93,14 +87,7 @@ pub fn render(data: &ReportData) -> Result<String> {
         tables => data.tables.iter().map(table).collect::<Vec<_>>(),
         notes => &data.notes,
     };
-    let fault = |e: minijinja::Error| Error::data(format!("the report's template fails: {e}"));
-    let mut environment = Environment::new();
-    environment.add_template(NAME, TEMPLATE).map_err(fault)?;
-    environment.get_template(NAME).and_then(|template| template.render(values)).map_err(fault)
-}
-
-fn tone(tone: &Tone) -> Value {
-    context! { name => tone.name, light => tone.hex(), dark => tone.dark_hex() }
+    template::render(REPORT, values)
 }
 
 /// The group's first measure, large.

@@ -1,5 +1,6 @@
 //! What a run tells its user: the metrics log and TensorBoard events while it runs, progress on the
-//! terminal, and at the end the before/after table and a self-contained HTML report.
+//! terminal, and at the end the before/after table and a self-contained HTML report. The page of several runs
+//! ([`CurvePage`]) looks like it.
 //!
 //! All of it is fed the same lines: flat scalars by name, with the `step` they belong to. Names that the
 //! report and the progress know: `loss`, `loss.<task>`, `lr`, `cosine.<a>.<b>`, `energy.<subspace>`,
@@ -7,6 +8,7 @@
 //! `gate.<task>`, `tokens_per_second`, `memory_bytes`, `peak_memory_bytes`, `valid.<task>.<metric>`.
 
 mod comparison;
+mod curves;
 mod figures;
 mod format;
 mod html;
@@ -16,8 +18,10 @@ mod plot;
 mod progress;
 mod runs;
 mod table;
+mod template;
 mod tensorboard;
 
+pub use curves::{Curve, CurveFigure, CurvePage, CurvePoint};
 pub use html::{ReportData, ReportTable, Tested, render, write};
 pub use journal::Journal;
 pub use log::{MetricsLog, read};

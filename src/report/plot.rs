@@ -38,14 +38,14 @@ pub(super) const GRID: Tone = tone("grid", (0xE3, 0xE6, 0xEA), (0x33, 0x3A, 0x44
 
 /// A series past the end of the palette takes its colour again with this stroke, which the style sheet
 /// draws dashed.
-const DASHED_WIDTH: u32 = 5;
-const LINE_WIDTH: u32 = 4;
+pub(super) const DASHED_WIDTH: u32 = 5;
+pub(super) const LINE_WIDTH: u32 = 4;
 const FAINT_WIDTH: u32 = 2;
 
 /// Drawn at twice the size it is shown at: plotters' coordinates are whole numbers.
-const SIZE: (u32, u32) = (1120, 520);
+pub(super) const SIZE: (u32, u32) = (1120, 520);
 /// In units of plotters, which writes `size / 1.24`.
-const FONT_SIZE: f64 = 29.0;
+pub(super) const FONT_SIZE: f64 = 29.0;
 
 /// From so many points on, each is shown by a dot of its own no more.
 const DOTS: usize = 40;
@@ -87,7 +87,7 @@ impl Tone {
         let (r, g, b) = self.dark;
         format!("#{r:02X}{g:02X}{b:02X}")
     }
-    fn color(&self) -> RGBColor {
+    pub(super) fn color(&self) -> RGBColor {
         let (r, g, b) = self.light;
         RGBColor(r, g, b)
     }
@@ -183,7 +183,7 @@ impl Figure {
 }
 
 /// The smallest and the largest value; widened, and said to be flat, when they are one.
-fn span(values: impl Iterator<Item = f64>) -> ((f64, f64), bool) {
+pub(super) fn span(values: impl Iterator<Item = f64>) -> ((f64, f64), bool) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     if low > high {
         return ((0.0, 1.0), true);

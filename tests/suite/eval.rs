@@ -5,6 +5,7 @@ use crate::support::Golden;
 use gems_engine::data::{Catalogue, DataSettings, EndOfSequence, ItemIdentity, PromptSide, Vocabulary};
 use gems_engine::eval::metrics::{Judged, Place, named, names};
 use gems_engine::eval::{Reference, score};
+use gems_engine::model::{LoadOptions, Model};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -149,5 +150,34 @@ fn a_model_has_forgotten_nothing_of_itself() {
         let general = reference.measure(&model).unwrap();
         assert!(general.kl < 1e-9 && general.perplexity > 1.0, "{name}: {general:?}");
         assert!(general.item_mass > 0.0 && general.item_mass < 1.0, "{name}: {general:?}");
+    }
+}
+
+#[test]
+fn the_divergence_of_every_text_is_that_of_the_text_alone() {
+    let golden = Golden::open();
+    for name in ["llama_tied", "t5_v11"] {
+        let model = load(&golden, name, "config.json");
+        let folder = golden.dir.join("models").join(name);
+        let random = LoadOptions { random: Some(5), ..LoadOptions::default() };
+        let other = Model::load(&folder, std::sync::Arc::clone(&model.backend), &random).unwrap();
+        let old = model.architecture.vocabulary - 10;
+        // More than one pass of 4096 rows, texts of odd lengths, one of nothing but tokens that the base does not have.
+        let text =
+            |k: u32| (0..97 + 13 * k).map(|i| (i * (2 * k + 3) + k) % old as u32).collect::<Vec<u32>>();
+        let mut chunks: Vec<Vec<u32>> = (0..24).map(text).collect();
+        chunks.push(vec![old as u32; 4]);
+        let reference = Reference::capture(&model, chunks.clone(), old).unwrap();
+        let (all, each) = reference.measure_each(&other).unwrap();
+        assert_eq!((each.divergence.len(), each.tokens[24], each.divergence[24]), (25, 0, 0.0));
+        let (sum, tokens) = (each.divergence.iter().sum::<f64>(), each.tokens.iter().sum::<usize>());
+        assert!(tokens == all.tokens && (sum / tokens as f64 - all.kl).abs() < 1e-9 * all.kl && all.kl > 0.0);
+        for k in [0, 11, 23] {
+            let alone =
+                Reference::capture(&model, vec![chunks[k].clone()], old).unwrap().measure(&other).unwrap();
+            let got = each.divergence[k] / each.tokens[k] as f64;
+            assert_eq!(alone.tokens, each.tokens[k], "{name}: text {k}");
+            assert!((got - alone.kl).abs() < 1e-4 * alone.kl, "{name}: text {k}: {got} and {}", alone.kl);
+        }
     }
 }

@@ -49,7 +49,7 @@ fn tested(task: &str, p: f64) -> Tested {
 
 /// Checks that every element is closed in its order (HTML's void elements aside), and that the page
 /// loads nothing and runs nothing.
-fn check(page: &str) {
+pub fn check(page: &str) {
     let mut open: Vec<&str> = Vec::new();
     let body = &page[page.find("<html").unwrap()..];
     let style = body.find("<style>").unwrap()..body.find("</style>").unwrap();

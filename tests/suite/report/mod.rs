@@ -1,6 +1,7 @@
 //! Metrics log, TensorBoard, progress, tables, the HTML report.
 
 mod html;
+pub use html::check;
 mod log;
 mod progress;
 mod table;

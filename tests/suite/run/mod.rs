@@ -38,9 +38,13 @@ fn told(command: &mut assert_cmd::Command) -> (Value, String) {
     (serde_json::from_str(last).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// A result as it is printed: without the values of every single request.
+/// A result as it is printed: without the values of every single request and text.
 fn as_printed(mut result: Value) -> Value {
-    let without = |value: &mut Value| value.as_object_mut().and_then(|all| all.remove("per_request"));
+    let without = |value: &mut Value| {
+        let all = value.as_object_mut()?;
+        all.remove("per_text");
+        all.remove("per_request")
+    };
     without(&mut result);
     for when in ["before", "after"] {
         result.get_mut(when).and_then(without);

@@ -1,0 +1,207 @@
+//! A page of curves: one measure against another, a curve a method, with intervals; tables and notes beside them.
+
+use super::format::compact;
+use super::html::ReportTable;
+use super::plot::{DASHED_WIDTH, FONT_SIZE, GRID, INK, LINE_WIDTH, SERIES, SIZE, Tone, span};
+use super::template::{self, RACE};
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use minijinja::{Value, context};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use std::path::Path;
+
+/// A place on a curve; intervals hold it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CurvePoint {
+    /// What stands for it in words, such as a learning rate.
+    pub label: String,
+    /// On the logarithmic axis; above 0.
+    pub x: f64,
+    /// On the other one.
+    pub y: f64,
+    /// Interval of x.
+    pub x_interval: Option<(f64, f64)>,
+    /// Interval of y.
+    pub y_interval: Option<(f64, f64)>,
+    /// Drawn with a ring around it.
+    pub marked: bool,
+}
+
+/// Points that belong together, in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// Its name.
+    pub label: String,
+    /// The points.
+    pub points: Vec<CurvePoint>,
+}
+
+/// Curves in one frame.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CurveFigure {
+    /// Heading.
+    pub title: String,
+    /// How to read it.
+    pub caption: String,
+    /// What the horizontal axis is.
+    pub x: String,
+    /// The curves; those without points keep their colour and are not drawn.
+    pub curves: Vec<Curve>,
+}
+
+/// A page. Whatever is empty is left out of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CurvePage {
+    /// What raced, in a few words.
+    pub title: String,
+    /// (name, value).
+    pub facts: Vec<(String, String)>,
+    /// What it comes to, in sentences.
+    pub verdict: Vec<String>,
+    /// The figures.
+    pub figures: Vec<CurveFigure>,
+    /// Tables, and whether the reader has to unfold each.
+    pub tables: Vec<(ReportTable, bool)>,
+    /// What the reader should know.
+    pub notes: Vec<String>,
+}
+
+impl CurvePage {
+    /// The text of the HTML file: it needs no network and no scripts.
+    ///
+    /// # Errors
+    /// When a figure cannot be drawn.
+    pub fn render(&self) -> Result<String> {
+        let figures = self.figures.iter().map(CurveFigure::values).collect::<Result<Vec<_>>>()?;
+        let table = |(table, folded): &(ReportTable, bool)| {
+            let rows: Vec<Value> = table.rows.iter().map(Value::from).collect();
+            context! { title => &table.title, caption => &table.caption, header => &table.header, rows, folded }
+        };
+        let facts = self.facts.iter().map(|(name, value)| context! { name, value });
+        template::render(
+            RACE,
+            context! {
+                title => &self.title,
+                facts => facts.collect::<Vec<_>>(),
+                verdict => &self.verdict,
+                figures,
+                tables => self.tables.iter().map(table).collect::<Vec<_>>(),
+                notes => &self.notes,
+            },
+        )
+    }
+
+    /// Renders the page and writes it to `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be rendered or written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_atomically(path, self.render()?.as_bytes())
+    }
+}
+
+fn tone(number: usize) -> &'static Tone {
+    &SERIES[number % SERIES.len()]
+}
+
+/// A curve past the end of the palette takes its colour again, dashed.
+fn stroke(number: usize) -> u32 {
+    if number >= SERIES.len() { DASHED_WIDTH } else { LINE_WIDTH }
+}
+
+impl CurveFigure {
+    fn values(&self) -> Result<Value> {
+        let shown = self.curves.iter().enumerate().filter(|(_, c)| !c.points.is_empty());
+        let series = shown
+            .map(|(n, c)| context! { label => &c.label, color => tone(n).hex(), stroke => stroke(n) })
+            .collect::<Vec<_>>();
+        Ok(context! {
+            title => &self.title,
+            caption => &self.caption,
+            description => self.described(),
+            svg => Value::from_safe_string(self.svg()?),
+            series,
+        })
+    }
+
+    /// What the plot shows, for those who do not see it.
+    fn described(&self) -> String {
+        let point = |p: &CurvePoint| format!("{:.3} at {} ({})", p.y, compact(p.x), p.label);
+        let curve =
+            |c: &Curve| format!("{}: {}", c.label, c.points.iter().map(point).collect::<Vec<_>>().join(", "));
+        let drawn = self.curves.iter().filter(|c| !c.points.is_empty());
+        format!("{}, by {}. {}.", self.title, self.x, drawn.map(curve).collect::<Vec<_>>().join("; "))
+    }
+
+    /// The plot as an `<svg>` element.
+    ///
+    /// # Errors
+    /// When the plot cannot be drawn.
+    fn svg(&self) -> Result<String> {
+        let mut text = String::new();
+        {
+            let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+            self.draw(&area).map_err(|e| Error::numeric(format!("cannot draw {:?}: {e}", self.title)))?;
+        }
+        Ok(text)
+    }
+
+    /// Ranges of both axes with some air; neither is empty.
+    fn ranges(&self) -> ((f64, f64), (f64, f64)) {
+        let points = || self.curves.iter().flat_map(|c| &c.points);
+        let ends = |value: f64, interval: Option<(f64, f64)>| {
+            let (low, high) = interval.unwrap_or((value, value));
+            [low, value, high]
+        };
+        let logs = points().flat_map(|p| ends(p.x, p.x_interval)).filter(|x| *x > 0.0).map(f64::ln);
+        let (x, _) = span(logs);
+        let (y, _) = span(points().flat_map(|p| ends(p.y, p.y_interval)));
+        let (wide, high) = (0.04 * (x.1 - x.0), 0.06 * (y.1 - y.0));
+        (((x.0 - wide).exp(), (x.1 + wide).exp()), (y.0 - high, y.1 + high))
+    }
+
+    fn draw(
+        &self,
+        area: &DrawingArea<SVGBackend, Shift>,
+    ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
+        let (x, y) = self.ranges();
+        let mut chart = ChartBuilder::on(area)
+            .margin_top(16)
+            .margin_right(28)
+            .x_label_area_size(76)
+            .y_label_area_size(112)
+            .build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?;
+        let text = ("sans-serif", FONT_SIZE).into_font().color(&INK.color());
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .max_light_lines(0)
+            .bold_line_style(GRID.color().stroke_width(2))
+            .axis_style(GRID.color().stroke_width(2))
+            .x_labels(6)
+            .y_labels(5)
+            .x_label_formatter(&|value| compact(*value))
+            .y_label_formatter(&|value| compact(*value))
+            .x_desc(&self.x)
+            .label_style(text.clone())
+            .axis_desc_style(text)
+            .draw()?;
+        for (number, curve) in self.curves.iter().enumerate() {
+            let color = tone(number).color();
+            let line = color.stroke_width(stroke(number));
+            let points = curve.points.iter();
+            chart.draw_series(LineSeries::new(points.clone().map(|p| (p.x, p.y)), line))?;
+            let bars = points.clone().flat_map(|p| {
+                let across = p.x_interval.map(|(low, high)| vec![(low.max(x.0), p.y), (high, p.y)]);
+                let upright = p.y_interval.map(|(low, high)| vec![(p.x, low), (p.x, high)]);
+                across.into_iter().chain(upright)
+            });
+            chart.draw_series(bars.map(|bar| PathElement::new(bar, color.mix(0.45).stroke_width(3))))?;
+            chart.draw_series(points.clone().map(|p| Circle::new((p.x, p.y), 6, color.filled())))?;
+            let marked = points.filter(|p| p.marked);
+            chart.draw_series(marked.map(|p| Circle::new((p.x, p.y), 13, color.stroke_width(3))))?;
+        }
+        area.present()
+    }
+}
