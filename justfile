@@ -10,8 +10,8 @@ ci:
 # Format, lint, test.
 check:
     cargo fmt --all
-    cargo clippy --all-targets -- -D warnings
-    cargo test --release
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo test --workspace --release
 
 # The tests against reference values only; GEMS_GOLDEN_DIR points to other data of the same format.
 golden:
@@ -38,6 +38,10 @@ gpu-check *ARGS:
 gpu-bench *ARGS:
     cargo build --release --locked --bins --bench ops --example peers-ranker
     scripts/gpu-bench.sh {{ARGS}}
+
+# The kernels' PTX on the CPU, behind the CUDA driver's functions: tests and whole runs (docs/witness.md; needs nvcc, no GPU).
+witness *ARGS:
+    scripts/witness.sh {{ARGS}}
 
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).
 cuda-toolchain:

@@ -195,7 +195,8 @@ __device__ __forceinline__ void wait_until_written(uint32_t* written, int parts,
     while (*(const volatile uint32_t*)written < (uint32_t)parts) {
     }
 #endif
-    if (atomicAdd(read, 1u) + 1 == (uint32_t)readers) *written = 0, *read = 0;
+    // A strong store, as the other readers' loads are strong: nothing orders it after them.
+    if (atomicAdd(read, 1u) + 1 == (uint32_t)readers) *(volatile uint32_t*)written = 0, *read = 0;
   }
   __threadfence();
   __syncthreads();

@@ -89,7 +89,8 @@ __device__ __forceinline__ void load_chunks(uint8_t* tile, int chunks, const Ten
 template <int BN> __device__ __forceinline__ void wait_for_branch(const HopperArguments& a, int tile_m) {
   uint32_t *written = a.tickets + 1 + tile_m, *read = written + (a.product.m + HOPPER_M - 1) / HOPPER_M;
   flag_wait(written, WRITING_WARPS * ((a.branch.n + BN - 1) / BN));
-  if (atomicAdd(read, 1u) + 1 == (uint32_t)(a.product.n + BN - 1) / BN) *written = 0, *read = 0;
+  // A strong store, as the other blocks' loads are strong: nothing orders it after them.
+  if (atomicAdd(read, 1u) + 1 == (uint32_t)(a.product.n + BN - 1) / BN) *(volatile uint32_t*)written = 0, *read = 0;
 }
 
 // Says which tile the next stages are of: known to whoever finds the first of them full.

@@ -8,7 +8,7 @@
 # goes as far as the device (launches counted by the null device) and says what was not measured. Results are
 # written as they come: table.txt, table.tsv, one JSON a measurement, ops.jsonl.
 set -uo pipefail
-out=gpu-bench limit=480 device='' failed=0 tokens=8192 rank=16
+out=gpu-bench limit=480 device='' failed=0 tokens=8192 rank=16 steps=5
 shapes=t5-base,qwen2.5-0.5b,qwen2.5-1.5b,qwen2.5-7b,llama-3.1-8b
 while [ $# -gt 0 ]; do
   case $1 in
@@ -30,7 +30,22 @@ on=$device
 python=${PYTHON:-python3}
 peers=1
 "$python" -c 'import torch, transformers, peft' 2> "$out/python.log" || peers=0
-[ "$on" = cuda ] || peers=0
+[ "$on" = cuda ] && [ $witness = 0 ] || peers=0
+if [ $witness = 1 ]; then
+  for shape in ${shapes//,/ }; do
+    row "$shape" SKIP 0 'needs the speed of a GPU; this is the witness (docs/witness.md)'
+  done
+  shapes=qwen2_bias steps=1 rank=8
+  make_world
+fi
+# subject SHAPE: random weights of a known shape; on the witness, a golden model.
+subject() {
+  if [ $witness = 1 ]; then
+    echo "--model $GEMS_GOLDEN_DIR/models/$1 --data $world --set train.batch=4 --set data.item_token=<new_{}> --warmup 0"
+  else
+    echo "--shape $1 --tokens $tokens"
+  fi
+}
 
 state() {
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used \
@@ -41,7 +56,7 @@ echo "$(date -u +%Y-%m-%dT%H:%MZ)  $(state)" | tee "$out/machine.txt"
 
 # measure NAME SECONDS FILE COMMAND...: a row with what the one JSON object of FILE says.
 measure() {
-  local name=$1 most=$2 file=$out/$3 from code=0
+  local name=$1 most=$(($2 * slower)) file=$out/$3 from code=0
   shift 3
   [ "$most" -le "$(left)" ] || most=$(left)
   if [ "$most" -lt 5 ]; then
@@ -61,6 +76,7 @@ measure() {
   fi
 }
 describe() {
+  [ $witness = 0 ] || { echo "ran; $(field "$1" peak_memory_bytes | awk '{ printf "%.2f", $1 / 2 ^ 30 }') GiB at most"; return; }
   local gib
   gib=$(field "$1" peak_memory_bytes | awk '{ printf "%.2f", $1 / 2 ^ 30 }')
   if [ "$on" = null ]; then
@@ -72,12 +88,12 @@ describe() {
   fi
 }
 engine_step() { # SHAPE METHOD ROUND
-  measure "$1 $2 engine" 90 "$1.$2.$3.json" "$engine" profile --shape "$1" --tokens "$tokens" --device "$on" \
-    --steps 5 --set "gems.method=$2" --set "gems.rank=$rank" --set train.activation_checkpointing="$4" --json
+  measure "$1 $2 engine" 90 "$1.$2.$3.json" "$engine" profile $(subject "$1") --device "$on" \
+    --steps $steps --set "gems.method=$2" --set "gems.rank=$rank" --set train.activation_checkpointing="$4" --json
 }
 graph_step() { # SHAPE CHECKPOINTING: the same step, replayed as CUDA graphs
-  GEMS_GRAPHS=on measure "$1 gems engine, graphs" 60 "$1.gems-graphs.1.json" "$engine" profile --shape "$1" \
-    --tokens "$tokens" --device "$on" --steps 5 --no-refresh --set gems.rank="$rank" \
+  GEMS_GRAPHS=on measure "$1 gems engine, graphs" 60 "$1.gems-graphs.1.json" "$engine" profile $(subject "$1") \
+    --device "$on" --steps $steps --no-refresh --set gems.rank="$rank" \
     --set train.activation_checkpointing="$2" --json
 }
 peer_step() { # SHAPE PEER ROUND
@@ -89,6 +105,7 @@ peer_step() { # SHAPE PEER ROUND
 for shape in ${shapes//,/ }; do
   large=false rounds='1 2'
   case $shape in *7b | *8b) large=true rounds=1 ;; esac
+  [ $witness = 0 ] || rounds=1
   for round in $rounds; do
     engine_step "$shape" gems "$round" "$large"
     [ "$round" != 1 ] || graph_step "$shape" "$large"
@@ -115,7 +132,9 @@ if [ -x "${ops:-}" ]; then
   seconds=$(($(left) - 25))
   [ "$on" = cuda ] || seconds=10
   [ "$seconds" -lt 90 ] || seconds=90
-  run 'operations at these shapes' $((seconds + 20)) "$ops" --device "$on" --shapes "$shapes" --tokens 2048,8192 \
+  sizes=2048,8192
+  [ $witness = 0 ] || { shapes=t5-base sizes=32; }
+  run 'operations at these shapes' $((seconds + 20)) "$ops" --device "$on" --shapes "$shapes" --tokens "$sizes" \
     --seconds "$seconds" --out "$out/ops.jsonl"
   if [ "$on" = cuda ] && grep -q '"name":"cuBLASLt"[^}]*"found":null' "$out/doctor.json"; then
     row 'plain products by cuBLASLt' SKIP 0 'the library is not there (doctor prints the names)'
@@ -153,7 +172,9 @@ if [ "$on" = cuda ]; then
 fi
 echo "$(date -u +%Y-%m-%dT%H:%MZ)  $(state)" >> "$out/machine.txt"
 echo
-if [ "$on" = cuda ]; then
+if [ $witness = 1 ]; then
+  echo "$(elapsed) s; $failed failed, on the witness: everything ran, and no time means anything. Table: $out"
+elif [ "$on" = cuda ]; then
   echo "$(elapsed) s; $failed failed. Figures: $out"
 else
   echo "$(elapsed) s; $failed failed, up to the device boundary: no GPU was used, nothing was measured on one."

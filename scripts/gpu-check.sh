@@ -23,9 +23,14 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) && rm -f "$out"/table.*
 find_device
 on=$device
 [ "$device" != none ] || on=simt
+[ "$on" != simt ] || slower=4 # the CPU may have other work
 run 'doctor' 20 "$engine" doctor --out "$out"
 if [ "$on" = cuda ]; then
-  nvidia-smi > "$out/nvidia-smi.log" 2>&1
+  if [ $witness = 1 ]; then
+    row 'nvidia-smi' SKIP 0 'the GPU is the witness (docs/witness.md)'
+  else
+    nvidia-smi > "$out/nvidia-smi.log" 2>&1
+  fi
   export GEMS_REQUIRE_CUDA=1
 fi
 
@@ -42,44 +47,7 @@ else
 fi
 
 # ---- a training run ----------------------------------------------------------------------------
-world=$out/world
-mkdir -p "$world"
-awk -v dir="$world" 'BEGIN {
-  split("red blue green oak", word, " ");
-  for (i = 0; i < 12; i++)
-    printf "{\"item\":\"i%d\",\"text\":\"%s desk %d\"}\n", i, word[i % 4 + 1], i > (dir "/items.jsonl");
-  for (k = 0; k < 60; k++) {
-    a = (k * 5) % 12; b = (k * 7 + 1) % 12; c = (k * 3) % 12;
-    query = k % 3 ? "" : sprintf("\"query\":\"%s desk\",", word[c % 4 + 1]);
-    line = sprintf("{\"task\":\"%s\",\"history\":[\"i%d\",\"i%d\"],%s\"target\":[\"i%d\"]}", k % 3 ? "rec" : "search", a, b, query, c);
-    print line > (dir "/train.jsonl");
-    if (k < 12) { print line > (dir "/valid.jsonl"); print line > (dir "/test.jsonl") }
-    printf "the %s desk number %d stands by a green kettle\n", word[k % 4 + 1], k > (dir "/general.txt");
-  }
-}'
-
-# training NAME DEVICE
-training() {
-  local settings=(train.evaluate_before=false train.evaluate_after=false train.validate_every=0 train.export=false
-    train.batch=4 train.warmup_steps=2 gems.rank=8 gems.refresh_every=3 gems.refresh_window=1 checkpoint.keep=1
-    'data.item_token=<new_{}>') args=()
-  for setting in "${settings[@]}"; do args+=(--set "$setting"); done
-  rm -rf "$out/$1"
-  "$engine" train --json --model "$GEMS_GOLDEN_DIR/models/qwen2_bias" --data "$world" --out "$out/$1" \
-    --device "$2" --steps 6 "${args[@]}"
-}
-# The tensors that training left, as one checksum.
-weights() { ls "$1"/checkpoints/*/weights.safetensors > /dev/null && cat "$1"/checkpoints/*/*.safetensors | sha256sum; }
-# Largest relative difference of the losses of two runs, and whether it is below a limit.
-losses() {
-  sed -n 's/.*"loss":\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl" > "$1/losses"
-  sed -n 's/.*"loss":\([0-9.eE+-]*\).*/\1/p' "$2/metrics.jsonl" > "$2/losses"
-  paste "$1/losses" "$2/losses" | awk -v most="$3" '
-    { d = ($1 - $2) / $2; if (d < 0) d = -d; if (d > worst) worst = d; n++ }
-    END { printf "%d steps, losses differ by %.2e at most (limit %s)\n", n, worst, most; exit !(n >= 6 && worst <= most) }'
-}
-export -f training weights losses
-export engine out world
+make_world
 
 run "train on $on" 60 bash -c "training first $on"
 run "train on $on again" 60 bash -c "training second $on"
@@ -95,7 +63,9 @@ run "losses of $on and CPU" 10 bash -c "losses $out/first $out/cpu $most"
 
 # ---- the sanitizer -----------------------------------------------------------------------------
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1)
-if [ "$on" = cuda ] && [ -n "$sanitizer" ] && [ -x "${suite:-}" ]; then
+if [ $witness = 1 ]; then
+  row 'compute-sanitizer' SKIP 0 'looks at machine code on a GPU; the witness makes the same checks on PTX'
+elif [ "$on" = cuda ] && [ -n "$sanitizer" ] && [ -x "${suite:-}" ]; then
   for tool in memcheck racecheck initcheck synccheck; do
     # racecheck does not follow a ring of stages that is handed on by mbarriers, and reports it; the SIMT machine does.
     without=()
@@ -110,12 +80,16 @@ fi
 
 # ---- the launches of a real shape ----------------------------------------------------------------
 run 'a step of t5-base, null device' 60 "$engine" profile --shape t5-base --tokens 1024 --device null --steps 1 --json
-if [ "$on" = cuda ]; then
+if [ $witness = 1 ]; then
+  row 'a step of t5-base on the GPU' SKIP 0 'needs the speed of a GPU; this is the witness (docs/witness.md)'
+elif [ "$on" = cuda ]; then
   run 'a step of t5-base on the GPU' 60 "$engine" profile --shape t5-base --tokens 4096 --device cuda --steps 2 --json
 fi
 
 echo
-if [ "$on" = cuda ]; then
+if [ $witness = 1 ]; then
+  echo "$(elapsed) s; $failed failed, on the witness: PTX was executed, no machine code and no GPU. Logs and table: $out"
+elif [ "$on" = cuda ]; then
   echo "$(elapsed) s; $failed failed. Logs and table: $out"
 else
   echo "$(elapsed) s; $failed failed, up to the device boundary: no GPU was used."
