@@ -85,8 +85,9 @@ impl Run {
         sources.check_format().map_err(|e| e.at(path.join(SOURCES).display()))?;
         let path = whole(path);
         let (items, codes) = catalogue::read(&path, &sources.catalogue)?;
+        let (noted, home) = (history::settings(&path)?, history::directory(&path)?);
         Ok(Self {
-            config: settings::read(&path)?,
+            config: settings::read(&path, noted.as_deref(), home.as_deref())?,
             chat: read_json(&path.join(CHAT))?,
             norms: read_json(&path.join(NORMS))?,
             path,
@@ -126,11 +127,12 @@ impl Run {
     /// # Errors
     /// The file system.
     pub fn resume(&mut self, config: &Config, changes: &[Change], step: u64, notes: &[String]) -> Result<()> {
-        settings::settle(&self.path)?;
+        let settle = || settings::settle(&self.path, history::settings(&self.path)?.as_deref());
+        settle()?;
         // The event puts the settings in force: a crash leaves both or neither.
         let staged = (!changes.is_empty()).then(|| settings::stage(&self.path, config)).transpose()?;
         history::resumed(&self.path, step, staged.as_deref().map(|hash| (changes, hash)), notes)?;
-        settings::settle(&self.path)?;
+        settle()?;
         self.config = config.clone();
         Ok(())
     }

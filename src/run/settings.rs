@@ -1,6 +1,6 @@
 //! A run's settings: how they are kept, and what later commands may change of them.
 
-use super::{CONFIG, Run, history};
+use super::{CONFIG, Run};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -168,19 +168,21 @@ pub(super) fn stage(run: &Path, config: &Config) -> Result<String> {
     Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
 }
 
-/// Where the settings in force stand: a resume may have ended between its event and its last file.
-fn in_force(run: &Path) -> Result<PathBuf> {
+/// Where the settings in force stand, by the hash that the history has `noted`: a resume may have ended between its event
+/// and its last file.
+fn in_force(run: &Path, noted: Option<&str>) -> PathBuf {
     let staged = run.join(STAGED);
-    let Ok(text) = std::fs::read(&staged) else { return Ok(run.join(CONFIG)) };
-    let hash = blake3::hash(&text).to_hex();
-    let noted = history::settings(run)?.is_some_and(|noted| noted == hash.as_str());
-    Ok(if noted { staged } else { run.join(CONFIG) })
+    let hash = std::fs::read(&staged).map(|text| blake3::hash(&text).to_hex());
+    match hash.is_ok_and(|hash| noted == Some(hash.as_str())) {
+        true => staged,
+        false => run.join(CONFIG),
+    }
 }
 
 /// Gives staged settings that are in force their place, and removes others.
-pub(super) fn settle(run: &Path) -> Result<()> {
+pub(super) fn settle(run: &Path, noted: Option<&str>) -> Result<()> {
     let staged = run.join(STAGED);
-    let done = match in_force(run)? == staged {
+    let done = match in_force(run, noted) == staged {
         true => std::fs::rename(&staged, run.join(CONFIG)),
         false => std::fs::remove_file(&staged).or_else(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Ok(()),
@@ -191,13 +193,12 @@ pub(super) fn settle(run: &Path) -> Result<()> {
 }
 
 /// Reads the settings of the run in `run`, paths made whole. What lay outside the run and is not there any more may have
-/// moved together with it.
-pub(super) fn read(run: &Path) -> Result<Config> {
-    let mut config = Config::from_layers(vec![Layer::file(&in_force(run)?)?])?;
-    let home = history::directory(run)?;
+/// moved together with it, from `home`.
+pub(super) fn read(run: &Path, noted: Option<&str>, home: Option<&Path>) -> Result<Config> {
+    let mut config = Config::from_layers(vec![Layer::file(&in_force(run, noted))?])?;
     for path in paths(&mut config) {
         let there = whole(&run.join(&*path));
-        let moved = || Some(run.join(way(home.as_deref()?, &there)?)).filter(|path| path.exists());
+        let moved = || Some(run.join(way(home?, &there)?)).filter(|path| path.exists());
         let found = if there.exists() { None } else { moved() };
         *path = found.map_or(there, |path| whole(&path)).display().to_string();
     }

@@ -7,7 +7,10 @@ use super::{Counters, Launch, Options};
 use crate::fault::{Fault, Kind, Stop};
 use crate::races::global::GlobalRaces;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::time::Duration;
 
 /// Rounds over all resident blocks in which nobody gets on.
@@ -17,9 +20,11 @@ const PATIENCE: u32 = 2_000;
 struct Queue {
     order: Option<Vec<u64>>,
     blocks: u64,
-    threads: usize,
     next: AtomicU64,
     progress: AtomicU64,
+    /// Threads that still have blocks, and those of them that see nobody get on.
+    working: AtomicUsize,
+    stuck: AtomicUsize,
     fault: Mutex<Option<Fault>>,
 }
 
@@ -34,6 +39,11 @@ impl Queue {
 
     fn failed(&self) -> bool {
         self.fault.lock().is_ok_and(|f| f.is_some())
+    }
+
+    /// Whether every thread that has blocks is stuck.
+    fn nobody_works(&self) -> bool {
+        self.stuck.load(SeqCst) == self.working.load(SeqCst)
     }
 
     fn fail(&self, fault: Fault) {
@@ -69,9 +79,10 @@ pub fn run(launch: &Launch, options: &Options, counters: &Counters) -> Result<()
     let queue = Queue {
         order: (seed != 0).then(|| shuffled(blocks, seed)),
         blocks,
-        threads,
         next: AtomicU64::new(0),
         progress: AtomicU64::new(0),
+        working: AtomicUsize::new(threads),
+        stuck: AtomicUsize::new(0),
         fault: Mutex::new(None),
     };
     let work = |n: u64| {
@@ -87,6 +98,7 @@ pub fn run(launch: &Launch, options: &Options, counters: &Counters) -> Result<()
             splits: 0,
         };
         worker.work(&queue);
+        queue.working.fetch_sub(1, SeqCst);
         counters.cpu_nanoseconds.fetch_add((cpu_time() - began).as_nanos() as u64, Relaxed);
         counters.warp_instructions.fetch_add(worker.executed, Relaxed);
         counters.lane_instructions.fetch_add(worker.lanes, Relaxed);
@@ -175,7 +187,7 @@ impl Worker<'_> {
 
     fn work(&mut self, queue: &Queue) {
         let mut resident: Vec<Block> = Vec::new();
-        let (mut idle, mut seen) = (0, 0);
+        let (mut idle, mut seen, mut stuck) = (0, 0, false);
         loop {
             while resident.len() < self.options.resident.max(1) {
                 let Some(i) = queue.take() else { break };
@@ -188,21 +200,27 @@ impl Worker<'_> {
                 Ok(moved) => moved,
                 Err(fault) => return queue.fail(*fault),
             };
-            let progress = queue.progress.load(Relaxed);
-            if moved || progress != seen {
-                (idle, seen) = (0, progress);
-                if moved {
-                    queue.progress.fetch_add(1, Relaxed);
+            if moved {
+                queue.progress.fetch_add(1, SeqCst);
+            }
+            let progress = queue.progress.load(SeqCst);
+            if progress != seen {
+                if std::mem::take(&mut stuck) {
+                    queue.stuck.fetch_sub(1, SeqCst);
                 }
+                (idle, seen) = (0, progress);
                 continue;
             }
             idle += 1;
-            // Others may be about to get on.
-            if queue.threads > 1 && idle > 16 {
-                std::thread::yield_now();
+            if idle > PATIENCE && !std::mem::replace(&mut stuck, true) {
+                queue.stuck.fetch_add(1, SeqCst);
             }
-            if idle > PATIENCE {
+            // Another thread may be in the middle of a turn, however long the machine lets it wait.
+            if stuck && queue.nobody_works() && queue.progress.load(SeqCst) == seen {
                 return queue.fail(self.deadlock(&resident, queue));
+            }
+            if idle > 16 {
+                std::thread::yield_now();
             }
         }
     }
