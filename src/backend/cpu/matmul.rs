@@ -53,7 +53,7 @@ pub fn product(c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef
 
 /// The GEMM library leaves the upper halves of the vector registers in use. On Intel's processors every scalar
 /// floating-point instruction of the thread is many times slower from then on, until somebody clears them: here, where
-/// products end, on the thread that computed them (`cargo bench --bench ops after` shows what it is worth).
+/// products end, on the thread that computed them (`cargo bench --bench ops -- after` shows what it is worth).
 fn clear_upper_halves() {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx") {
