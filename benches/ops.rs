@@ -157,9 +157,8 @@ fn after_products(be: &dyn Backend) -> Result<()> {
 
 fn clear_upper_halves() {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx") {
-        // SAFETY: the processor has the instruction; the upper halves hold nothing between calls (the ABI's rule).
-        unsafe { std::arch::x86_64::_mm256_zeroupper() }
+    if let Some(avx) = pulp::core_arch::x86::Avx::try_new() {
+        avx._mm256_zeroupper();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::format::compact;
 use super::html::ReportTable;
-use super::plot::{DASHED_WIDTH, FONT_SIZE, GRID, INK, LINE_WIDTH, SERIES, SIZE, Tone, span};
+use super::plot::{DASHED_WIDTH, LINE_WIDTH, SERIES, SIZE, Tone, axes, frame, span};
 use super::template::{self, RACE};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -166,27 +166,8 @@ impl CurveFigure {
         area: &DrawingArea<SVGBackend, Shift>,
     ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
         let (x, y) = self.ranges();
-        let mut chart = ChartBuilder::on(area)
-            .margin_top(16)
-            .margin_right(28)
-            .x_label_area_size(76)
-            .y_label_area_size(112)
-            .build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?;
-        let text = ("sans-serif", FONT_SIZE).into_font().color(&INK.color());
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .max_light_lines(0)
-            .bold_line_style(GRID.color().stroke_width(2))
-            .axis_style(GRID.color().stroke_width(2))
-            .x_labels(6)
-            .y_labels(5)
-            .x_label_formatter(&|value| compact(*value))
-            .y_label_formatter(&|value| compact(*value))
-            .x_desc(&self.x)
-            .label_style(text.clone())
-            .axis_desc_style(text)
-            .draw()?;
+        let mut chart = frame(area).build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?;
+        axes(&mut chart, &self.x)?;
         for (number, curve) in self.curves.iter().enumerate() {
             let color = tone(number).color();
             let line = color.stroke_width(stroke(number));

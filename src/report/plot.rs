@@ -6,6 +6,8 @@
 use super::format::compact;
 use crate::error::{Error, Result};
 use plotters::coord::Shift;
+use plotters::coord::cartesian::Cartesian2d;
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 
 /// A colour by its name in the style sheet, on a light and on a dark ground.
@@ -130,27 +132,8 @@ impl Figure {
         area: &DrawingArea<SVGBackend, Shift>,
     ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
         let (x, y) = self.ranges();
-        let mut chart = ChartBuilder::on(area)
-            .margin_top(16)
-            .margin_right(28)
-            .x_label_area_size(76)
-            .y_label_area_size(112)
-            .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-        let text = ("sans-serif", FONT_SIZE).into_font().color(&INK.color());
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .max_light_lines(0)
-            .bold_line_style(GRID.color().stroke_width(2))
-            .axis_style(GRID.color().stroke_width(2))
-            .x_labels(6)
-            .y_labels(5)
-            .x_label_formatter(&|value| compact(*value))
-            .y_label_formatter(&|value| compact(*value))
-            .x_desc("step")
-            .label_style(text.clone())
-            .axis_desc_style(text)
-            .draw()?;
+        let mut chart = frame(area).build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+        axes(&mut chart, "step")?;
         for series in &self.series {
             let color = series.tone().color();
             let line = color.stroke_width(series.stroke());
@@ -220,4 +203,39 @@ fn thinned_keeping_extremes(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         pair
     });
     extremes.flatten().copied().collect()
+}
+
+/// The frame of every plot: room for its labels.
+pub(super) fn frame<'a, 'b>(
+    area: &'a DrawingArea<SVGBackend<'b>, Shift>,
+) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut frame = ChartBuilder::on(area);
+    frame.margin_top(16).margin_right(28).x_label_area_size(76).y_label_area_size(112);
+    frame
+}
+
+/// Its axes; `x` says what lies along the first.
+pub(super) fn axes<'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    x: &str,
+) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let text = ("sans-serif", FONT_SIZE).into_font().color(&INK.color());
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .max_light_lines(0)
+        .bold_line_style(GRID.color().stroke_width(2))
+        .axis_style(GRID.color().stroke_width(2))
+        .x_labels(6)
+        .y_labels(5)
+        .x_label_formatter(&|value| compact(*value))
+        .y_label_formatter(&|value| compact(*value))
+        .x_desc(x)
+        .label_style(text.clone())
+        .axis_desc_style(text)
+        .draw()
 }

@@ -56,9 +56,8 @@ pub fn product(c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef
 /// products end, on the thread that computed them (`cargo bench --bench ops -- after` shows what it is worth).
 fn clear_upper_halves() {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx") {
-        // SAFETY: the processor has the instruction; the upper halves hold nothing between calls (the ABI's rule).
-        unsafe { std::arch::x86_64::_mm256_zeroupper() }
+    if let Some(avx) = pulp::core_arch::x86::Avx::try_new() {
+        avx._mm256_zeroupper();
     }
 }
 

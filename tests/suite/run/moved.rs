@@ -9,25 +9,22 @@ fn within(mut command: assert_cmd::Command, dir: &Path) -> assert_cmd::Command {
     command
 }
 
-#[test]
-fn a_run_works_from_anywhere_and_after_being_moved() {
-    let dir = tempfile::tempdir().unwrap();
-    let home = dir.path().join("home");
+/// A directory `home` of a model, data and a run `runs/a`, which was started there.
+fn project(dir: &Path, flags: &[&str]) -> PathBuf {
+    let home = dir.join("home");
     fs::create_dir(&home).unwrap();
     world(&home);
     copied("llama_tied", &home);
     let mut start = engine();
-    start.current_dir(&home).args([
-        "train",
-        "--json",
-        "--steps",
-        "4",
-        "--model",
-        "llama_tied",
-        "--data",
-        "world",
-    ]);
-    start.args(["--out", "runs/a", "--set", "checkpoint.every=2"]).args(FAST).assert().success();
+    start.current_dir(&home).args(["train", "--json", "--model", "llama_tied", "--data", "world"]);
+    start.args(["--out", "runs/a"]).args(FAST).args(flags).assert().success();
+    home
+}
+
+#[test]
+fn a_run_works_from_anywhere_and_after_being_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = project(dir.path(), &["--steps", "4", "--set", "checkpoint.every=2"]);
     let (ranked, _) = told(&mut within(command("rank", Path::new("runs/a"), &ASKED), &home));
     let (result, _) = told(&mut within(command("evaluate", Path::new("runs/a"), &[]), &home));
     for (from, run) in [(dir.path(), "home/runs/a"), (Path::new("/"), home.join("runs/a").to_str().unwrap())]
@@ -56,22 +53,7 @@ fn a_run_works_from_anywhere_and_after_being_moved() {
 #[test]
 fn a_project_moves_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let home = dir.path().join("home");
-    fs::create_dir(&home).unwrap();
-    world(&home);
-    copied("llama_tied", &home);
-    let mut start = engine();
-    start.current_dir(&home).args([
-        "train",
-        "--json",
-        "--steps",
-        "3",
-        "--model",
-        "llama_tied",
-        "--data",
-        "world",
-    ]);
-    start.args(["--out", "runs/a"]).args(FAST).assert().success();
+    let home = project(dir.path(), &["--steps", "3"]);
     let (ranked, _) = told(&mut command("rank", &home.join("runs/a"), &ASKED));
     let second = dir.path().join("elsewhere/second");
     fs::create_dir_all(second.parent().unwrap()).unwrap();

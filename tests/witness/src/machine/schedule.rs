@@ -144,13 +144,10 @@ fn limits(launch: &Launch) -> Result<(), Fault> {
 
 /// Processor time of this thread.
 fn cpu_time() -> Duration {
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    let mut t = [0i64; 2];
-    // SAFETY: `timespec` is two 64-bit numbers on 64-bit Linux; 3 is CLOCK_THREAD_CPUTIME_ID.
-    unsafe { clock_gettime(3, &raw mut t) };
-    Duration::new(t[0] as u64, t[1] as u32)
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes the structure that it is given, or fails and leaves it zero.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Another order for each launch of a run.
