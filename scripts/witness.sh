@@ -107,10 +107,6 @@ fails() {
 }
 export -f same answers same_answers same_metrics fails
 
-if [ $short = 0 ]; then
-  run 'every kernel is modelled' 900 cargo test --release --locked -p gems-witness --test machine every_kernel_is_modelled -- --ignored
-fi
-
 # ---- the same tests as on a GPU, the same runs --------------------------------------------------
 for capability in 80 90; do
   export WITNESS_CAPABILITY=$capability

@@ -210,10 +210,8 @@ fn adam_adds_its_blocks() {
     check(|| adam(70, 33));
 }
 
-/// Every entry of every kernel file, for both architectures. `scripts/witness.sh` runs it; by hand:
-/// `cargo test --release -p gems-witness --test machine every_kernel_is_modelled -- --ignored`
+/// Every entry of every kernel file, for both architectures: a minute of nvcc, once.
 #[test]
-#[ignore = "four minutes of nvcc on two cores, once, would be most of CI's time for the witness"]
 fn every_kernel_is_modelled() {
     let files =
         super::rig::root().join("kernels").read_dir().expect("kernels/").filter_map(|e| Some(e.ok()?.path()));
