@@ -1,4 +1,4 @@
-//! Compiles the kernels: always for the host SIMT machine, and for GPUs when a CUDA compiler is at hand.
+//! Compiles the kernels: for GPUs when a CUDA compiler is at hand, and with the feature `simt` for the host SIMT machine.
 //!
 //! `GEMS_CUDA=auto|require|off`: use nvcc if found (default), fail without it, or never look for it.
 //! `GEMS_CUDA_ARCHS=80,90a,...`: the GPU architectures to compile for.
@@ -39,16 +39,19 @@ fn main() {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let kernels = files("kernels", "cu");
+    let (mut jobs, images) = device_jobs(&kernels, &out);
     // The machine's own test kernels run on the machine only.
     let host_kernels = [kernels.clone(), files("kernels/simt", "cu")].concat();
-    let (mut jobs, objects) = host_jobs(&host_kernels, &out);
-    let (device, images) = device_jobs(&kernels, &out);
-    jobs.extend(device);
+    let simt = env::var_os("CARGO_FEATURE_SIMT").is_some();
+    let (host, objects) = if simt { host_jobs(&host_kernels, &out) } else { Default::default() };
+    jobs.extend(host);
     run(jobs);
-    let mut archive = cc::Build::new();
-    archive.cpp(true).objects(&objects).compile("gems_simt");
+    if simt {
+        cc::Build::new().cpp(true).objects(&objects).compile("gems_simt");
+        fs::write(out.join("simt.rs"), host_objects(&host_kernels)).expect("OUT_DIR is writable");
+    }
     let nvcc = find_nvcc().filter(|_| !images.is_empty()).map_or(String::new(), |nvcc| release(&nvcc));
-    fs::write(out.join("kernels.rs"), table(&host_kernels, &images, &nvcc)).expect("OUT_DIR is writable");
+    fs::write(out.join("kernels.rs"), table(&images, &nvcc)).expect("OUT_DIR is writable");
     fs::write(out.join("abi.rs"), limits() + &structures()).expect("OUT_DIR is writable");
     fs::write(out.join("names.rs"), kernel_names(&kernels)).expect("OUT_DIR is writable");
 }
@@ -222,9 +225,8 @@ impl Job {
     }
 }
 
-/// The Rust side of what was compiled: images for GPUs, and one symbol of every host object, whose use
-/// keeps the linker from leaving the object (and the kernels that it registers) out.
-fn table(kernels: &[PathBuf], images: &[Image], nvcc: &str) -> String {
+/// The images for GPUs as Rust.
+fn table(images: &[Image], nvcc: &str) -> String {
     let mut text = String::from("/// (file, architecture, image) of every compiled kernel file.\n");
     text.push_str("pub static IMAGES: &[(&str, &str, &[u8])] = &[\n");
     for (file, arch, path) in images {
@@ -232,13 +234,18 @@ fn table(kernels: &[PathBuf], images: &[Image], nvcc: &str) -> String {
     }
     text.push_str("];\n\n");
     let _ = writeln!(text, "/// The CUDA release of the compiler that made them; empty without images.");
-    let _ = writeln!(text, "const NVCC: &str = {nvcc:?};\n\nunsafe extern \"C\" {{");
+    let _ = writeln!(text, "const NVCC: &str = {nvcc:?};");
+    text
+}
+
+/// One symbol of every host object as Rust: its use keeps the linker from leaving the object, and the kernels that it
+/// registers, out.
+fn host_objects(kernels: &[PathBuf]) -> String {
+    let mut text = String::from("unsafe extern \"C\" {\n");
     for kernel in kernels {
         let _ = writeln!(text, "    fn gems_simt_file_{}();", stem(kernel));
     }
-    text.push_str(
-        "}\n\n/// Keeps every kernel file's host object in the program.\npub fn keep_simt_kernels() {\n",
-    );
+    text.push_str("}\n\n/// Keeps every kernel file's host object in the program.\nfn keep_kernels() {\n");
     for kernel in kernels {
         text.push_str("    // SAFETY: an empty function without arguments.\n");
         let _ = writeln!(text, "    unsafe {{ gems_simt_file_{}() }};", stem(kernel));

@@ -41,6 +41,8 @@ mod replay;
 mod report;
 #[path = "suite/run/mod.rs"]
 mod run;
+#[path = "suite/serve.rs"]
+mod serve;
 #[path = "suite/settings.rs"]
 mod settings;
 #[path = "suite/simt.rs"]

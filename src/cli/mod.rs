@@ -1,5 +1,6 @@
 //! The commands: the only place that wires everything together.
 
+mod ask;
 mod basis;
 mod compare;
 mod console;
@@ -18,6 +19,7 @@ mod protection;
 mod race;
 mod rank;
 mod schema;
+mod serve;
 mod session;
 mod summary;
 mod train;
@@ -45,6 +47,7 @@ enum Command {
     Basis(basis::BasisArgs),
     Evaluate(evaluate::EvaluateArgs),
     Rank(rank::RankArgs),
+    Serve(serve::ServeArgs),
     Export(export::ExportArgs),
     Compare(compare::CompareArgs),
     Race(Box<race::RaceArgs>),
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<()> {
         Command::Basis(args) => basis::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Rank(args) => rank::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Race(args) => race::run(&args),

@@ -1,16 +1,17 @@
 //! `gems-engine rank`.
 
+use super::ask::{Answer, Ask, Asker, Rules, TOGETHER, why};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
-use crate::data::{Record, check_names, json_objects};
+use crate::data::{json_objects, lines_of, read_json_objects};
 use crate::error::{Error, Kind, Result};
-use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, order};
 use crate::run::Reads;
 use clap::Args;
-use serde_json::{Value, json};
-use std::io::Write;
+use serde_json::{Map, Value, json};
+use std::io::{BufReader, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Ask a tuned model: what comes after this history, or answers this query?
 ///
@@ -31,13 +32,22 @@ pub struct RankArgs {
     /// The task [default: search with a query, rec without; else the first that takes what is given].
     #[arg(long, value_name = "TASK")]
     task: Option<String>,
-    /// Many requests: a JSONL file of {history?, query?, task?}; answered by a JSON object a line, {error} where one cannot
-    /// be answered.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["history", "query", "task"])]
+    /// Many requests: a JSONL file of {history?, query?, task?, top?, among?, exclude?, exclude_history?}, or - for standard
+    /// input, answered as it comes; answered by a JSON object a line, {error} where one cannot be answered.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["history", "query", "task", "exclude"])]
     batch: Option<PathBuf>,
     /// How many items.
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
+    /// Rank these items only: a file of ids, one a line.
+    #[arg(long, value_name = "FILE")]
+    among: Option<PathBuf>,
+    /// Items that are not answered, separated by commas.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    exclude: Vec<String>,
+    /// Do not answer items of the history.
+    #[arg(long)]
+    exclude_history: bool,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
@@ -46,174 +56,125 @@ pub struct RankArgs {
     output: OutputArgs,
 }
 
-/// Requests of a batch that are answered together.
-const TOGETHER: usize = 64;
-
-/// What is asked.
-struct Asked {
-    history: Vec<String>,
-    query: Option<String>,
-    task: Option<String>,
-}
-
-/// What is answered: the task, and items with their log-likelihoods, best first.
-type Answer = (u32, Vec<(u32, f32)>);
-
 /// Runs the command.
 pub fn run(args: &RankArgs) -> Result<()> {
+    let rules = Rules {
+        top: args.top,
+        among: args.among.as_deref().map(lines_of).transpose()?,
+        exclude_history: args.exclude_history,
+    };
     let mut session = Session::open_run(&args.run, &args.settings, &args.device, Reads::Items)?;
     session.restore_best(&args.run)?;
-    let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
-    let trie = candidate_trie(&items, &session.vocabulary);
-    let mut out = std::io::stdout().lock();
-    let failed = |e| Error::io("write", "standard output", e);
-    let Some(path) = &args.batch else {
-        let asked =
-            Asked { history: args.history.clone(), query: args.query.clone(), task: args.task.clone() };
-        let record = record(&session, &asked)?;
-        let (task, best) = answer(&session, &trie, &[&record], args.top.get())?.swap_remove(0);
-        let text = match args.output.json {
-            true => answer_json(&session, task, &best).to_string(),
-            false => answer_table(&session, &best),
-        };
-        return writeln!(out, "{text}").map_err(failed);
+    let asker = Asker::new(&session, rules)?;
+    match &args.batch {
+        Some(path) => batch(&asker, path),
+        None => one(&asker, args),
+    }
+}
+
+fn one(asker: &Asker, args: &RankArgs) -> Result<()> {
+    let ask = Ask {
+        history: args.history.clone(),
+        query: args.query.clone(),
+        task: args.task.clone(),
+        exclude: args.exclude.clone(),
+        ..Ask::default()
     };
-    let (mut together, mut all, mut unanswered) = (Vec::new(), 0, 0);
+    let answers = asker.answer(vec![Ok(ask)])?.into_iter().collect::<Result<Vec<Answer>>>()?;
+    for answer in &answers {
+        let text = if args.output.json { asker.json(answer).to_string() } else { asker.table(answer) };
+        writeln!(std::io::stdout(), "{text}").map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn failed(e: std::io::Error) -> Error {
+    Error::io("write", "standard output", e)
+}
+
+/// A row of a batch with its line.
+type Row = Result<(usize, Map<String, Value>)>;
+
+/// Answers the requests of a file, so many together that the answers do not depend on the moment; those of standard input
+/// as they come.
+fn batch(asker: &Asker, path: &Path) -> Result<()> {
+    let mut count = Count::default();
+    if path == Path::new("-") {
+        let rows = arriving();
+        while let Ok(first) = rows.recv() {
+            let rows = std::iter::once(first).chain(rows.try_iter()).take(TOGETHER).collect();
+            answer(asker, rows, "standard input", &mut count)?;
+        }
+        return count.verdict("standard input");
+    }
+    let name = path.display().to_string();
     let mut rows = json_objects(path)?.peekable();
-    while let Some(row) = rows.next() {
-        let found = match row {
-            Err(e) if e.kind == Kind::Io => return Err(e),
-            Err(e) => Err(e),
-            Ok((line, fields)) => asked(&fields)
-                .and_then(|a| record(&session, &a))
-                .map_err(|e| e.at(format!("{} line {line}", path.display()))),
-        };
-        (all, unanswered) = (all + 1, unanswered + usize::from(found.is_err()));
-        together.push(found);
-        if together.len() == TOGETHER || rows.peek().is_none() {
-            for line in answers(&session, &trie, &together, args.top.get())? {
-                writeln!(out, "{line}").map_err(failed)?;
+    while rows.peek().is_some() {
+        answer(asker, rows.by_ref().take(TOGETHER).collect(), &name, &mut count)?;
+    }
+    count.verdict(&name)
+}
+
+/// The rows of standard input while they come.
+fn arriving() -> Receiver<Row> {
+    let (send, rows) = sync_channel(TOGETHER);
+    std::thread::spawn(move || {
+        let read = read_json_objects(Box::new(BufReader::new(std::io::stdin())), "standard input".as_ref());
+        for row in read {
+            if send.send(row).is_err() {
+                break;
             }
-            together.clear();
+        }
+    });
+    rows
+}
+
+#[derive(Default)]
+struct Count {
+    all: usize,
+    unanswered: usize,
+}
+
+impl Count {
+    fn verdict(&self, place: &str) -> Result<()> {
+        let Self { all, unanswered } = self;
+        match unanswered {
+            0 => Ok(()),
+            n => Err(Error::data(format!("{n} of {all} requests could not be answered"))
+                .at(place)
+                .remedy("the answers have an `error` in their places")),
         }
     }
-    out.flush().map_err(failed)?;
-    match unanswered {
-        0 => Ok(()),
-        n => Err(Error::data(format!("{n} of {all} requests could not be answered"))
-            .at(path.display())
-            .remedy("the answers have an `error` in their places")),
+}
+
+/// Answers rows, a line each; of what is no request, why.
+fn answer(asker: &Asker, rows: Vec<Row>, place: &str, count: &mut Count) -> Result<()> {
+    let mut asks = Vec::with_capacity(rows.len());
+    let mut lines = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (line, ask) = match row {
+            Err(e) if e.kind == Kind::Io => return Err(e),
+            Err(e) => (None, Err(e)),
+            Ok((line, fields)) => (Some(line), Ask::from_json(&fields)),
+        };
+        lines.push(line);
+        asks.push(ask);
     }
-}
-
-/// The lines that answer requests, in their order; of what is no request, why.
-fn answers(session: &Session, trie: &Trie, asked: &[Result<Record>], top: usize) -> Result<Vec<Value>> {
-    let records: Vec<&Record> = asked.iter().flatten().collect();
-    let mut found = answer(session, trie, &records, top)?.into_iter();
-    let line = |asked: &Result<Record>| match asked {
-        Ok(_) => found.next().map_or(Value::Null, |(task, best)| answer_json(session, task, &best)),
-        Err(e) => json!({"error": e.to_string().replace("\n  try: ", "; try: ")}),
-    };
-    Ok(asked.iter().map(line).collect())
-}
-
-/// A row of a batch.
-fn asked(fields: &serde_json::Map<String, Value>) -> Result<Asked> {
-    check_names(fields, &["history", "query", "task"])?;
-    let wrong = |field: &str, wanted: &str| {
-        Error::data(format!("{} instead of {wanted}", fields[field]))
-            .at(field)
-            .remedy(format!("write {wanted}"))
-    };
-    let text = |field: &'static str| match fields.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(wrong(field, "a string")),
-    };
-    let id = |value: &Value| match value {
-        Value::String(id) => Ok(id.clone()),
-        Value::Number(id) if id.is_i64() || id.is_u64() => Ok(id.to_string()),
-        _ => Err(wrong("history", "a list of item ids")),
-    };
-    let history = match fields.get("history") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(list)) => list.iter().map(id).collect::<Result<_>>()?,
-        Some(_) => return Err(wrong("history", "a list of item ids")),
-    };
-    Ok(Asked { history, query: text("query")?, task: text("task")? })
-}
-
-/// What is asked as a record of one of the run's tasks.
-fn record(session: &Session, asked: &Asked) -> Result<Record> {
-    let data = &session.data;
-    let usual = if asked.query.is_some() { "search" } else { "rec" };
-    let (history, query) = (!asked.history.is_empty(), asked.query.is_some());
-    let name = match &asked.task {
-        Some(task) => task.as_str(),
-        None if data.task(usual).is_some() => usual,
-        None => data
-            .tasks
-            .iter()
-            .find(|t| session.prompts.missing(t, history, query).is_none())
-            .map_or(usual, |t| t),
-    };
-    let task = data
-        .task(name)
-        .ok_or_else(|| Error::usage(format!("there is no task {name:?}")).meant(name, &data.tasks))?;
-    if let Some(missing) = session.prompts.missing(name, history, query) {
-        return Err(
-            Error::usage(format!("task {name} needs a {missing}")).remedy(format!("give --{missing}"))
-        );
+    let mut out = std::io::stdout().lock();
+    for (line, found) in lines.iter().zip(asker.answer(asks)?) {
+        count.all += 1;
+        let text = match found {
+            Ok(answer) => asker.json(&answer),
+            Err(error) => {
+                count.unanswered += 1;
+                let error = match line {
+                    Some(line) => error.at(format!("{place} line {line}")),
+                    None => error,
+                };
+                json!({"error": why(&error)})
+            }
+        };
+        writeln!(out, "{text}").map_err(failed)?;
     }
-    if query && !session.prompts.shows_query(name) {
-        return Err(Error::usage(format!("the prompt of task {name} shows no query: it would be ignored"))
-            .remedy("ask without --query, or choose another --task"));
-    }
-    let number = |id: &String| {
-        data.items.number(id).ok_or_else(|| {
-            let ids: Vec<&str> = (0..data.items.len() as u32).map(|i| data.items.id(i)).collect();
-            Error::usage(format!("there is no item {id:?}"))
-                .at("--history")
-                .remedy("ids are those of catalogue.jsonl in the run's directory")
-                .meant(id, &ids)
-        })
-    };
-    Ok(Record {
-        task,
-        history: asked.history.iter().map(number).collect::<Result<_>>()?,
-        query: asked.query.as_deref().map(Into::into),
-        ..Record::default()
-    })
-}
-
-/// The `top` items for each record.
-fn answer(session: &Session, trie: &Trie, records: &[&Record], top: usize) -> Result<Vec<Answer>> {
-    let encoder = session.encoder();
-    let prompts = records.iter().map(|r| encoder.prompt(r)).collect::<Result<Vec<_>>>()?;
-    let requests: Vec<Request> = prompts.iter().map(|prompt| Request { prompt, trie }).collect();
-    let batch_tokens = EvaluateSettings::default().batch_tokens;
-    let scores = Scorer::new(&session.model, session.prompt_side, batch_tokens).scores(&requests)?;
-    let items: Vec<u32> = (0..session.data.items.len() as u32).collect();
-    let best = scores.iter().map(|scores| order(&items, scores, 0).into_iter().take(top).collect());
-    Ok(records.iter().map(|r| r.task).zip(best).collect())
-}
-
-fn answer_json(session: &Session, task: u32, best: &[(u32, f32)]) -> Value {
-    let items = &session.data.items;
-    let row =
-        |(i, s): &(u32, f32)| json!({"item": items.id(*i), "text": items.text(*i), "log_likelihood": s});
-    json!({"task": session.data.tasks[task as usize], "items": best.iter().map(row).collect::<Vec<_>>()})
-}
-
-fn answer_table(session: &Session, best: &[(u32, f32)]) -> String {
-    let items = &session.data.items;
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header(["", "item", "log likelihood", "text"]);
-    for (place, (i, s)) in best.iter().enumerate() {
-        let text = items.text(*i).unwrap_or_default().to_string();
-        table.add_row([(place + 1).to_string(), items.id(*i).to_string(), format!("{s:.3}"), text]);
-    }
-    table.to_string()
+    out.flush().map_err(failed)
 }

@@ -42,7 +42,7 @@ pub use markup::Quotes;
 pub use pack::{micro_batches, pack};
 pub use prompt::{ChatTemplate, Prompts};
 pub use record::{Catalogue, Record, Split};
-pub use rows::json_objects;
+pub use rows::{json_objects, lines_of, read_json_objects};
 pub use sampler::{Pick, Sampler, StepSize};
 pub use semantic::{SemanticIds, residual_kmeans};
 pub use settings::{DataSettings, EndOfSequence, ItemIdentity, PromptPreset, SemanticSettings};

@@ -73,10 +73,13 @@ fn pass_over(reader: &mut dyn BufRead) -> std::io::Result<bool> {
 }
 
 fn json_rows(path: &Path) -> Result<Rows> {
-    let mut reader = open_text(path)?;
+    Ok(json_lines(open_text(path)?, path))
+}
+
+fn json_lines(mut reader: Box<dyn BufRead>, path: &Path) -> Rows {
     let (path, mut line, mut number) = (path.to_path_buf(), Vec::new(), 0);
     let mut failed = false;
-    Ok(Box::new(std::iter::from_fn(move || {
+    Box::new(std::iter::from_fn(move || {
         while !failed {
             number += 1;
             let row = match next_line(&mut *reader, &mut line, &path) {
@@ -92,7 +95,7 @@ fn json_rows(path: &Path) -> Result<Rows> {
             return Some(row.map_err(|f| f.place(&path, "line", number as u64)));
         }
         None
-    })))
+    }))
 }
 
 /// The objects of a JSONL (or Parquet) file with their line numbers.
@@ -100,7 +103,38 @@ fn json_rows(path: &Path) -> Result<Rows> {
 /// # Errors
 /// A file that cannot be opened; then, row by row, what is wrong with it.
 pub fn json_objects(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Map<String, Value>)>>> {
-    Ok(open(path, None)?.map(|row| row.map(|r| (r.number, r.fields)).map_err(Error::from)))
+    Ok(open(path, None)?.map(numbered))
+}
+
+/// The objects of JSON lines as they are read; `name` is what messages call their place.
+pub fn read_json_objects(
+    reader: Box<dyn BufRead>,
+    name: &Path,
+) -> impl Iterator<Item = Result<(usize, Map<String, Value>)>> {
+    json_lines(reader, name).map(numbered)
+}
+
+fn numbered(row: Checked<Row>) -> Result<(usize, Map<String, Value>)> {
+    row.map(|r| (r.number, r.fields)).map_err(Error::from)
+}
+
+/// The lines of a text file that are not empty, without blanks around them.
+///
+/// # Errors
+/// A file that cannot be read, and a line that is too long or not UTF-8.
+pub fn lines_of(path: &Path) -> Result<Vec<String>> {
+    let (mut reader, mut line, mut number, mut lines) = (open_text(path)?, Vec::new(), 0, Vec::new());
+    loop {
+        number += 1;
+        let place = |e: Error| e.at(format!("{} line {number}", path.display()));
+        if !next_line(&mut *reader, &mut line, path).map_err(place)? {
+            return Ok(lines);
+        }
+        let text = utf8(&line).map_err(|f| place(f.into()))?.trim();
+        if !text.is_empty() {
+            lines.push(text.to_string());
+        }
+    }
 }
 
 /// A line as text.

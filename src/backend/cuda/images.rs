@@ -1,4 +1,4 @@
-//! The compiled kernels inside this program: images for GPUs, and the host objects of the SIMT machine.
+//! The compiled kernels inside this program: images for GPUs.
 
 use crate::error::{Error, Result};
 

@@ -38,7 +38,9 @@ use super::*;
 use crate::error::{Error, Kind, Result};
 use attention::BucketTables;
 use driver::Driver;
-use drivers::{DryRun, Faulty, Gpu, GraphDriver, Simt};
+#[cfg(feature = "simt")]
+use drivers::Simt;
+use drivers::{DryRun, Faulty, Gpu, GraphDriver};
 use memory::Arena;
 use recorder::Recorder;
 use std::sync::{Arc, Mutex};
@@ -76,7 +78,14 @@ impl Cuda {
     pub fn open(spec: DeviceSpec) -> Result<Arc<Self>> {
         let mut driver: Arc<dyn Driver> = match spec.driver {
             DriverKind::Gpu { ordinal, blas } => Arc::new(Gpu::open(ordinal, blas)?),
+            #[cfg(feature = "simt")]
             DriverKind::Simt { hopper } => Arc::new(Simt::open(hopper)),
+            #[cfg(not(feature = "simt"))]
+            DriverKind::Simt { .. } => {
+                return Err(Error::device("this program was built without the host SIMT machine").remedy(
+                    "build it with `--features simt`, which needs a C++ compiler; or use --device cpu",
+                ));
+            }
             DriverKind::DryRun(like) => Arc::new(DryRun::open(like)),
         };
         let graphs = spec.graphs.then(|| Arc::new(GraphDriver::over(Arc::clone(&driver))));

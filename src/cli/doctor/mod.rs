@@ -8,7 +8,7 @@ use super::options::OutputArgs;
 use super::products;
 use super::protection::Protected;
 use crate::backend::cuda::probe::{self, Facts, GpuFacts};
-use crate::backend::cuda::{architectures, compiler as built_by, driver_needed, drivers::simt};
+use crate::backend::cuda::{architectures, compiler as built_by, driver_needed};
 use crate::config::Precision;
 use crate::data::{Catalogue, DataSettings, PromptSide, Vocabulary};
 use crate::error::{Error, Result};
@@ -143,7 +143,7 @@ fn document(
         "version": env!("CARGO_PKG_VERSION"),
         "architectures": binary,
         "ptx": ptx,
-        "simt": simt::NAME,
+        "simt": cfg!(feature = "simt"),
         "device": {"auto": device, "why": why},
         "gpu": facts,
         "checks": checks,
@@ -169,17 +169,17 @@ fn automatic(facts: &Facts, opened: bool, found: String) -> Check {
 
 fn kernels(facts: &Facts) -> Check {
     let built = architectures();
-    let simt = "and for the host SIMT machine (--device simt)";
+    let simt = if cfg!(feature = "simt") { ", and for the host SIMT machine (--device simt)" } else { "" };
     match (built.is_empty(), facts.driver) {
-        (false, _) => pass("kernels", format!("for {} {simt}", built.join(", "))),
+        (false, _) => pass("kernels", format!("for {}{simt}", built.join(", "))),
         (true, false) => warn(
             "kernels",
-            format!("for no GPU, {simt}"),
+            format!("for no GPU{simt}"),
             "to build them: `just cuda-toolchain`, then `cargo build --release`",
         ),
         (true, true) => fail(
             "kernels",
-            format!("for no GPU, though there is a driver, {simt}"),
+            format!("for no GPU, though there is a driver{simt}"),
             "`just cuda-toolchain`, then `cargo build --release`; or use --device cpu",
         ),
     }

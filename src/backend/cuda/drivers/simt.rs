@@ -2,10 +2,11 @@
 
 use crate::backend::cuda::abi::{Launch, Matrix, TensorMap};
 use crate::backend::cuda::driver::{Driver, Graph, Node};
-use crate::backend::cuda::images;
 use crate::backend::{DType, DeviceInfo};
 use crate::error::{Error, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
+
+include!(concat!(env!("OUT_DIR"), "/simt.rs"));
 
 unsafe extern "C" {
     fn gems_simt_find(name: *const c_char) -> *const c_void;
@@ -71,7 +72,7 @@ impl Simt {
     /// The machine with all kernels known to it; if `hopper`, with those for sm_90a in place of the general ones, where
     /// there are such.
     pub fn open(hopper: bool) -> Self {
-        images::keep_simt_kernels();
+        keep_kernels();
         let image = if hopper { "sm_90a" } else { "sm_80" };
         let info = DeviceInfo {
             name: NAME.into(),
