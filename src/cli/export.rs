@@ -1,5 +1,6 @@
 //! `gems-engine export`.
 
+use super::card;
 use super::measure::probe;
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::Session;
@@ -57,14 +58,14 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     session.restore_best(&args.run)?;
     let (worst, energy) = match args.format {
         Format::Merged => {
-            let tokenizer = |dir: &Path| session.vocabulary.save(dir, &session.data.items);
+            let beside = |dir: &Path| card::write(&session, &args.run, true, dir);
             (
                 write_merged(
                     &session.model,
                     &session.base,
                     &args.out,
                     args.dtype,
-                    &tokenizer,
+                    &beside,
                     &probe(&session)?,
                 )?,
                 1.0,
@@ -145,7 +146,7 @@ fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
     let path = session.base.display().to_string();
     crate::files::write_directory(&args.out, |dir| {
         write(dir, &AdapterHead { base: &path, task_type, modules }, &factors)?;
-        session.vocabulary.save(dir, &session.data.items)
+        card::write(session, &args.run, false, dir)
     })?;
     Ok((worst, least))
 }

@@ -2,6 +2,7 @@
 
 mod ask;
 mod basis;
+mod card;
 mod compare;
 mod console;
 mod demo;

@@ -110,6 +110,10 @@ impl<'a> Encoder<'a> {
     pub fn vocabulary(&self) -> &Vocabulary {
         self.vocabulary
     }
+    /// What stands between two items of a history.
+    pub fn separator(&self) -> &str {
+        &self.separator
+    }
     /// The architecture encoded for.
     pub fn prompt_side(&self) -> PromptSide {
         self.prompt_side

@@ -12,7 +12,7 @@ use std::sync::Arc;
 const SHARD: usize = 5_000_000_000;
 
 /// Writes `model` into `dir` (config.json of `base` with what changed, weights folded in f32 and rounded
-/// once, and what `tokenizer` writes), reads it back, and returns the largest difference of the logits for `probe`.
+/// once, and what `beside` writes), reads it back, and returns the largest difference of the logits for `probe`.
 /// The directory appears only when all of that has worked.
 ///
 /// # Errors
@@ -22,12 +22,12 @@ pub fn write_merged(
     base: &Path,
     dir: &Path,
     stored: StoredType,
-    tokenizer: &dyn Fn(&Path) -> Result<()>,
+    beside: &dyn Fn(&Path) -> Result<()>,
     probe: &Inference,
 ) -> Result<f32> {
     write_directory(dir, |path| {
         write_config(model, base, path, stored)?;
-        tokenizer(path)?;
+        beside(path)?;
         write_safetensors(path, &model.tensors(), stored, SHARD, &|name| model.tensor(name))?;
         let again = Model::load(path, Arc::clone(&model.backend), &LoadOptions::default())?;
         logit_difference(model, &again, probe)

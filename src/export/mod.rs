@@ -2,7 +2,9 @@
 //!
 //! Whatever is written is read back and its logits are compared before it counts as written.
 
+mod card;
 mod merged;
 pub mod peft;
 
+pub use card::{Card, Example};
 pub use merged::{logit_difference, write_merged};

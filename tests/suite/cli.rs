@@ -227,6 +227,18 @@ fn train_evaluate_rank_and_export_on_every_family() {
                 .assert()
                 .success();
             let written: Value = serde_json::from_slice(&written.get_output().stdout).unwrap();
+            // What a stranger needs to ask it (scripts/check-cards.py runs the card's code).
+            let about = fs::read_to_string(to.join("gems.json")).unwrap();
+            let about: Value = serde_json::from_str(&about).unwrap();
+            assert!(about["prompts"]["search"].as_str().unwrap().contains("{{ query }}"), "{about}");
+            let card = fs::read_to_string(to.join("README.md")).unwrap();
+            let loads = match (format, model.starts_with("t5")) {
+                ("merged", false) => "AutoModelForCausalLM.from_pretrained",
+                ("merged", true) => "AutoModelForSeq2SeqLM.from_pretrained",
+                (_, false) => "AutoPeftModelForCausalLM.from_pretrained",
+                (_, true) => "AutoPeftModelForSeq2SeqLM.from_pretrained",
+            };
+            assert!(card.contains(loads) && !card.contains("{%"), "{card}");
             assert!(
                 written["largest_logit_difference"].as_f64().unwrap() < 1e-3,
                 "{model} {format} {written}"

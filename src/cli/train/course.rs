@@ -1,5 +1,6 @@
 //! A run from where it stands to its end: steps, the best checkpoint, measurements, export, report.
 
+use crate::cli::card;
 use crate::cli::console::Console;
 use crate::cli::demo::{self, Source};
 use crate::cli::measure::{example, measure, probe};
@@ -126,9 +127,9 @@ impl Course {
             _ => Ok(()),
         };
         remove(&aside)?;
-        let tokenizer = |dir: &Path| session.vocabulary.save(dir, &session.data.items);
+        let beside = |dir: &Path| card::write(session, &self.directory.path, true, dir);
         let probe = probe(session)?;
-        let worst = write_merged(&session.model, &session.base, &aside, StoredType::F32, &tokenizer, &probe)?;
+        let worst = write_merged(&session.model, &session.base, &aside, StoredType::F32, &beside, &probe)?;
         remove(&dir)?;
         std::fs::rename(&aside, &dir).map_err(|e| Error::io("write", &dir, e))?;
         self.journal
