@@ -55,6 +55,10 @@ kernel-report *ARCHITECTURES:
 demo-assets:
     assets/make/build.sh
 
+# The notices of every crate in the program, into assets/third-party-licences.txt (`--check`: are they up to date?).
+licences *ARGS:
+    scripts/licences.py {{ARGS}}
+
 # Dependencies: licences, advisories, duplicates (needs cargo-deny).
 deny:
     cargo deny check

@@ -130,6 +130,11 @@ impl Error {
     pub fn what(&self) -> &str {
         &self.what
     }
+    /// The same for machines: `{"error": {"what", "where", "try"}, "exit_code"}`; what nobody said is null.
+    pub fn json(&self) -> serde_json::Value {
+        let said = serde_json::json!({"what": self.what, "where": self.place, "try": self.remedy});
+        serde_json::json!({"error": said, "exit_code": self.exit_code()})
+    }
     /// The process exit code: 2 for bad usage, 130 when interrupted, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self.kind {

@@ -6,6 +6,7 @@ use crate::report::{EventWriter, Journal, Line, MetricsLog, Progress, training_m
 use crate::train::{Listener, StepRecord, refresh_json};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 /// Listens to a training run.
@@ -15,18 +16,21 @@ pub struct Console<'a> {
     log: MetricsLog,
     events: EventWriter,
     progress: Progress,
+    /// Whether each line of the log goes to standard output too.
+    stream: bool,
     /// What belongs to a step whose line is not written yet: a line of the log is all there is of a step.
     held: Line,
 }
 
 impl<'a> Console<'a> {
-    /// Of a run of `steps` steps that goes on after step `done`. What was kept of later steps is dropped.
+    /// Of a run of `steps` steps that goes on after step `done`. What was kept of later steps is dropped. Progress is shown,
+    /// or with `json` given out line by line.
     pub fn open(
         run: &Path,
         journal: &'a Journal,
         tasks: &[String],
         (done, steps): (u64, u64),
-        quiet: bool,
+        json: bool,
     ) -> Result<Self> {
         let events = run.join("tensorboard");
         let resumed = events.is_dir().then_some(done);
@@ -35,7 +39,8 @@ impl<'a> Console<'a> {
             tasks: tasks.to_vec(),
             log: MetricsLog::open(&run.join("metrics.jsonl"), done)?,
             events: EventWriter::open(&events, resumed)?,
-            progress: Progress::new("training", steps, quiet).starting_at(done),
+            progress: Progress::new("training", steps, json).starting_at(done),
+            stream: json,
             held: Line::new(),
         })
     }
@@ -52,6 +57,10 @@ impl<'a> Console<'a> {
             return Ok(());
         }
         self.log.write(&line)?;
+        if self.stream {
+            // Whoever listened may be gone: that is no reason to stop.
+            let _ = writeln!(std::io::stdout(), "{}", json!(line));
+        }
         self.events.write(&line)
     }
 }

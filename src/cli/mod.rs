@@ -10,6 +10,7 @@ mod device;
 mod doctor;
 mod evaluate;
 mod export;
+mod licences;
 mod measure;
 mod options;
 mod plan;
@@ -56,6 +57,8 @@ enum Command {
     Profile(profile::ProfileArgs),
     /// Print the JSON schema of all settings, for editors and for reading.
     ConfigSchema,
+    /// Print the licences of the program, of the demo's data, and of every crate in it.
+    Licences,
     /// Print the completion script of a shell.
     Completions {
         /// The shell.
@@ -72,6 +75,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
+            if error.use_stderr() && for_machines() {
+                tell_machines(&Error::usage(error.render().to_string().trim()));
+            }
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
@@ -95,6 +101,7 @@ fn run(command: Command) -> Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::ConfigSchema => schema::print(),
+        Command::Licences => licences::print(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());
             Ok(())
@@ -110,7 +117,20 @@ fn say(text: &str) {
 /// Prints an error the way every command does: what, where, what to do.
 fn report(error: &Error) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: {error}");
+    if for_machines() {
+        tell_machines(error);
+    }
     ExitCode::from(error.exit_code())
+}
+
+/// Whether JSON is asked for; also where the rest of the command line cannot be read.
+fn for_machines() -> bool {
+    std::env::args_os().any(|arg| arg == "--json")
+}
+
+/// The error as the last line of standard error: what was told on standard output before stays the result.
+fn tell_machines(error: &Error) {
+    let _ = writeln!(std::io::stderr(), "{}", error.json());
 }
 
 /// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once.

@@ -44,7 +44,8 @@ pub struct DeviceArgs {
 /// How results are printed.
 #[derive(Args, Debug, Default)]
 pub struct OutputArgs {
-    /// For machines: JSON on stdout, the last line is the result; everything else goes to stderr.
+    /// For machines: JSON on stdout, the last line is the result; everything else goes to stderr, the last line of which is {error}
+    /// when the command fails.
     #[arg(long)]
     pub json: bool,
 }

@@ -227,7 +227,7 @@ fn train_evaluate_rank_and_export_on_every_family() {
                 .assert()
                 .success();
             let written: Value = serde_json::from_slice(&written.get_output().stdout).unwrap();
-            // What a stranger needs to ask it (scripts/check-cards.py runs the card's code).
+            // What a stranger needs to ask it (benches/peers/check_cards.py runs the card's code).
             let about = fs::read_to_string(to.join("gems.json")).unwrap();
             let about: Value = serde_json::from_str(&about).unwrap();
             assert!(about["prompts"]["search"].as_str().unwrap().contains("{{ query }}"), "{about}");
@@ -526,6 +526,32 @@ fn what_cannot_work_says_so() {
         .assert()
         .code(2)
         .stderr(predicate::str::contains("already holds a run"));
+}
+
+#[test]
+fn machines_get_a_line_a_step_the_result_last_and_errors_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (world(dir.path()), dir.path().join("run"));
+    let done = train("llama_tied", &data, &out, &["--steps", "5"]).assert().success();
+    let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let kept: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(kept.len(), 5);
+    assert_eq!(lines[..5], kept[..], "the lines of the log, as they are written");
+    assert!(lines.len() == 6 && lines[5].get("after").is_some(), "{text}");
+
+    for (args, what) in [
+        (vec!["train", "--json", "--out", out.to_str().unwrap()], "already holds a run"),
+        (vec!["rank", "--json", "--run", "nowhere"], "not a run directory"),
+        (vec!["rank", "--json"], "--run"),
+    ] {
+        let failed = engine().args(&args).assert().code(2);
+        let said = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+        let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        let error = said["error"]["what"].as_str().unwrap();
+        assert!(error.contains(what) && said["exit_code"] == 2, "{args:?}: {said}");
+    }
 }
 
 #[test]

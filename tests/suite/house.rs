@@ -367,3 +367,27 @@ fn what_documents_name_is_there() {
     }
     assert!(missing.is_empty(), "named, but not there:\n{}", missing.join("\n"));
 }
+
+// ---- notices --------------------------------------------------------------------------------------
+
+#[test]
+fn every_crate_that_is_used_has_its_notice() {
+    let (lock, notices, manifest) =
+        (text("Cargo.lock"), text("assets/third-party-licences.txt"), text("Cargo.toml"));
+    let locked: BTreeSet<String> = (lock.split("[[package]]\n").skip(1))
+        .map(|package| {
+            let value = |key: &str| package.split(&format!("{key} = \"")).nth(1)?.split('"').next();
+            format!("{} {}", value("name").unwrap(), value("version").unwrap())
+        })
+        .collect();
+    // `name version (licence)`, and what stands before the bracket.
+    let named: BTreeSet<&str> = (notices.lines())
+        .filter_map(|line| line.split_once(" (").map(|(crate_, _)| crate_))
+        .filter(|crate_| locked.contains(*crate_))
+        .collect();
+    let used = manifest.split("[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let used = used.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
+    let missing: Vec<&str> =
+        used.filter(|name| !named.iter().any(|n| n.split(' ').next() == Some(name))).collect();
+    assert!(missing.is_empty(), "without a notice (scripts/licences.py writes them): {missing:?}");
+}

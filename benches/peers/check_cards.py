@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do exported models answer as the engine does, when they are asked as their cards say?
 
-    scripts/check-cards.py ENGINE MODEL... [--chat] [--identity NAME,..]
+    benches/peers/check_cards.py ENGINE MODEL... [--chat] [--identity NAME,..]
 
 With each base model (a directory, such as those of tests/golden/models) a few steps are trained on a small world, for every
 kind of item identity; the run is exported both ways, the Python block of each export's README.md is run as it stands, and its
