@@ -204,7 +204,7 @@ class Ranker:
     """A loaded model that answers requests; close it, or use it in a `with`."""
 
     def __init__(self, run: Run, device: Optional[str] = None) -> None:
-        args = [program(), "rank", "--run", str(run.path), "--batch", "-"]
+        args = [program(), "rank", "--json", "--run", str(run.path), "--batch", "-"]
         args += ["--device", device] if device else []
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
