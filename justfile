@@ -47,6 +47,10 @@ witness *ARGS:
 cuda-toolchain:
     scripts/cuda-toolchain.sh
 
+# Runs of several ranks under every launcher that is here: the same bits, failures by name (docs/distributed.md).
+distributed *ARGS:
+    scripts/distributed.sh {{ARGS}}
+
 # Registers, spills and machine code of every kernel (needs the CUDA compiler, no GPU).
 kernel-report *ARCHITECTURES:
     scripts/kernel-report.sh {{ARCHITECTURES}}

@@ -23,6 +23,8 @@ pub enum Kind {
     Io,
     /// NaN, infinity, a decomposition that does not converge (exit code 1).
     Numeric,
+    /// Another rank of the same run is silent, or does something else (exit code 1).
+    Distributed,
     /// Stopped by the user after saving (exit code 130).
     Interrupted,
 }
@@ -134,6 +136,10 @@ impl Error {
     pub fn json(&self) -> serde_json::Value {
         let said = serde_json::json!({"what": self.what, "where": self.place, "try": self.remedy});
         serde_json::json!({"error": said, "exit_code": self.exit_code()})
+    }
+    /// What to do, as far as anybody said.
+    pub fn advice(&self) -> Option<&str> {
+        self.remedy.as_deref()
     }
     /// The process exit code: 2 for bad usage, 130 when interrupted, otherwise 1.
     pub fn exit_code(&self) -> u8 {

@@ -21,6 +21,8 @@ pub mod random;
 pub mod backend;
 pub mod layers;
 
+pub mod distributed;
+
 pub mod gems;
 pub mod model;
 

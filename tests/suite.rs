@@ -13,6 +13,8 @@ mod checkpoints;
 mod cli;
 #[path = "suite/data/mod.rs"]
 mod data;
+#[path = "suite/distributed/mod.rs"]
+mod distributed;
 #[path = "suite/drivers.rs"]
 mod drivers;
 #[path = "suite/eval.rs"]

@@ -137,8 +137,8 @@ impl<'a> Asker<'a> {
     ///
     /// # Errors
     /// What keeps the model from answering anything: likelihoods that are not finite, the device.
-    pub fn answer(&self, asks: Vec<Result<Ask>>) -> Result<Vec<Result<Answer>>> {
-        let sound: Vec<Result<Sound>> = asks.into_iter().map(|ask| self.sound(&ask?)).collect();
+    pub fn answer(&self, asks: &[&Ask]) -> Result<Vec<Result<Answer>>> {
+        let sound: Vec<Result<Sound>> = asks.iter().map(|ask| self.sound(ask)).collect();
         let asked: Vec<&Sound> = sound.iter().flatten().collect();
         let requests: Vec<Request> =
             asked.iter().map(|s| Request { prompt: &s.prompt, trie: &self.candidates(s).trie }).collect();

@@ -1,6 +1,7 @@
 //! `gems-engine basis`.
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
+use super::ranks;
 use super::session::{Session, configuration};
 use crate::config::Layer;
 use crate::error::{Error, Result};
@@ -39,8 +40,13 @@ pub fn run(args: &BasisArgs) -> Result<()> {
         Layer::value("--model", "model.path", text(&args.model)),
         Layer::value("--data", "data.path", text(&args.data)),
     ];
-    let session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
+    let mut session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
+    ranks::settle_shards(&mut session.config)?;
+    session.same_on_all_ranks()?;
     let knowledge = session.learn_basis(&args.out, &session.config.null_space, args.output.json)?;
+    if !ranks::world().is_first() {
+        return Ok(());
+    }
     let protected = session.protected(&knowledge)?;
     let warnings = protected.warnings(session.config.null_space.side != NullSide::None);
     let mut out = std::io::stdout();

@@ -1,6 +1,7 @@
 //! Opening the device that a configuration asks for.
 
 use super::options::DeviceArgs;
+use super::ranks;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::{Cuda, DeviceSpec, Faults, architectures, driver_present};
 use crate::backend::{Backend, DType};
@@ -16,7 +17,7 @@ pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
         (Device::Cpu, Precision::Bf16) => {
             refuse("the CPU backend computes in f32 only", "use precision f32, or --device simt")
         }
-        (Device::Cpu, _) => Ok(Cpu::open(args.threads)?),
+        (Device::Cpu, _) => Ok(Cpu::open(ranks::threads(args.threads))?),
         (Device::Simt, Precision::Bf16) => simt(DType::BF16),
         (Device::Simt, _) => simt(DType::F32),
         (Device::Cuda(_), Precision::F32) => {
@@ -41,7 +42,7 @@ fn simt(dtype: DType) -> Result<Arc<dyn Backend>> {
     Ok(Cuda::open(DeviceSpec { faults, ..DeviceSpec::simt(dtype).with_switches()? })?)
 }
 
-/// What `auto` takes: the first GPU, if it works (`None`: the CPU), and why.
+/// What `auto` takes: the first GPU (of several ranks, each its own), if it works (`None`: the CPU), and why.
 pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
     if precision == Precision::F32 {
         return (None, "precision is f32, which is the CPU's".into());
@@ -52,7 +53,7 @@ pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
     if architectures().is_empty() {
         return (None, "there is a driver, but this program was built without GPU kernels".into());
     }
-    match gpu(0) {
+    match gpu(ranks::gpu()) {
         Ok(gpu) => (Some(gpu), "the driver, a GPU and kernels for it are there".into()),
         Err(error) => (None, error.to_string()),
     }
@@ -61,7 +62,7 @@ pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
 fn auto(precision: Precision, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
     let (gpu, why) = automatic(precision);
     if gpu.is_none() && precision != Precision::F32 && driver_present() {
-        eprintln!("note: computing on the CPU, because {why} (`gems-engine doctor` says more)");
+        super::say(&format!("note: computing on the CPU, because {why} (`gems-engine doctor` says more)"));
     }
-    gpu.map_or_else(|| Ok(Cpu::open(args.threads)? as Arc<dyn Backend>), Ok)
+    gpu.map_or_else(|| Ok(Cpu::open(ranks::threads(args.threads))? as Arc<dyn Backend>), Ok)
 }

@@ -2,6 +2,7 @@
 
 use super::measure::{few_requests, rankings, reference, summary};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
+use super::ranks;
 use super::session::Session;
 use super::summary::without_requests;
 use crate::data::{Catalogue, Split};
@@ -50,12 +51,13 @@ pub struct EvaluateArgs {
 /// Runs the command.
 pub fn run(args: &EvaluateArgs) -> Result<()> {
     let mut session = Session::open_run(&args.run, &args.settings, &args.device, Reads::Tests)?;
+    session.same_on_all_ranks()?;
     let reference = reference(&session)?;
     session.restore_best(&args.run)?;
     let mut settings = session.config.evaluate.clone();
     settings.published_metrics |= args.published_metrics;
     let ranked = rankings(&session, &settings, args.output.json)?;
-    if let Some(dir) = &args.trec {
+    if let Some(dir) = args.trec.as_ref().filter(|_| ranks::world().is_first()) {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
         for (split, rankings) in &ranked {
             trec::write(dir, &split.name, &session.data, split, rankings)?;
@@ -83,6 +85,9 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
         drop(session);
         let pairs = against(args, other, &ours, &settings)?;
         result["against"] = json!({"run": other.display().to_string(), "metrics": pairs});
+    }
+    if !ranks::world().is_first() {
+        return Ok(());
     }
     let text = match args.output.json {
         true => without_requests(&result).to_string(),

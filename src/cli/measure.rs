@@ -1,9 +1,10 @@
 //! Ranks the test records and measures general knowledge: for `train` and `evaluate`.
 
+use super::ranks::world;
 use super::session::Session;
 use crate::data::{Record, Split};
 use crate::error::Result;
-use crate::eval::{EvaluateSettings, Metrics, Rankings, Reference, compared, rank_split};
+use crate::eval::{EvaluateSettings, Metrics, Rankings, Reference, compared, rank_split_over};
 use crate::model::{Inference, general_pass};
 use crate::report::Progress;
 use serde_json::{Map, Value, json};
@@ -14,7 +15,7 @@ pub fn reference(session: &Session) -> Result<Option<Reference>> {
     let chunks = session.chunks(&session.general.held_out, session.config.evaluate.general_tokens)?;
     match chunks.is_empty() {
         true => Ok(None),
-        false => Reference::capture(&session.model, chunks, session.old_vocabulary).map(Some),
+        false => Reference::capture_over(world(), &session.model, chunks, session.old_vocabulary).map(Some),
     }
 }
 
@@ -29,10 +30,14 @@ pub fn rankings<'a>(
         .data
         .tests()
         .map(|split| {
-            let mut progress =
-                Progress::new(&format!("ranking {}", split.name), split.records.len() as u64, quiet);
+            let mut progress = Progress::new(
+                &format!("ranking {}", split.name),
+                split.records.len() as u64,
+                quiet || !world().is_first(),
+            );
             let mut tell = |done: usize, _: usize| progress.tick(done as u64, String::new);
-            let ranked = rank_split(&session.model, &encoder, &session.data, split, settings, &mut tell)?;
+            let (model, data) = (&session.model, &session.data);
+            let ranked = rank_split_over(world(), model, &encoder, data, split, settings, &mut tell)?;
             progress.finish();
             Ok((split, ranked))
         })
@@ -66,7 +71,7 @@ pub fn summary(
         }
     }
     if let Some(reference) = reference {
-        let (general, texts) = reference.measure_each(&session.model)?;
+        let (general, texts) = reference.measure_each_over(world(), &session.model)?;
         all.insert("general".into(), json!(general));
         all.insert(PER_TEXT.into(), json!(texts));
     }

@@ -20,6 +20,7 @@ mod profile;
 mod protection;
 mod race;
 mod rank;
+mod ranks;
 mod schema;
 mod serve;
 mod session;
@@ -31,6 +32,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// Fine-tune one language model for search and recommendation together, with GEMS.
 ///
@@ -66,7 +68,7 @@ enum Command {
     },
 }
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static CATCHING: AtomicBool = AtomicBool::new(false);
 
 /// Parses the command line, runs the command, prints an error once, returns its exit code.
@@ -81,9 +83,53 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(cli.command) {
+    let (name, shared) = cli.command.name();
+    let done = ranks::open(name, shared).and_then(|()| run_or_panic(cli.command));
+    // All ranks end together: one that is done waits for the others, and hears of their errors.
+    match done.and_then(|()| ranks::world().leave()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error),
+        Err(error) => {
+            ranks::world().fail(&error, || {
+                ranks::keep(&error);
+                report(&error);
+            });
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Of several ranks a panic is an error, which the others hear of.
+fn run_or_panic(command: Command) -> Result<()> {
+    if ranks::world().is_alone() {
+        return run(command);
+    }
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(command))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(Error::new(crate::error::Kind::Distributed, format!("this rank panicked: {text}"))
+            .remedy("report it; go on from the last checkpoint with --resume"))
+    })
+}
+
+impl Command {
+    /// Its name, and whether several ranks may share its work.
+    fn name(&self) -> (&'static str, bool) {
+        match self {
+            Command::Train(_) => ("train", true),
+            Command::Prepare(_) => ("prepare", false),
+            Command::Basis(_) => ("basis", true),
+            Command::Evaluate(_) => ("evaluate", true),
+            Command::Rank(_) => ("rank", true),
+            Command::Serve(_) => ("serve", false),
+            Command::Export(_) => ("export", false),
+            Command::Compare(_) => ("compare", false),
+            Command::Race(_) => ("race", false),
+            Command::Doctor(_) => ("doctor", true),
+            Command::Profile(_) => ("profile", false),
+            Command::ConfigSchema => ("config-schema", false),
+            Command::Licences => ("licences", false),
+            Command::Completions { .. } => ("completions", false),
+        }
     }
 }
 
@@ -109,18 +155,20 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Tells the user something on standard error, if anybody listens.
+/// Tells the user something on standard error, once for all ranks, if anybody listens.
 fn say(text: &str) {
+    if !ranks::world().is_first() {
+        return;
+    }
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints an error the way every command does: what, where, what to do.
-fn report(error: &Error) -> ExitCode {
+fn report(error: &Error) {
     let _ = writeln!(std::io::stderr(), "error: {error}");
     if for_machines() {
         tell_machines(error);
     }
-    ExitCode::from(error.exit_code())
 }
 
 /// Whether JSON is asked for; also where the rest of the command line cannot be read.
@@ -133,7 +181,8 @@ fn tell_machines(error: &Error) {
     let _ = writeln!(std::io::stderr(), "{}", error.json());
 }
 
-/// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once.
+/// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once. So does SIGUSR1,
+/// which launchers pass on.
 fn catch_interrupts() -> Result<&'static AtomicBool> {
     if CATCHING.swap(true, Ordering::SeqCst) {
         return Ok(&INTERRUPTED);
@@ -142,11 +191,11 @@ fn catch_interrupts() -> Result<&'static AtomicBool> {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        let _ = writeln!(
-            std::io::stderr(),
-            "\nstopping after this step; press Ctrl-C again to stop without saving"
-        );
+        say("\nstopping after this step; press Ctrl-C again to stop without saving");
     })
     .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot catch interrupts: {e}")))?;
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&INTERRUPTED))
+        .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot catch SIGUSR1: {e}")))?;
     Ok(&INTERRUPTED)
 }

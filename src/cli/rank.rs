@@ -2,6 +2,7 @@
 
 use super::ask::{Answer, Ask, Asker, Rules, TOGETHER, why};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
+use super::ranks::world;
 use super::session::Session;
 use crate::data::{json_objects, lines_of, read_json_objects};
 use crate::error::{Error, Kind, Result};
@@ -64,6 +65,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
         exclude_history: args.exclude_history,
     };
     let mut session = Session::open_run(&args.run, &args.settings, &args.device, Reads::Items)?;
+    session.same_on_all_ranks()?;
     session.restore_best(&args.run)?;
     let asker = Asker::new(&session, rules)?;
     match &args.batch {
@@ -80,8 +82,8 @@ fn one(asker: &Asker, args: &RankArgs) -> Result<()> {
         exclude: args.exclude.clone(),
         ..Ask::default()
     };
-    let answers = asker.answer(vec![Ok(ask)])?.into_iter().collect::<Result<Vec<Answer>>>()?;
-    for answer in &answers {
+    let answers = asker.answer(&[&ask])?.into_iter().collect::<Result<Vec<Answer>>>()?;
+    for answer in answers.iter().filter(|_| world().is_first()) {
         let text = if args.output.json { asker.json(answer).to_string() } else { asker.table(answer) };
         writeln!(std::io::stdout(), "{text}").map_err(failed)?;
     }
@@ -100,6 +102,11 @@ type Row = Result<(usize, Map<String, Value>)>;
 fn batch(asker: &Asker, path: &Path) -> Result<()> {
     let mut count = Count::default();
     if path == Path::new("-") {
+        if !world().is_alone() {
+            return Err(Error::usage("standard input belongs to one process")
+                .at("--batch -")
+                .remedy("give a file, which every rank reads, or start one rank"));
+        }
         let rows = arriving();
         while let Ok(first) = rows.recv() {
             let rows = std::iter::once(first).chain(rows.try_iter()).take(TOGETHER).collect();
@@ -110,7 +117,8 @@ fn batch(asker: &Asker, path: &Path) -> Result<()> {
     let name = path.display().to_string();
     let mut rows = json_objects(path)?.peekable();
     while rows.peek().is_some() {
-        answer(asker, rows.by_ref().take(TOGETHER).collect(), &name, &mut count)?;
+        let rows = rows.by_ref().take(TOGETHER * world().size()).collect();
+        answer(asker, rows, &name, &mut count)?;
     }
     count.verdict(&name)
 }
@@ -147,34 +155,46 @@ impl Count {
     }
 }
 
-/// Answers rows, a line each; of what is no request, why.
+/// Answers rows, a line each, as many together for each rank; of what is no request, why.
 fn answer(asker: &Asker, rows: Vec<Row>, place: &str, count: &mut Count) -> Result<()> {
     let mut asks = Vec::with_capacity(rows.len());
-    let mut lines = Vec::with_capacity(rows.len());
     for row in rows {
-        let (line, ask) = match row {
+        asks.push(match row {
             Err(e) if e.kind == Kind::Io => return Err(e),
-            Err(e) => (None, Err(e)),
-            Ok((line, fields)) => (Some(line), Ask::from_json(&fields)),
-        };
-        lines.push(line);
-        asks.push(ask);
-    }
-    let mut out = std::io::stdout().lock();
-    for (line, found) in lines.iter().zip(asker.answer(asks)?) {
-        count.all += 1;
-        let text = match found {
-            Ok(answer) => asker.json(&answer),
-            Err(error) => {
-                count.unanswered += 1;
-                let error = match line {
-                    Some(line) => error.at(format!("{place} line {line}")),
-                    None => error,
-                };
-                json!({"error": why(&error)})
+            Err(e) => Err(e),
+            Ok((line, fields)) => {
+                Ask::from_json(&fields).map(|ask| (line, ask)).map_err(|e| at_line(e, place, line))
             }
-        };
-        writeln!(out, "{text}").map_err(failed)?;
+        });
+    }
+    let groups: Vec<&[Result<(usize, Ask)>]> = asks.chunks(TOGETHER).collect();
+    let told = world().in_turns(groups.len(), |group| lines(asker, groups[group], place))?;
+    let mut out = std::io::stdout().lock();
+    for (line, answered) in told.iter().flatten() {
+        (count.all, count.unanswered) = (count.all + 1, count.unanswered + usize::from(!answered));
+        if world().is_first() {
+            writeln!(out, "{line}").map_err(failed)?;
+        }
     }
     out.flush().map_err(failed)
+}
+
+fn at_line(error: Error, place: &str, line: usize) -> Error {
+    error.at(format!("{place} line {line}"))
+}
+
+/// What is told of requests, in their order, and whether it is an answer.
+fn lines(asker: &Asker, asks: &[Result<(usize, Ask)>], place: &str) -> Result<Vec<(String, bool)>> {
+    let sound: Vec<&Ask> = asks.iter().flatten().map(|(_, ask)| ask).collect();
+    let mut found = asker.answer(&sound)?.into_iter();
+    let refused = |e: &Error| (json!({"error": why(e)}).to_string(), false);
+    let line = |ask: &Result<(usize, Ask)>| match ask {
+        Err(e) => refused(e),
+        Ok((line, _)) => match found.next() {
+            Some(Ok(answer)) => (asker.json(&answer).to_string(), true),
+            Some(Err(e)) => refused(&at_line(e, place, *line)),
+            None => refused(&Error::data("no answer")),
+        },
+    };
+    Ok(asks.iter().map(line).collect())
 }

@@ -2,6 +2,7 @@
 
 use super::options::{DeviceArgs, SettingsArgs};
 use super::protection::Protected;
+use super::ranks;
 use crate::backend::Backend;
 use crate::config::{Config, Init, Layer};
 use crate::data::{
@@ -80,6 +81,7 @@ impl Session {
             ));
         }
         let backend = open(&config)?;
+        ranks::world().limit(&config.distributed);
         let base = PathBuf::from(&config.model.path);
         let data = Dataset::load(Path::new(&config.data.path), &config.data)?;
         let side = PromptSide::from(&Architecture::read(&base)?);
@@ -106,6 +108,7 @@ impl Session {
         }
         let read = run.data(&config, reads)?;
         let backend = super::device::open(&config, device)?;
+        ranks::world().limit(&config.distributed);
         let parts = Parts { read, codes: run.codes.clone(), chat: run.chat.clone() };
         let session = Self::assemble(config, parts, backend)?;
         let tokenizer = session.vocabulary.fingerprint();
@@ -189,6 +192,36 @@ impl Session {
         }
     }
 
+    /// Refuses ranks that do not run the same: the program to the byte, settings, model, data, and what sums depend on.
+    ///
+    /// # Errors
+    /// What differs, with both values and both ranks.
+    pub fn same_on_all_ranks(&self) -> Result<()> {
+        let world = ranks::world();
+        if world.is_alone() {
+            return Ok(());
+        }
+        let short = |bytes: &[u8]| blake3::hash(bytes).to_hex()[..16].to_string();
+        let program = std::env::current_exe().ok().and_then(|path| std::fs::read(path).ok());
+        let mut config = self.config.clone();
+        (config.model.path, config.data.path, config.train.match_step) = Default::default();
+        config.device = Default::default();
+        let settings: Vec<String> =
+            config.flat().iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        let (info, run) = (self.model.backend.info(), self.kept(Path::new(""), None));
+        let device = match info.launches_kernels() {
+            true => info.name.clone(),
+            false => format!("cpu, {}", ranks::vector_units().join(", ")),
+        };
+        let sources = serde_json::to_vec(&run.sources).unwrap_or_default();
+        world.same("the program (a hash of its file)", &short(&program.unwrap_or_default()))?;
+        world.same("train.shards", &config.train.shards.to_string())?;
+        world.same("the base model (its fingerprint)", &self.model.fingerprint)?;
+        world.same("the data (a hash of records, texts and tokens)", &short(&sources))?;
+        world.same("the settings", &settings.join("\n"))?;
+        world.same("the device", &device)
+    }
+
     /// Records to tokens.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder::new(&self.vocabulary, &self.prompts, &self.data.tasks, self.prompt_side, &self.config.data)
@@ -220,8 +253,10 @@ impl Session {
         let pass = self.knowledge_pass(settings, &chunks, interrupted);
         let pass = KnowledgePass { partial: Some(&partial), ..pass };
         let total: usize = chunks.iter().map(Vec::len).sum();
+        let (world, shards) = (ranks::world(), self.config.train.shards.max(1));
+        let quiet = quiet || !world.is_first();
         let mut progress = Progress::new("knowledge basis, tokens", total as u64, quiet);
-        let learned = pass.learn(&mut |at| match at {
+        let learned = pass.learn_in_leaves((world, shards), &mut |at| match at {
             KnowledgeProgress::Resumed(tokens) => {
                 progress.note(&format!("going on from {} ({tokens} tokens)", partial.display()));
             }
@@ -238,8 +273,11 @@ impl Session {
             ),
             _ => error,
         })?;
-        learned.save(path)?;
-        let _ = std::fs::remove_file(&partial);
+        world.by_first(|| {
+            learned.save(path)?;
+            let _ = std::fs::remove_file(&partial);
+            Ok(())
+        })?;
         Ok(learned)
     }
 
@@ -333,8 +371,10 @@ fn semantic_ids(
     let dim = model.architecture.hidden;
     let items: Vec<Vec<u32>> =
         (0..data.items.len() as u32).map(|item| vocabulary.item(item).to_vec()).collect();
-    let mut embeddings = Vec::with_capacity(items.len() * dim);
-    for group in passes(&items) {
+    let groups = passes(&items);
+    let embed = |number: usize| -> Result<Vec<f32>> {
+        let group = groups[number];
+        let mut embeddings = Vec::with_capacity(group.len() * dim);
         let (encoder, decoder) = match prompt_side {
             PromptSide::Decoder => (None, Packed::new(&[group.to_vec()])),
             PromptSide::Encoder { decoder_start } => {
@@ -349,7 +389,12 @@ fn semantic_ids(
             let count = (of_item[1] - of_item[0]) as f32;
             embeddings.extend((0..dim).map(|j| rows.iter().skip(j).step_by(dim).sum::<f32>() / count));
         }
-    }
+        Ok(embeddings)
+    };
+    // Through bits: a number that is not finite is refused below.
+    let bits = |number| Ok(embed(number)?.into_iter().map(f32::to_bits).collect::<Vec<u32>>());
+    let embeddings = ranks::world().in_turns(groups.len(), bits)?;
+    let embeddings: Vec<f32> = embeddings.into_iter().flatten().map(f32::from_bits).collect();
     let s = &config.data.semantic;
     residual_kmeans(&embeddings, dim, s.levels, s.codes, s.iterations, config.seed)
 }

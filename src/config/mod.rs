@@ -10,12 +10,14 @@ pub use layers::{Layer, known_keys, merge};
 const PUBLISHED: &str = include_str!("published.toml");
 
 use crate::data::DataSettings;
+use crate::distributed::DistributedSettings;
 use crate::error::{Error, Result};
 use crate::eval::EvaluateSettings;
 use crate::gems::{GemsSettings, MethodSettings, NullSpaceSettings, OptimizerSettings, RehearsalSettings};
 use crate::train::{CheckpointSettings, TrainSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Every setting of a run. `gems-engine config-schema` prints this as a JSON schema.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +47,8 @@ pub struct Config {
     pub evaluate: EvaluateSettings,
     /// Saving.
     pub checkpoint: CheckpointSettings,
+    /// More than one process.
+    pub distributed: DistributedSettings,
 }
 
 /// What to compute on.
@@ -183,6 +187,23 @@ impl Config {
             rehearsal: self.rehearsal.clone(),
             optimizer: self.optimizer.clone(),
         }
+    }
+    /// Every setting by its dotted key, in the order of the schema.
+    pub fn flat(&self) -> Map<String, Value> {
+        fn add(prefix: &str, value: Value, all: &mut Map<String, Value>) {
+            match value {
+                Value::Object(map) => {
+                    for (key, value) in map {
+                        let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+                        add(&key, value, all);
+                    }
+                }
+                other => drop(all.insert(prefix.into(), other)),
+            }
+        }
+        let mut all = Map::new();
+        add("", serde_json::to_value(self).unwrap_or_default(), &mut all);
+        all
     }
     /// The resolved configuration as TOML.
     pub fn to_toml(&self) -> String {

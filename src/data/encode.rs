@@ -147,6 +147,17 @@ impl<'a> Encoder<'a> {
         Ok(Example { task: record.task, encoder, tokens, labels_from, dropped_items, cut_query })
     }
 
+    /// How many labels [`encode`](Self::encode) gives an example; its prompt is encoded only where that decides it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), in that case.
+    pub fn labels(&self, record: &Record, nth: usize) -> Result<usize> {
+        match record.text.is_some() || record.answer.is_some() {
+            true => Ok(self.encode(record, nth)?.labels()),
+            false => Ok(self.vocabulary.target(record.target[nth]).count()),
+        }
+    }
+
     /// The prompt of a request alone: the decoder's rows of a decoder-only model, the encoder's
     /// otherwise. The very tokens that [`encode`](Self::encode) puts before the target.
     ///

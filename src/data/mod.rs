@@ -39,7 +39,7 @@ pub(crate) use dataset::check_names;
 pub use encode::{Encoder, Example, Tally};
 pub use general::GeneralText;
 pub use markup::Quotes;
-pub use pack::{micro_batches, pack};
+pub use pack::{micro_batches, micro_batches_of, pack};
 pub use prompt::{ChatTemplate, Prompts};
 pub use record::{Catalogue, Record, Split};
 pub use rows::{json_objects, lines_of, read_json_objects};

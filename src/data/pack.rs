@@ -40,8 +40,20 @@ pub fn pack(examples: &[Example], tasks: usize, weight: f32) -> Batch {
 /// # Errors
 /// An example that is longer than `max_rows` by itself.
 pub fn micro_batches(examples: &[Example], tasks: usize, max_rows: usize) -> Result<Vec<Batch>> {
+    micro_batches_of(examples, tasks, max_rows, examples.iter().map(Example::labels).sum())
+}
+
+/// The same of some of the examples of a step that has `labels` labels in all.
+///
+/// # Errors
+/// An example that is longer than `max_rows` by itself.
+pub fn micro_batches_of(
+    examples: &[Example],
+    tasks: usize,
+    max_rows: usize,
+    labels: usize,
+) -> Result<Vec<Batch>> {
     let limit = if max_rows == 0 { usize::MAX } else { max_rows };
-    let labels: usize = examples.iter().map(Example::labels).sum();
     let weight = 1.0 / labels.max(1) as f32;
     let (mut batches, mut start, mut rows) = (Vec::new(), 0, 0);
     for (i, example) in examples.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! What was forgotten: perplexity and divergence from the base model on general text.
 
 use crate::backend::{Backend, DType, Dots, Mat, Tensor};
+use crate::distributed::World;
 use crate::error::Result;
 use crate::model::{Model, Packed, general_pass, passes};
 use rayon::prelude::*;
@@ -32,7 +33,8 @@ pub struct PerText {
 /// a model that has been tuned since.
 pub struct Reference {
     chunks: Vec<Vec<u32>>,
-    hidden: Vec<Tensor>,
+    /// Of every group of texts that is compared here.
+    hidden: Vec<Option<Tensor>>,
     head: Tensor,
     old: usize,
 }
@@ -55,11 +57,23 @@ impl Reference {
     /// Runs `chunks` (token ids of general text) through the base model, whose first `old` vocabulary rows are its
     /// own.
     pub fn capture(model: &Model, chunks: Vec<Vec<u32>>, old: usize) -> Result<Self> {
+        Self::capture_over(&World::alone(), model, chunks, old)
+    }
+
+    /// The same by all ranks of `world`, each of which keeps what it will compare.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn capture_over(world: &World, model: &Model, chunks: Vec<Vec<u32>>, old: usize) -> Result<Self> {
         let head = model.parameter(model.head()).row_range(0..old);
         let head = model.backend.duplicate(head, head.dtype)?;
         let hidden = passes(&chunks)
             .into_iter()
-            .map(|group| Ok(hidden_of(model, group, old)?.0))
+            .enumerate()
+            .map(|(number, group)| match number % world.size() == world.rank() {
+                true => Ok(Some(hidden_of(model, group, old)?.0)),
+                false => Ok(None),
+            })
             .collect::<Result<_>>()?;
         Ok(Self { chunks, hidden, head, old })
     }
@@ -71,43 +85,69 @@ impl Reference {
 
     /// The same, and the divergence text by text.
     pub fn measure_each(&self, model: &Model) -> Result<(General, PerText)> {
-        let be = &model.backend;
+        self.measure_each_over(&World::alone(), model)
+    }
+
+    /// The same by all ranks of the `world` that captured it, added up in the order of the texts.
+    ///
+    /// # Errors
+    /// The device; ranks that do something else, or are silent.
+    pub fn measure_each_over(&self, world: &World, model: &Model) -> Result<(General, PerText)> {
+        let groups = passes(&self.chunks);
+        let compared = world.in_turns(groups.len(), |number| match &self.hidden[number] {
+            Some(base) => self.compare_group(model, groups[number], base),
+            None => Ok(Vec::new()),
+        })?;
         let (mut nll, mut kl, mut mass, mut tokens) = (0.0, 0.0, 0.0, 0usize);
         let mut texts =
             PerText { divergence: vec![0.0; self.chunks.len()], tokens: vec![0; self.chunks.len()] };
         let mut first = 0;
-        let head = model.parameter(model.head());
-        let scale = model.architecture.logit_scale;
-        for (group, base) in passes(&self.chunks).into_iter().zip(&self.hidden) {
-            let (hidden, targets, text_of) = hidden_of(model, group, self.old)?;
-            for start in (0..targets.len()).step_by(LOGIT_ROWS) {
-                let rows = start..(start + LOGIT_ROWS).min(targets.len());
-                let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
-                let mut before = be.alloc(rows.len(), self.old, DType::F32)?;
-                let now = hidden.mat().row_range(rows.clone());
-                be.product(logits.mat_mut(), 0.0, scale, now.n(), head.t())?;
-                let then = base.mat().row_range(rows.clone());
-                be.product(before.mat_mut(), 0.0, scale, then.n(), self.head.mat().t())?;
-                let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
-                let pairs = logits.par_chunks_exact(head.rows).zip(before.par_chunks_exact(self.old));
-                let each: Vec<[f64; 3]> = pairs
-                    .zip(&targets[rows.clone()])
-                    .map(|((now, before), target)| compare(now, before, *target as usize))
-                    .collect();
-                for ([row_nll, row_kl, row_mass], text) in each.into_iter().zip(&text_of[rows]) {
-                    texts.divergence[first + text] += row_kl;
-                    texts.tokens[first + text] += 1;
-                    nll += row_nll;
-                    kl += row_kl;
-                    mass += row_mass;
-                    tokens += 1;
-                }
+        for (group, compared) in groups.iter().zip(compared) {
+            for (text, bits) in compared {
+                let [row_nll, row_kl, row_mass] = bits.map(f64::from_bits);
+                texts.divergence[first + text] += row_kl;
+                texts.tokens[first + text] += 1;
+                nll += row_nll;
+                kl += row_kl;
+                mass += row_mass;
+                tokens += 1;
             }
             first += group.len();
         }
         let n = tokens.max(1) as f64;
         let all = General { perplexity: (nll / n).exp(), kl: (kl / n).max(0.0), item_mass: mass / n, tokens };
         Ok((all, texts))
+    }
+
+    /// Of every token of a group of texts its text, and what [`compare`] finds, as bits: a NaN has no other way between
+    /// ranks.
+    fn compare_group(
+        &self,
+        model: &Model,
+        group: &[Vec<u32>],
+        base: &Tensor,
+    ) -> Result<Vec<(usize, [u64; 3])>> {
+        let (be, head, scale) =
+            (&model.backend, model.parameter(model.head()), model.architecture.logit_scale);
+        let (hidden, targets, text_of) = hidden_of(model, group, self.old)?;
+        let mut all = Vec::with_capacity(targets.len());
+        for start in (0..targets.len()).step_by(LOGIT_ROWS) {
+            let rows = start..(start + LOGIT_ROWS).min(targets.len());
+            let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
+            let mut before = be.alloc(rows.len(), self.old, DType::F32)?;
+            let now = hidden.mat().row_range(rows.clone());
+            be.product(logits.mat_mut(), 0.0, scale, now.n(), head.t())?;
+            let then = base.mat().row_range(rows.clone());
+            be.product(before.mat_mut(), 0.0, scale, then.n(), self.head.mat().t())?;
+            let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
+            let pairs = logits.par_chunks_exact(head.rows).zip(before.par_chunks_exact(self.old));
+            let each: Vec<[u64; 3]> = pairs
+                .zip(&targets[rows.clone()])
+                .map(|((now, before), target)| compare(now, before, *target as usize).map(f64::to_bits))
+                .collect();
+            all.extend(text_of[rows].iter().copied().zip(each));
+        }
+        Ok(all)
     }
 }
 

@@ -6,7 +6,7 @@
 //! worth, whatever order its catalogue has.
 
 /// Where an item stands in a ranked list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     /// Items with a higher score.
     pub ahead: usize,

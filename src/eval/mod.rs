@@ -19,7 +19,8 @@ pub use knowledge::{General, PerText, Reference, drift};
 pub use layers::{LayerChange, layer_changes};
 pub use likelihood::{Request, Scorer};
 pub use rank::{
-    Metrics, Ranked, Rankings, candidate_trie, check_candidates, judge, order, rank_split, score,
+    Metrics, Ranked, Rankings, candidate_trie, check_candidates, judge, order, rank_split, rank_split_over,
+    score,
 };
 pub use sample::{SampleSettings, sample_text};
 pub use settings::{Candidates, EvaluateSettings};

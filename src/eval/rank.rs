@@ -10,10 +10,12 @@ use super::metrics::{self, Judged, Place};
 use super::settings::{Candidates, EvaluateSettings};
 use super::trie::Trie;
 use crate::data::{Dataset, Encoder, PromptSide, Record, Split, Vocabulary};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::random;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -24,7 +26,7 @@ const NODES: usize = 1 << 22;
 const BLOCK: usize = 8192;
 
 /// One ranked request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranked {
     /// Number of the record in its split.
     pub record: usize,
@@ -246,6 +248,23 @@ pub fn rank_split(
     settings: &EvaluateSettings,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Rankings> {
+    rank_split_over(&World::alone(), model, encoder, data, split, settings, progress)
+}
+
+/// The same by all ranks of `world`, each of which gets all rankings. Requests are scored in the same groups, whoever
+/// scores them.
+///
+/// # Errors
+/// As [`rank_split`]; ranks that do something else, or are silent.
+pub fn rank_split_over(
+    world: &World,
+    model: &Model,
+    encoder: &Encoder,
+    data: &Dataset,
+    split: &Split,
+    settings: &EvaluateSettings,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Rankings> {
     let vocabulary = encoder.vocabulary();
     let scorer = Scorer::new(model, encoder.prompt_side(), settings.batch_tokens);
     check_candidates(split, &data.tasks, settings)?;
@@ -253,7 +272,7 @@ pub fn rank_split(
     let all: Vec<u32> = (0..vocabulary.items() as u32).collect();
     let mut catalogue: Option<Trie> = None;
     let mut rankings = Rankings::default();
-    let (mut waiting, mut rows, mut nodes) = (Vec::new(), 0, 0);
+    let (mut waiting, mut rows, mut nodes, mut groups) = (Vec::new(), 0, 0, Vec::new());
     for (done, number) in numbers.iter().enumerate() {
         let record = &split.records[*number];
         let prompt = encoder.prompt(record)?;
@@ -269,9 +288,16 @@ pub fn rank_split(
         nodes += trie.len();
         waiting.push(Waiting { record: *number, prompt, own });
         if rows >= settings.batch_tokens || nodes >= NODES || done + 1 == numbers.len() {
-            rank(&scorer, split, &waiting, (&all, catalogue.as_ref()), settings, &mut rankings)?;
             (rows, nodes) = (0, 0);
-            waiting.clear();
+            groups.push(std::mem::take(&mut waiting));
+        }
+        // A group for each rank.
+        if groups.len() == world.size() || done + 1 == numbers.len() {
+            let found = world.in_turns(groups.len(), |group| {
+                rank(&scorer, split, &groups[group], (&all, catalogue.as_ref()), settings)
+            })?;
+            rankings.requests.extend(found.into_iter().flatten());
+            groups.clear();
             progress(done + 1, numbers.len());
         }
     }
@@ -285,8 +311,8 @@ fn rank(
     waiting: &[Waiting],
     (all, catalogue): (&[u32], Option<&Trie>),
     settings: &EvaluateSettings,
-    rankings: &mut Rankings,
-) -> Result<()> {
+) -> Result<Vec<Ranked>> {
+    let mut ranked = Vec::with_capacity(waiting.len());
     let empty = Trie::new(&[]);
     let mut requests = Vec::with_capacity(waiting.len());
     for w in waiting {
@@ -308,7 +334,7 @@ fn rank(
             _ => Vec::new(),
         };
         let (record, task, candidates) = (waiting.record, record.task, candidates.len());
-        rankings.requests.push(Ranked { record, task, top, places, candidates, sampled });
+        ranked.push(Ranked { record, task, top, places, candidates, sampled });
     }
-    Ok(())
+    Ok(ranked)
 }

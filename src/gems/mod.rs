@@ -22,6 +22,7 @@
 //! | `knowledge` | what the base model knows, as second moments of general text; what of it is protected |
 //! | `metric`, `pull`, `costs` | the knowledge metric; the pull; what changes of the layers cost, and step factors from it |
 //! | `refresh` | windows of gradients, and new bases from them |
+//! | `leaves` | a step's gradients in leaves, to be summed over machines |
 //! | `build`, `state` | construction; checkpoints |
 //! | `settings`, `method`, `linalg` | settings; what of them goes together; decompositions |
 
@@ -33,6 +34,7 @@ mod full;
 mod gates;
 mod gram;
 mod knowledge;
+mod leaves;
 mod linalg;
 mod lora;
 mod master;

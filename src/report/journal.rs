@@ -8,7 +8,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Tells the user on standard error, unless quiet, and keeps what was told.
 pub struct Journal {
-    file: File,
+    /// Nothing is kept without one.
+    file: Option<File>,
     opened: Instant,
     quiet: bool,
 }
@@ -24,7 +25,12 @@ impl Journal {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         writeln!(file, "# {command} (gems-engine {}, Unix time {now})", env!("CARGO_PKG_VERSION"))
             .map_err(failed)?;
-        Ok(Self { file, opened: Instant::now(), quiet })
+        Ok(Self { file: Some(file), opened: Instant::now(), quiet })
+    }
+
+    /// One that tells and keeps nothing: another process does.
+    pub fn silent() -> Self {
+        Self { file: None, opened: Instant::now(), quiet: true }
     }
 
     /// Tells and keeps.
@@ -37,6 +43,8 @@ impl Journal {
 
     /// Keeps only: what was shown in another way. A log that cannot be written is no reason to stop the work.
     pub fn keep(&self, text: &str) {
-        let _ = writeln!(&self.file, "{:9.1} s  {text}", self.opened.elapsed().as_secs_f64());
+        if let Some(mut file) = self.file.as_ref() {
+            let _ = writeln!(file, "{:9.1} s  {text}", self.opened.elapsed().as_secs_f64());
+        }
     }
 }

@@ -11,7 +11,7 @@ pub struct RunDirectory {
     /// The directory.
     pub path: PathBuf,
     /// Locked as long as it is open. The file itself stays: removing it could part two processes' locks.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl RunDirectory {
@@ -50,7 +50,11 @@ impl RunDirectory {
         }
         let _ = lock.set_len(0);
         let _ = writeln!(lock, "{}", std::process::id());
-        Ok(Self { path: path.to_path_buf(), _lock: lock })
+        Ok(Self { path: path.to_path_buf(), _lock: Some(lock) })
+    }
+    /// The directory of a run that another process has opened, which writes it.
+    pub fn followed(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), _lock: None }
     }
     /// A path inside the run directory.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {

@@ -35,6 +35,7 @@ const CHANGEABLE: &[(Purpose, &[&str])] = &[
             "train.evaluate_after",
             "train.export",
             "checkpoint.",
+            "distributed.",
             "device",
             "precision",
             "model.path",
@@ -45,6 +46,7 @@ const CHANGEABLE: &[(Purpose, &[&str])] = &[
         Purpose::Read,
         &[
             "evaluate.",
+            "distributed.",
             "data.skip_bad_rows",
             "data.general_held_out",
             "data.general_length",
@@ -93,23 +95,7 @@ impl std::fmt::Display for Change {
 
 /// The settings that differ, in the order of the schema.
 fn changes(from: &Config, to: &Config) -> Vec<Change> {
-    fn flat(prefix: &str, value: Value, all: &mut Map<String, Value>) {
-        match value {
-            Value::Object(map) => {
-                for (key, value) in map {
-                    let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
-                    flat(&key, value, all);
-                }
-            }
-            other => drop(all.insert(prefix.into(), other)),
-        }
-    }
-    let table = |config: &Config| {
-        let mut all = Map::new();
-        flat("", serde_json::to_value(config).unwrap_or_default(), &mut all);
-        all
-    };
-    let (from, to) = (table(from), table(to));
+    let (from, to) = (from.flat(), to.flat());
     let gone = from.keys().filter(|key| !to.contains_key(*key));
     let value = |of: &Map<String, Value>, key: &String| of.get(key).cloned().unwrap_or_default();
     let pairs = to.keys().chain(gone).map(|key| (key, value(&from, key), value(&to, key)));

@@ -1,10 +1,11 @@
 //! The examples of every step, as packed micro-batches.
 
 use super::settings::TrainSettings;
-use crate::data::{Encoder, Example, Pick, Sampler, Split, StepSize, micro_batches};
-use crate::error::Result;
+use crate::data::{Encoder, Example, Pick, Sampler, Split, StepSize, micro_batches, micro_batches_of};
+use crate::error::{Error, Result};
 use crate::gems::Side;
 use crate::model::Batch;
+use std::ops::Range;
 
 /// What the loss of a step is the mean of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +32,22 @@ impl StepSize {
     }
 }
 
-/// One step's micro-batches.
+/// One step's micro-batches, or a rank's share of them.
+#[derive(Default)]
 pub struct StepData {
     /// The examples, in order; empty where they are nobody's records.
     pub picks: Vec<Pick>,
     /// A batch a pass.
     pub batches: Vec<Batch>,
-    /// Examples of every task.
+    /// Where the batches of every leaf of the share end; of a step that is not cut into leaves, nothing.
+    pub leaves: Vec<usize>,
+    /// Labels of every task, of the whole step.
+    pub labels: Vec<usize>,
+    /// Examples of every task, of the whole step.
     pub counts: Vec<f64>,
-    /// Rows of all packings.
+    /// Rows of all packings here.
     pub tokens: usize,
-    /// Examples that were cut to fit the context.
+    /// Examples here that were cut to fit the context.
     pub shortened: usize,
 }
 
@@ -53,10 +59,17 @@ impl StepData {
     pub fn pack(examples: &[Example], tasks: usize, max_rows: usize) -> Result<Self> {
         let mut counts = vec![0.0; tasks];
         examples.iter().for_each(|e| counts[e.task as usize] += 1.0);
-        let batches = micro_batches(examples, tasks, max_rows)?;
-        let tokens = batches.iter().map(Batch::rows).sum();
-        let shortened = examples.iter().filter(|e| e.dropped_items > 0 || e.cut_query).count();
-        Ok(Self { picks: Vec::new(), batches, counts, tokens, shortened })
+        let mut labels = vec![0; tasks];
+        examples.iter().for_each(|e| labels[e.task as usize] += e.labels());
+        let mut data = Self { labels, counts, ..Self::default() };
+        data.add(micro_batches(examples, tasks, max_rows)?, examples);
+        Ok(data)
+    }
+
+    fn add(&mut self, batches: Vec<Batch>, examples: &[Example]) {
+        self.tokens += batches.iter().map(Batch::rows).sum::<usize>();
+        self.shortened += examples.iter().filter(|e| e.dropped_items > 0 || e.cut_query).count();
+        self.batches.extend(batches);
     }
 }
 
@@ -68,6 +81,9 @@ pub struct Batches<'a> {
     max_rows: usize,
     averaging: Averaging,
     sampler: Sampler,
+    /// How many leaves a step is cut into, and those that are prepared here.
+    shards: usize,
+    own: Range<usize>,
 }
 
 impl<'a> Batches<'a> {
@@ -85,7 +101,19 @@ impl<'a> Batches<'a> {
     ) -> Result<Self> {
         let sampler = Sampler::new(&train.records, tasks, &StepSize::of(settings), seed)?;
         let max_rows = settings.micro_batch_tokens;
-        Ok(Self { encoder, train, tasks: tasks.len(), max_rows, averaging, sampler })
+        let (shards, own) = (1, 0..1);
+        Ok(Self { encoder, train, tasks: tasks.len(), max_rows, averaging, sampler, shards, own })
+    }
+
+    /// Cuts every step into `shards` leaves, of which the numbers `own` are prepared. Example i of a step is in leaf
+    /// i mod `shards`: a task is in as many leaves as it can be.
+    pub fn in_leaves(self, shards: usize, own: Range<usize>) -> Self {
+        Self { shards, own, ..self }
+    }
+
+    /// How many leaves a step is cut into, and those that are prepared here.
+    pub fn leaves(&self) -> (usize, Range<usize>) {
+        (self.shards, self.own.clone())
     }
 
     /// What the loss of a step is the mean of.
@@ -109,13 +137,20 @@ impl<'a> Batches<'a> {
         self.prepare(self.sampler.longest(|p| self.train.records[p.record as usize].bulk()))
     }
 
+    fn encode(&self, p: &Pick) -> Result<Example> {
+        let record = &self.train.records[p.record as usize];
+        self.encoder.encode(record, p.target as usize).map_err(|e| e.at(self.place(p)))
+    }
+
+    fn place(&self, p: &Pick) -> String {
+        format!("{} row {}", self.train.name, p.record + 1)
+    }
+
     fn prepare(&self, picks: Vec<Pick>) -> Result<StepData> {
-        let encode = |p: &Pick| {
-            let place = || format!("{} row {}", self.train.name, p.record + 1);
-            let record = &self.train.records[p.record as usize];
-            self.encoder.encode(record, p.target as usize).map_err(|e| e.at(place()))
-        };
-        let examples: Vec<Example> = picks.iter().map(encode).collect::<Result<_>>()?;
+        if self.shards > 1 {
+            return self.prepare_leaves(&picks);
+        }
+        let examples: Vec<Example> = picks.iter().map(|p| self.encode(p)).collect::<Result<_>>()?;
         let mut data = StepData::pack(&examples, self.tasks, self.max_rows)?;
         if self.averaging == Averaging::Passes {
             let passes = data.batches.len() as f32;
@@ -126,4 +161,45 @@ impl<'a> Batches<'a> {
         }
         Ok(StepData { picks, ..data })
     }
+
+    /// Weights are 1 / labels of the whole step, whichever part of it is prepared.
+    fn prepare_leaves(&self, picks: &[Pick]) -> Result<StepData> {
+        let mut data =
+            StepData { labels: vec![0; self.tasks], counts: vec![0.0; self.tasks], ..StepData::default() };
+        for p in picks {
+            let record = &self.train.records[p.record as usize];
+            let labels = self.encoder.labels(record, p.target as usize).map_err(|e| e.at(self.place(p)))?;
+            data.labels[record.task as usize] += labels;
+            data.counts[record.task as usize] += 1.0;
+        }
+        let all: usize = data.labels.iter().sum();
+        for leaf in self.own.clone() {
+            let own: Vec<Pick> = picks.iter().skip(leaf).step_by(self.shards).copied().collect();
+            let examples: Vec<Example> = own.iter().map(|p| self.encode(p)).collect::<Result<_>>()?;
+            let mut batches = micro_batches_of(&examples, self.tasks, self.max_rows, all)?;
+            if self.averaging == Averaging::Passes {
+                weigh_passes(&mut batches, self.shards.min(picks.len()))?;
+            }
+            data.add(batches, &examples);
+            data.leaves.push(data.batches.len());
+            data.picks.extend(own);
+        }
+        Ok(data)
+    }
+}
+
+/// The published loss: the mean over `passes` passes, of which a leaf has one.
+fn weigh_passes(batches: &mut [Batch], passes: usize) -> Result<()> {
+    if batches.len() > 1 {
+        return Err(Error::usage(
+            "the published loss is a mean over passes, and with several leaves each must be one",
+        )
+        .at("train.micro_batch_tokens")
+        .remedy("raise it, or set it to 0"));
+    }
+    for labels in batches.iter_mut().map(|b| &mut b.labels) {
+        let weight = 1.0 / (labels.rows.len().max(1) * passes) as f32;
+        labels.weights.iter_mut().for_each(|w| *w = weight);
+    }
+    Ok(())
 }

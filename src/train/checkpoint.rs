@@ -97,6 +97,20 @@ pub fn save(root: &Path, step: u64, tensors: &[StateTensor], state: Value) -> Re
     Ok(target)
 }
 
+/// A hash of the tensors of every layer, by its name, in order.
+pub fn hashes(tensors: &[StateTensor]) -> Vec<(String, String)> {
+    let layer =
+        |t: &StateTensor| t.name.rsplit_once('.').map_or(t.name.clone(), |(layer, _)| layer.to_string());
+    let of_layer = |all: &[StateTensor]| {
+        let mut hasher = blake3::Hasher::new();
+        for t in all {
+            hasher.update(bytemuck::cast_slice(&t.values));
+        }
+        (layer(&all[0]), hasher.finalize().to_hex()[..32].to_string())
+    };
+    tensors.chunk_by(|a, b| layer(a) == layer(b)).map(of_layer).collect()
+}
+
 fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = &'a StateTensor>) -> Result<()> {
     let views = tensors
         .map(|t| {

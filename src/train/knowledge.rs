@@ -1,6 +1,7 @@
 //! What a base model knows, learned from general text streamed through it.
 
 use crate::backend::{Backend, DType, Indices, Mat, Tensor};
+use crate::distributed::{Tree, World};
 use crate::error::{Error, Kind, Result};
 use crate::gems::{Knowledge, NullSide, NullSpaceSettings, Spectrum, Sums, WHOLE};
 use crate::layers::{LinearGradient, Tap, Want};
@@ -81,14 +82,7 @@ impl KnowledgePass<'_> {
     /// No text, or too short; moments of zeros or NaN, by the layer's name; a device that fails; an interruption, after
     /// what was summed is saved.
     pub fn learn(&self, progress: &mut dyn FnMut(KnowledgeProgress)) -> Result<Knowledge> {
-        let total = self.chunks.iter().map(Vec::len).sum::<usize>();
-        if total == 0 {
-            return Err(Error::data("there is no general text to learn the knowledge space from").remedy(
-                "put a general.txt into the data directory (`prepare .. --general FILE` copies it there), let the model \
-                 write one with `gems-engine prepare sample --model MODEL --out DATA/general.jsonl`, or protect nothing: \
-                 null_space.side = \"none\" and null_space.item_rows = 0",
-            ));
-        }
+        let total = self.total()?;
         let (mut sums, of) = (self.sums()?, self.identity());
         if let Some(path) = self.partial
             && sums.restore(path, &of)?
@@ -100,7 +94,8 @@ impl KnowledgePass<'_> {
         let mut saved = Instant::now();
         while sums.borrow().streamed.passes < groups.len() {
             let number = sums.borrow().streamed.passes;
-            self.pass(&sums, groups[number], number)?;
+            let backward = self.goes_backward(sums.borrow().streamed.gradient_tokens, groups[number]);
+            self.pass(&sums, groups[number], number, backward)?;
             progress(KnowledgeProgress::Tokens(sums.borrow().streamed.tokens, total));
             if saved.elapsed() > SAVE_EVERY || self.is_interrupted() {
                 self.save(&sums.borrow(), &of)?;
@@ -121,18 +116,81 @@ impl KnowledgePass<'_> {
         sums.finish(&self.model.fingerprint, self.settings.directions, &mut tick)
     }
 
+    /// The same by all ranks: passes are cut into `shards` leaves, whose sums are added up in an order that depends on
+    /// their number only. Nothing is kept of an interrupted pass. Every rank decomposes all moments.
+    ///
+    /// # Errors
+    /// As [`KnowledgePass::learn`]; ranks that do something else, or are silent.
+    pub fn learn_in_leaves(
+        &self,
+        (world, shards): (&World, usize),
+        progress: &mut dyn FnMut(KnowledgeProgress),
+    ) -> Result<Knowledge> {
+        if shards == 1 {
+            return self.learn(progress);
+        }
+        let (total, groups) = (self.total()?, passes(self.chunks));
+        let backward = groups.iter().scan(0, |gone, group| {
+            let backward = self.goes_backward(*gone, group);
+            *gone += if backward { tokens(group) } else { 0 };
+            Some(backward)
+        });
+        let (backward, sums): (Vec<bool>, _) = (backward.collect(), RefCell::new(self.sums()?));
+        let mut trees: Vec<Tree> = Vec::new();
+        for leaf in world.leaves(shards) {
+            for number in leaf * groups.len() / shards..(leaf + 1) * groups.len() / shards {
+                self.pass(&sums, groups[number], number, backward[number])?;
+                let done = sums.borrow().streamed.tokens * world.size();
+                progress(KnowledgeProgress::Tokens(done.min(total), total));
+                self.go_on()?;
+            }
+            let taken = sums.borrow_mut().take()?;
+            trees.resize_with(taken.len(), Tree::default);
+            trees.iter_mut().zip(taken).for_each(|(tree, values)| tree.push(leaf, values));
+        }
+        let mut sums = sums.into_inner();
+        // First what may be waited for long: some ranks have more text than others.
+        let counted = world.share_values(sums.counted())?.into_iter().reduce(|(a, rows), (b, more)| {
+            let rows = rows.iter().zip(more).map(|(a, b)| a + b).collect();
+            (a.and(b), rows)
+        });
+        let (streamed, rows) = counted.unwrap_or_else(|| sums.counted());
+        let summed = trees.into_iter().map(|tree| world.sum(shards, tree)).collect::<Result<Vec<_>>>()?;
+        sums.put(&summed, (streamed, &rows))?;
+        let mut tick = |done, all| {
+            progress(KnowledgeProgress::Moments(done, all));
+            Ok(())
+        };
+        sums.finish(&self.model.fingerprint, self.settings.directions, &mut tick)
+    }
+
+    /// Tokens of the text, of which there must be some.
+    fn total(&self) -> Result<usize> {
+        match tokens(self.chunks) {
+            0 => Err(Error::data("there is no general text to learn the knowledge space from").remedy(
+                "put a general.txt into the data directory (`prepare .. --general FILE` copies it there), let the model \
+                 write one with `gems-engine prepare sample --model MODEL --out DATA/general.jsonl`, or protect nothing: \
+                 null_space.side = \"none\" and null_space.item_rows = 0",
+            )),
+            total => Ok(total),
+        }
+    }
+
+    /// Whether a group goes backward too, after `gone` tokens that did: as many whole passes as come nearest to what is
+    /// wanted, and one at least.
+    fn goes_backward(&self, gone: usize, group: &[Vec<u32>]) -> bool {
+        let wanted = self.settings.gradient_tokens;
+        gone + tokens(group) / 2 <= wanted || (gone == 0 && wanted > 0)
+    }
+
     fn sums(&self) -> Result<Sums> {
         let (model, hidden) = (self.model, self.model.architecture.hidden);
         Sums::new(&model.backend, &model.layout.sites, hidden, self.settings, self.seed)
     }
 
-    /// One group of texts: forward, and backward too as long as gradients are wanted.
-    fn pass(&self, sums: &RefCell<Sums>, group: &[Vec<u32>], number: usize) -> Result<()> {
-        let (model, be) = (self.model, &self.model.backend);
-        let tokens: usize = group.iter().map(Vec::len).sum();
-        // As many whole passes as come nearest to what is wanted, and one at least.
-        let (gone, wanted) = (sums.borrow().streamed.gradient_tokens, self.settings.gradient_tokens);
-        let backward = gone + tokens / 2 <= wanted || (gone == 0 && wanted > 0);
+    /// One group of texts: forward, and `backward` too.
+    fn pass(&self, sums: &RefCell<Sums>, group: &[Vec<u32>], number: usize, backward: bool) -> Result<()> {
+        let (model, be, tokens) = (self.model, &self.model.backend, tokens(group));
         let request = general_pass(model, group);
         let decoder_only = request.encoder.is_none();
         let positions = &request.decoder.positions;
@@ -224,6 +282,10 @@ impl KnowledgePass<'_> {
     }
 }
 
+fn tokens(texts: &[Vec<u32>]) -> usize {
+    texts.iter().map(Vec::len).sum()
+}
+
 /// The token at `u` (in [0, 1)) of the distribution softmax(`logits`).
 fn draw(logits: &[f32], u: f64) -> Result<u32> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -302,7 +364,7 @@ pub fn planned_peak(pass: &KnowledgePass) -> Result<usize> {
     if let Some(largest) =
         passes(pass.chunks).into_iter().max_by_key(|g| g.iter().map(Vec::len).sum::<usize>())
     {
-        pass.pass(&sums, largest, 0)?;
+        pass.pass(&sums, largest, 0, pass.goes_backward(0, largest))?;
     }
     Ok(be.memory().peak)
 }

@@ -17,9 +17,9 @@ pub use knowledge::{
     KnowledgePass, KnowledgeProgress, largest_knowledge, needs_basis, partial_path, planned_peak,
 };
 pub use plan::{MemoryPlan, PlannedRun};
-pub use record::{Listener, StepRecord, refresh_json};
+pub use record::{Listener, Silent, StepRecord, refresh_json};
 pub use rehearsal::Rehearsal;
 pub use schedule::Schedule;
 pub use settings::{CheckpointSettings, TrainSettings};
-pub use step::{gradients, micro_step, probe, rehearse};
+pub use step::{Leaves, gradients, gradients_in_leaves, micro_step, probe, rehearse};
 pub use trainer::{Ending, Outcome, Standing, Trainer, Validate};

@@ -1,5 +1,6 @@
 //! What the loop tells while it runs: a record of every step, and who listens.
 
+use crate::distributed::Costs;
 use crate::error::Result;
 use crate::gems::{RefreshReport, StepReport};
 use serde_json::{Map, Value, json};
@@ -30,6 +31,8 @@ pub struct StepRecord {
     pub skipped: u64,
     /// A validation follows.
     pub validates: bool,
+    /// How many ranks did the step, and what sums over them cost this one; of one process, nothing.
+    pub ranks: Option<(usize, Costs)>,
 }
 
 impl StepRecord {
@@ -69,6 +72,13 @@ impl StepRecord {
         put("shortened", self.shortened as f64);
         put("memory_bytes", self.memory.0 as f64);
         put("peak_memory_bytes", self.memory.1 as f64);
+        if let Some((ranks, costs)) = self.ranks {
+            put("ranks", ranks as f64);
+            put("exchange_bytes", costs.bytes as f64);
+            put("exchange_ms", costs.exchange.as_secs_f64() * 1e3);
+            put("wait_ms", costs.wait.as_secs_f64() * 1e3);
+            put("slowest_rank", costs.slowest as f64);
+        }
         let mut all = Map::from_iter([("step".to_string(), json!(self.step))]);
         if !r.finite {
             all.insert("skipped".into(), json!(self.skipped));
@@ -106,4 +116,26 @@ pub trait Listener {
     fn saved(&mut self, step: u64) -> Result<()>;
     /// Something the user should know.
     fn note(&mut self, text: &str);
+}
+
+/// Listens to nothing: of a rank that another one talks for.
+pub struct Silent;
+
+impl Listener for Silent {
+    fn probed(&mut self, _: &RefreshReport) -> Result<()> {
+        Ok(())
+    }
+    fn step(&mut self, _: &StepRecord) -> Result<()> {
+        Ok(())
+    }
+    fn validated(&mut self, _: u64, _: &BTreeMap<String, f64>, _: bool) -> Result<()> {
+        Ok(())
+    }
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn saved(&mut self, _: u64) -> Result<()> {
+        Ok(())
+    }
+    fn note(&mut self, _: &str) {}
 }

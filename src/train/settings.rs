@@ -21,6 +21,9 @@ pub struct TrainSettings {
     /// Most tokens in one forward and backward pass; a step with more is accumulated over several
     /// passes. 0: everything in one pass.
     pub micro_batch_tokens: usize,
+    /// Leaves that a step is cut into, to be shared out among ranks; sums are taken in an order that depends on this number
+    /// and on nothing else. Fixed when a run starts. 0: as many as there are ranks, rounded up to a power of two.
+    pub shards: usize,
     /// Learning rate of the adapted layers at the top of the schedule.
     #[schemars(range(min = 0))]
     pub lr: f64,
@@ -73,6 +76,7 @@ impl Default for TrainSettings {
             batch_per_task: BTreeMap::new(),
             batch: 64,
             micro_batch_tokens: 16384,
+            shards: 0,
             lr: 1e-3,
             schedule: Schedule::Cosine,
             warmup_steps: 20,

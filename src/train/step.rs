@@ -3,9 +3,10 @@
 //! The protocol of a run is [`probe`], then for every step [`Optimizer::begin_step`], [`rehearse`], [`gradients`],
 //! [`Optimizer::step`].
 
-use super::batches::Averaging;
+use super::batches::{Averaging, StepData};
 use super::rehearsal::Rehearsal;
 use crate::backend::Tensor;
+use crate::distributed::{Tree, World};
 use crate::error::Result;
 use crate::gems::{
     DenseRole, Embeddings, Knowledge, MethodSettings, Optimizer, OptimizerSettings, RefreshReport, Scales,
@@ -112,6 +113,54 @@ pub fn gradients(
         tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
     }
     Ok(labels)
+}
+
+/// The same of a step that is cut into `shards` leaves, of which this rank has those in `data`: gradients and losses are
+/// then those of all leaves on all ranks. Rows and shortened examples of the whole step are counted in `data`.
+///
+/// # Errors
+/// The device; ranks that do something else, or are silent.
+pub fn gradients_in_leaves(
+    model: &Model,
+    tuner: &mut Optimizer,
+    data: &mut StepData,
+    (averaging, checkpointing): (Averaging, bool),
+    (world, shards): (&World, usize),
+) -> Result<Leaves> {
+    let before = tuner.begin_leaves(&data.labels)?;
+    let scales = Scales::of(&data.labels);
+    let (mut tree, mut start, mut finite) = (Tree::default(), 0, true);
+    for (leaf, end) in world.leaves(shards).zip(&data.leaves) {
+        tuner.begin_leaf()?;
+        for batch in &data.batches[start..*end] {
+            let scales = match averaging {
+                Averaging::Labels => scales.clone(),
+                Averaging::Passes => Scales::of(&batch.labels.per_task()),
+            };
+            let nll = micro_step(model, tuner, batch, scales, checkpointing)?;
+            tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
+        }
+        start = *end;
+        let mut values = tuner.take_leaf()?;
+        finite &= values.iter().all(|v| v.is_finite());
+        // Counts below 2^24 are exact.
+        let counted = if leaf == world.leaves(shards).start { [data.tokens, data.shortened] } else { [0, 0] };
+        values.extend(counted.map(|n| n as f32));
+        tree.push(leaf, values);
+    }
+    let sum = world.sum(shards, tree)?;
+    let (sum, counted) = sum.split_at(sum.len() - 2);
+    tuner.put_sum(sum, &before)?;
+    (data.tokens, data.shortened) = (counted[0] as usize, counted[1] as usize);
+    Ok(Leaves { labels: data.labels.clone(), finite })
+}
+
+/// What a rank knows of a step's leaves.
+pub struct Leaves {
+    /// Labels of every task, of the whole step.
+    pub labels: Vec<usize>,
+    /// Whether what this rank has added was finite.
+    pub finite: bool,
 }
 
 /// Runs one micro-batch forward and backward and hands its gradients to the tuner; returns the negative

@@ -5,8 +5,9 @@ use super::checkpoint::{self, Checkpoint};
 use super::record::{Listener, StepRecord};
 use super::rehearsal::Rehearsal;
 use super::settings::{CheckpointSettings, TrainSettings};
-use super::step::{gradients, probe, rehearse};
+use super::step::{Leaves, gradients, gradients_in_leaves, probe, rehearse};
 use super::validation::chosen;
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::gems::{Optimizer, StepInput};
 use crate::model::Model;
@@ -55,12 +56,16 @@ pub struct Trainer<'a> {
     pub settings: &'a TrainSettings,
     /// Section `[checkpoint]`.
     pub checkpoints: &'a CheckpointSettings,
-    /// The run's directory.
+    /// The run's directory, which the first rank writes.
     pub run: &'a Path,
+    /// The ranks that do the run.
+    pub world: &'a World,
     /// Learning rate of item rows at the top of the schedule.
     pub lr_rows: f64,
     /// The warm-up begins at zero (published) instead of one step above.
     pub warmup_from_zero: bool,
+    /// Steps between two checks that all ranks hold the same numbers (0: never).
+    pub check_every: u64,
     /// Update norms of a reference run to match, by step; a step without one is not matched.
     pub norms: Option<&'a [Option<f64>]>,
     /// Set when the user asks to stop.
@@ -151,11 +156,11 @@ impl Trainer<'_> {
 
     /// The largest step there can be, forward and backward, so that what does not fit fails at once.
     fn largest_first(&mut self) -> Result<()> {
-        let data = self.batches.longest()?;
+        let mut data = self.batches.longest()?;
         self.model.backend.reset_peak_memory();
         self.tuner.begin_step()?;
         self.rehearse(0)?;
-        self.gradients(&data).map(drop)
+        self.gradients(&mut data).map(drop)
     }
 
     fn rehearse(&mut self, step: u64) -> Result<()> {
@@ -164,21 +169,35 @@ impl Trainer<'_> {
 
     /// Finds the first bases in the first steps' examples.
     fn probe(&mut self, listener: &mut dyn Listener) -> Result<()> {
-        let (batches, settings) = (self.batches, self.settings);
+        let (batches, settings, world) = (self.batches, self.settings, self.world);
         let found = probe(self.model, self.tuner, |model, tuner| {
             for step in 0..settings.probe_batches.max(1) {
-                let (data, checkpointing) = (batches.at(step)?, settings.activation_checkpointing);
-                gradients(model, tuner, &data.batches, batches.averaging(), checkpointing)?;
+                let mut data = batches.at(step)?;
+                step_gradients(model, tuner, &mut data, batches, settings, world)?;
             }
             Ok(())
         })?;
         found.map_or(Ok(()), |found| listener.probed(&found))
     }
 
-    /// Forward and backward passes of a step; returns the labels of every task.
-    fn gradients(&mut self, data: &StepData) -> Result<Vec<usize>> {
-        let (averaging, checkpointing) = (self.batches.averaging(), self.settings.activation_checkpointing);
-        gradients(self.model, self.tuner, &data.batches, averaging, checkpointing)
+    /// Forward and backward passes of a step, on all ranks.
+    fn gradients(&mut self, data: &mut StepData) -> Result<Leaves> {
+        step_gradients(self.model, self.tuner, data, self.batches, self.settings, self.world)
+    }
+
+    /// A signal, or a file `stop` in the run's directory.
+    fn wants_to_stop(&self) -> bool {
+        let asked = || self.world.is_first() && self.run.join("stop").exists();
+        self.interrupted.load(Ordering::SeqCst) || asked()
+    }
+
+    /// Every so many steps, that all ranks hold the same numbers.
+    fn check_ranks(&mut self, step: u64) -> Result<()> {
+        if self.world.is_alone() || self.check_every == 0 || !step.is_multiple_of(self.check_every) {
+            return Ok(());
+        }
+        let (tensors, _) = self.tuner.state(self.model)?;
+        self.world.same_numbers(&checkpoint::hashes(&tensors))
     }
 
     fn steps(
@@ -202,14 +221,20 @@ impl Trainer<'_> {
                 let Ok(data) = receiver.recv() else { break };
                 let every = self.settings.validate_every;
                 let validates = every > 0 && (at.step + 1).is_multiple_of(every);
+                self.world.at_step(at.step + 1);
                 self.one_step(at, data?, validates, listener)?;
+                self.check_ranks(at.step)?;
+                let stops = self.world.any(self.wants_to_stop())?;
                 if validates && !self.validate(at, listener, validate)? {
                     self.save(at, listener)?;
                     return Ok(Ending::Early);
                 }
                 let saves = self.checkpoints.every > 0 && at.step.is_multiple_of(self.checkpoints.every);
-                if self.interrupted.load(Ordering::SeqCst) {
+                if stops || self.world.is_alone() && self.wants_to_stop() {
                     self.save(at, listener)?;
+                    if self.world.is_first() {
+                        let _ = std::fs::remove_file(self.run.join("stop"));
+                    }
                     return Ok(Ending::Interrupted);
                 }
                 if saves {
@@ -223,17 +248,19 @@ impl Trainer<'_> {
     fn one_step(
         &mut self,
         at: &mut Standing,
-        data: StepData,
+        mut data: StepData,
         validates: bool,
         listener: &mut dyn Listener,
     ) -> Result<()> {
         let start = Instant::now();
+        // What was before the step is not of it.
+        self.world.costs();
         let t = self.settings;
         let rate = t.rate(at.step, self.warmup_from_zero);
         let target_norm = self.target_norm(at.step, listener);
         self.tuner.begin_step()?;
         self.rehearse(at.step)?;
-        let labels = self.gradients(&data)?;
+        let Leaves { labels, finite } = self.gradients(&mut data)?;
         let input = StepInput {
             labels,
             counts: data.counts.clone(),
@@ -245,7 +272,8 @@ impl Trainer<'_> {
         };
         let report = self.tuner.step(self.model, &input)?;
         at.step += 1;
-        at.seen = (at.seen.0 + data.picks.len(), at.seen.1 + data.shortened);
+        let examples = data.counts.iter().sum::<f64>() as usize;
+        at.seen = (at.seen.0 + examples, at.seen.1 + data.shortened);
         at.bad_in_a_row = if report.finite { 0 } else { at.bad_in_a_row + 1 };
         at.skipped += u64::from(!report.finite);
         let memory = self.model.backend.memory();
@@ -262,13 +290,14 @@ impl Trainer<'_> {
             report,
             skipped: at.skipped,
             validates,
+            ranks: self.world.costs().map(|costs| (self.world.size(), costs)),
         };
         listener.step(&record)?;
         if !record.report.finite {
             listener.note(&format!("step {}: loss or gradient is not finite; step skipped", at.step));
         }
         if t.max_bad_steps > 0 && at.bad_in_a_row >= t.max_bad_steps {
-            return Err(self.dump(at, &data));
+            return Err(self.dump(at, &data, finite));
         }
         Ok(())
     }
@@ -287,9 +316,13 @@ impl Trainer<'_> {
         norms.get(index as usize).copied().flatten()
     }
 
-    /// Writes the offending batch and says where.
-    fn dump(&self, at: &Standing, data: &StepData) -> Error {
-        let path = self.run.join(format!("bad-batch-step-{}.json", at.step));
+    /// Writes the offending batch and says where; of several ranks, those whose share was not `finite` write theirs.
+    fn dump(&self, at: &Standing, data: &StepData, finite: bool) -> Error {
+        let name = match self.world.is_alone() {
+            true => format!("bad-batch-step-{}.json", at.step),
+            false => format!("bad-batch-step-{}-rank-{}.json", at.step, self.world.rank()),
+        };
+        let path = self.run.join(name);
         let picks: Vec<Value> =
             data.picks.iter().map(|p| json!({"row": p.record + 1, "target": p.target})).collect();
         let batches: Vec<Value> = data
@@ -298,15 +331,16 @@ impl Trainer<'_> {
             .map(|b| json!({"tokens": b.decoder.tokens, "offsets": b.decoder.offsets, "targets": b.labels.targets}))
             .collect();
         let text = json!({"step": at.step, "records": picks, "batches": batches}).to_string();
-        let written = crate::files::write_atomically(&path, text.as_bytes());
+        let innocent = finite && !self.world.is_alone();
+        let written = if innocent { Ok(()) } else { crate::files::write_atomically(&path, text.as_bytes()) };
         let error = Error::numeric(format!(
             "loss or gradient was not finite {} steps in a row, the last at step {}",
             at.bad_in_a_row, at.step
         ))
         .remedy("lower train.lr or optimizer.lr_rows, or set optimizer.clip_norm = 1; earlier checkpoints are good");
         match written {
-            Ok(()) => error.at(path.display()),
-            Err(_) => error,
+            Ok(()) if !innocent => error.at(path.display()),
+            _ => error,
         }
     }
 
@@ -335,6 +369,9 @@ impl Trainer<'_> {
     }
 
     fn mark_best(&self, step: u64) -> Result<()> {
+        if !self.world.is_first() {
+            return Ok(());
+        }
         let link = self.run.join("best");
         let target = checkpoint::directory(Path::new("checkpoints"), step);
         #[cfg(unix)]
@@ -345,7 +382,14 @@ impl Trainer<'_> {
 
     // ---- checkpoints ------------------------------------------------------------------------
 
+    /// The first rank writes what all of them hold.
     fn save(&mut self, at: &mut Standing, listener: &mut dyn Listener) -> Result<()> {
+        self.world.by_first(|| self.write(at, listener))?;
+        at.saved = Some(at.step);
+        Ok(())
+    }
+
+    fn write(&mut self, at: &Standing, listener: &mut dyn Listener) -> Result<()> {
         // What a checkpoint follows on must not be lost when the checkpoint is not.
         listener.flush()?;
         let (tensors, tuner) = self.tuner.state(self.model)?;
@@ -362,9 +406,27 @@ impl Trainer<'_> {
         let root = self.run.join("checkpoints");
         checkpoint::save(&root, at.step, &tensors, state)?;
         checkpoint::forget_after(&root, at.step)?;
-        at.saved = Some(at.step);
         let best: Vec<u64> = at.best.iter().map(|b| b.0).collect();
         checkpoint::prune(&root, self.checkpoints.keep, &best)?;
         listener.saved(at.step)
+    }
+}
+
+/// Forward and backward passes of a step, on all ranks where it is cut into leaves.
+fn step_gradients(
+    model: &Model,
+    tuner: &mut Optimizer,
+    data: &mut StepData,
+    batches: &Batches,
+    settings: &TrainSettings,
+    world: &World,
+) -> Result<Leaves> {
+    let how = (batches.averaging(), settings.activation_checkpointing);
+    match batches.leaves().0 {
+        1 => {
+            let labels = gradients(model, tuner, &data.batches, how.0, how.1)?;
+            Ok(Leaves { labels, finite: true })
+        }
+        shards => gradients_in_leaves(model, tuner, data, how, (world, shards)),
     }
 }

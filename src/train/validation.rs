@@ -1,9 +1,10 @@
 //! Validation during a run: ranking metrics and losses of the validation records, and the one that decides.
 
 use crate::data::{Dataset, Encoder, Example, micro_batches};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::eval::metrics::names;
-use crate::eval::{EvaluateSettings, rank_split};
+use crate::eval::{EvaluateSettings, rank_split_over};
 use crate::model::Model;
 use std::collections::BTreeMap;
 
@@ -13,23 +14,23 @@ use std::collections::BTreeMap;
 /// # Errors
 /// A record that cannot be encoded, a likelihood that is not finite, the device.
 pub fn measure(
-    model: &Model,
+    (model, world): (&Model, &World),
     encoder: &Encoder,
     data: &Dataset,
     settings: &EvaluateSettings,
 ) -> Result<BTreeMap<String, f64>> {
-    let ranked = rank_split(model, encoder, data, &data.valid, settings, &mut |_, _| {})?;
+    let ranked = rank_split_over(world, model, encoder, data, &data.valid, settings, &mut |_, _| {})?;
     let mut values = BTreeMap::new();
     for (task, metrics) in ranked.metrics(&data.tasks, settings) {
         values.extend(metrics.into_iter().map(|(name, value)| (format!("{task}.{name}"), value)));
     }
-    values.extend(losses(model, encoder, data, settings)?);
+    values.extend(losses((model, world), encoder, data, settings)?);
     Ok(values)
 }
 
 /// Mean negative log-likelihood of the labels, by task and of all.
 fn losses(
-    model: &Model,
+    (model, world): (&Model, &World),
     encoder: &Encoder,
     data: &Dataset,
     settings: &EvaluateSettings,
@@ -45,12 +46,20 @@ fn losses(
         }
     }
     let mut sums = vec![(0.0, 0usize); data.tasks.len()];
-    for batch in micro_batches(&examples, data.tasks.len(), settings.batch_tokens)? {
-        let nll = model.forward(&batch, false, None)?.nll(&*model.backend)?;
-        for (sum, labels) in sums.iter_mut().zip(&batch.labels.segments) {
-            sum.0 += nll[labels.clone()].iter().map(|v| *v as f64).sum::<f64>();
-            sum.1 += labels.len();
-        }
+    let batches = micro_batches(&examples, data.tasks.len(), settings.batch_tokens)?;
+    let of_batches = world.in_turns(batches.len(), |number| {
+        let batch = &batches[number];
+        let nll = model.forward(batch, false, None)?.nll(&*model.backend)?;
+        let of_task = |labels: &std::ops::Range<usize>| {
+            let sum = nll[labels.clone()].iter().map(|v| f64::from(*v)).sum::<f64>();
+            // A NaN has no other way between ranks.
+            (sum.to_bits(), labels.len())
+        };
+        Ok(batch.labels.segments.iter().map(of_task).collect::<Vec<_>>())
+    })?;
+    for (sum, (bits, labels)) in of_batches.iter().flat_map(|batch| (0..).zip(batch)) {
+        sums[sum].0 += f64::from_bits(*bits);
+        sums[sum].1 += labels;
     }
     let whole = sums.iter().fold((0.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     let named = data.tasks.iter().map(|task| format!("{task}.loss")).zip(sums);

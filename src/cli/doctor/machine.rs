@@ -1,6 +1,7 @@
 //! The machine around the GPU: what makes a run slow, or stops it, without being wrong.
 
 use super::{Check, fail, note, pass, warn};
+use crate::cli::ranks;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ fn processor() -> Check {
     let read = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         read.lines().find_map(|l| l.strip_prefix("model name")).map(|l| l.trim_matches([' ', '\t', ':']));
-    let vectors = vector_units().join(", ");
+    let vectors = ranks::vector_units().join(", ");
     let all = read.lines().filter(|l| l.starts_with("processor")).count();
     let of_all = if all > threads { format!(" of {all}") } else { String::new() };
     let found = format!("{}, {threads}{of_all} threads, {vectors}", model.unwrap_or(std::env::consts::ARCH));
@@ -69,18 +70,6 @@ fn locked_memory() -> Option<Check> {
 #[cfg(not(unix))]
 fn locked_memory() -> Option<Check> {
     None
-}
-
-fn vector_units() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let known = [
-        ("AVX2", is_x86_feature_detected!("avx2")),
-        ("FMA", is_x86_feature_detected!("fma")),
-        ("AVX-512", is_x86_feature_detected!("avx512f")),
-    ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let known = [("128-bit vectors", true)];
-    known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
 fn memory() -> Check {

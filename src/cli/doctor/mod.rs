@@ -3,6 +3,7 @@
 mod knowledge;
 mod layers;
 mod machine;
+mod ranks;
 
 use super::options::OutputArgs;
 use super::products;
@@ -88,6 +89,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     checks.extend(links(&facts.links));
     checks.extend(facts.libraries.iter().map(|l| library(l, !facts.gpus.is_empty())));
     checks.extend(machine::checks(&args.out, !facts.gpus.is_empty()));
+    checks.extend(ranks::checks(!facts.gpus.is_empty()));
     let named = args.model.as_deref().map(|m| hub::Cache::of_environment().locate(m));
     checks.extend(named.as_deref().map(model));
     checks.extend(named.as_deref().and_then(room));
@@ -100,6 +102,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let failed = checks.iter().filter(|c| c.status == Status::Fail).count();
     let out = &mut std::io::stdout();
     let written = match args.output.json {
+        _ if !super::ranks::world().is_first() => Ok(()),
         true => {
             writeln!(out, "{}", document(&facts, &checks, (&layers, protected.as_ref()), (&device, &why)))
         }
@@ -147,6 +150,7 @@ fn document(
         "device": {"auto": device, "why": why},
         "gpu": facts,
         "checks": checks,
+        "ranks": super::ranks::document(),
         "products": layers,
         "knowledge": protected,
     })

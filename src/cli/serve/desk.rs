@@ -84,9 +84,9 @@ impl Work {
 
     fn answer(&self, asker: &Asker, together: Vec<Waiting>) -> Result<()> {
         self.counters.batches.observe(together.len() as f64);
-        let (asks, replies): (Vec<_>, Vec<_>) = together.into_iter().map(|w| (Ok(w.ask), w.reply)).unzip();
+        let (asks, replies): (Vec<Ask>, Vec<_>) = together.into_iter().map(|w| (w.ask, w.reply)).unzip();
         // Whoever has gone in the meantime is not missed.
-        let failed = match asker.answer(asks) {
+        let failed = match asker.answer(&asks.iter().collect::<Vec<_>>()) {
             Ok(answers) => {
                 for (answer, reply) in answers.into_iter().zip(replies) {
                     let _ = reply.send(answer.map(|answer| asker.json(&answer)));

@@ -5,7 +5,7 @@ use crate::cli::console::Console;
 use crate::cli::demo::{self, Source};
 use crate::cli::measure::{example, measure, probe};
 use crate::cli::session::Session;
-use crate::cli::{catch_interrupts, plan, summary};
+use crate::cli::{catch_interrupts, plan, ranks, summary};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{EvaluateSettings, Reference};
 use crate::export::write_merged;
@@ -15,7 +15,8 @@ use crate::model::{Model, StoredType};
 use crate::report::Journal;
 use crate::run::{End, Run, RunDirectory};
 use crate::train::{
-    Averaging, Batches, Ending, Outcome, Rehearsal, Standing, Trainer, checkpoint, validation,
+    Averaging, Batches, Ending, Listener, Outcome, Rehearsal, Silent, Standing, Trainer, checkpoint,
+    validation,
 };
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -52,7 +53,7 @@ impl Course {
         });
         let end = End { ending: outcome.ending, step: outcome.step };
         if outcome.ending == Ending::Interrupted {
-            end.note(&self.kept.path)?;
+            ranks::world().by_first(|| end.note(&self.kept.path))?;
             let what = format!("stopped after step {}; everything is saved", outcome.step);
             return Err(Error::new(Kind::Interrupted, what)
                 .remedy(format!("go on with --resume --out {}", self.directory.path.display())));
@@ -62,6 +63,9 @@ impl Course {
             true => measure(&self.session, self.reference.as_ref(), self.quiet)?,
             false => Value::Object(Map::new()),
         };
+        if !ranks::world().is_first() {
+            return Ok(());
+        }
         if self.session.config.train.export {
             self.export()?;
         }
@@ -82,10 +86,18 @@ impl Course {
         let Session { config, data, vocabulary, prompts, model, prompt_side, .. } = &mut self.session;
         let encoder = crate::data::Encoder::new(vocabulary, prompts, &data.tasks, *prompt_side, &config.data);
         let (averaging, t) = (Averaging::from(config.gems.side), &config.train);
+        let (world, shards) = (ranks::world(), t.shards.max(1));
         let batches = Batches::new(&encoder, &data.train, &data.tasks, t, averaging, config.seed)?;
-        let mut listener = Console::open(run, &self.journal, &data.tasks, (at.step, t.steps), self.quiet)?;
+        let batches = batches.in_leaves(shards, world.leaves(shards));
+        let console = || Console::open(run, &self.journal, &data.tasks, (at.step, t.steps), self.quiet);
+        let mut console = world.by_first(console)?;
+        let mut silent = Silent;
+        let listener: &mut dyn Listener = match &mut console {
+            Some(console) => console,
+            None => &mut silent,
+        };
         let evaluate = EvaluateSettings { records: t.validate_records, ..config.evaluate.clone() };
-        let mut validate = |model: &Model| validation::measure(model, &encoder, data, &evaluate);
+        let mut validate = |model: &Model| validation::measure((model, world), &encoder, data, &evaluate);
         let mut trainer = Trainer {
             model,
             tuner: &mut tuner,
@@ -95,13 +107,15 @@ impl Course {
             settings: t,
             checkpoints: &config.checkpoint,
             run,
+            world,
+            check_every: config.distributed.check_every,
             lr_rows: config.optimizer.lr_rows.unwrap_or(t.lr),
             warmup_from_zero: config.gems.side == Side::Published,
             norms: self.kept.norms.as_ref().map(|norms| norms.update_norms.as_slice()),
             interrupted,
         };
-        let outcome = trainer.run(at, &mut listener, &mut validate);
-        let told = listener.finish();
+        let outcome = trainer.run(at, listener, &mut validate);
+        let told = console.as_mut().map_or(Ok(()), Console::finish);
         let outcome = outcome?;
         told.map(|()| outcome)
     }

@@ -6,12 +6,11 @@ mod resume;
 use super::demo::{self, Source};
 use super::measure::{measure, reference};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
-use super::plan;
 use super::session::{Session, configuration};
+use super::{plan, ranks};
 use crate::config::{Config, Layer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gems::{Knowledge, NullSide};
-use crate::report::Journal;
 use crate::run::{RunDirectory, StepNorms, whole};
 use crate::train::{Standing, validation};
 use clap::Args;
@@ -49,9 +48,9 @@ pub struct TrainArgs {
     /// Scale every step to the update norm of the same step of another run.
     #[arg(long, value_name = "RUN")]
     match_step: Option<PathBuf>,
-    /// Go on with the run in --out from its latest checkpoint.
-    #[arg(long)]
-    resume: bool,
+    /// Go on with the run in --out from its latest checkpoint; `auto`: if there is a run, else begin one.
+    #[arg(long, value_name = "auto", num_args = 0..=1, default_missing_value = "always")]
+    resume: Option<Resume>,
     /// Print the plan (parameters, steps, memory) and stop.
     #[arg(long)]
     dry_run: bool,
@@ -61,6 +60,15 @@ pub struct TrainArgs {
     device: DeviceArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// When a run is gone on with.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Resume {
+    /// It must be there.
+    Always,
+    /// If it is there: for whoever starts the same command again after a failure.
+    Auto,
 }
 
 impl TrainArgs {
@@ -87,7 +95,7 @@ impl TrainArgs {
     }
 
     /// The settings of a new run, where the model and the data come from, and the run directory.
-    fn configuration(&self) -> Result<(Config, Source, PathBuf)> {
+    fn configuration(&self, out: Option<PathBuf>) -> Result<(Config, Source, PathBuf)> {
         let settings = SettingsArgs { config: self.settings.config.clone(), set: self.settings.set.clone() };
         let mut layers = settings.layers()?;
         layers.extend(self.flags());
@@ -102,10 +110,10 @@ impl TrainArgs {
             let config = all(layers)?;
             let name = Path::new(&config.data.path).file_name();
             let name = name.map_or("run".into(), |n| n.to_string_lossy());
-            let out = self.out.clone().unwrap_or_else(|| fresh(&name));
+            let out = out.unwrap_or_else(|| fresh(&name));
             return Ok((config, Source::Given, out));
         }
-        let out = self.out.clone().unwrap_or_else(|| fresh("demo"));
+        let out = out.unwrap_or_else(|| fresh("demo"));
         let demo = out.join(demo::INSIDE);
         let mut beneath = demo::settings(&demo)?;
         beneath.append(&mut layers);
@@ -115,22 +123,40 @@ impl TrainArgs {
 
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
-    if args.resume { resume::run(args) } else { start(args) }
+    let there = || args.out.as_ref().is_some_and(|out| out.join("config.toml").is_file());
+    match args.resume {
+        Some(Resume::Auto) if args.out.is_none() => {
+            Err(Error::usage("--resume auto needs to know which run")
+                .remedy("give the run's directory with --out"))
+        }
+        // Another rank may have begun it by now.
+        Some(Resume::Auto) => match ranks::world().of_first(there())? {
+            true => resume::run(args),
+            false => start(args),
+        },
+        Some(Resume::Always) => resume::run(args),
+        None => start(args),
+    }
 }
 
 /// Begins a run.
 fn start(args: &TrainArgs) -> Result<()> {
-    let (config, source, out) = args.configuration()?;
-    let quiet = args.output.json;
+    let world = ranks::world();
+    // Which name is free only one rank may find.
+    let out = world.of_first(args.configuration(args.out.clone())?.2)?;
+    let (config, source, out) = args.configuration(Some(out))?;
+    let quiet = args.output.json || !world.is_first();
     if let Source::Demo(directory) = &source {
         if !quiet {
             eprintln!("no --model and no --data: running the embedded demo (see docs/demo.md)");
         }
-        demo::unpack(directory)?;
+        world.by_first(|| demo::unpack(directory))?;
     }
     let matched = Some(&config.train.match_step).filter(|run| !run.is_empty());
     let norms = matched.map(|run| StepNorms::of(&whole(Path::new(run)))).transpose()?;
     let mut session = Session::open(config, &args.device)?;
+    ranks::settle_shards(&mut session.config)?;
+    session.same_on_all_ranks()?;
     let config = &session.config;
     if config.train.validate_every > 0 {
         validation::check_metric(&config.train.best_metric, &session.data.tasks, &config.evaluate)?;
@@ -138,13 +164,13 @@ fn start(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         let knowledge =
             args.basis.as_ref().map(|path| Knowledge::load(path, &session.model.fingerprint)).transpose()?;
-        return plan::print(&session, knowledge.as_ref(), quiet);
+        return if world.is_first() { plan::print(&session, knowledge.as_ref(), quiet) } else { Ok(()) };
     }
-    let directory = RunDirectory::open(&out, false)?;
     let steps = config.train.steps;
+    let directory = ranks::directory(&out, false)?;
     let mut kept = session.kept(&out, norms);
-    kept.begin()?;
-    let journal = Journal::open(&out.join("log.txt"), "train", quiet)?;
+    world.by_first(|| kept.begin())?;
+    let journal = ranks::journal(&out, "train", quiet)?;
     journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.info().name));
     session.config.notes().iter().for_each(|note| journal.say(note));
     for (reason, count) in &session.data.skipped {
@@ -165,7 +191,7 @@ fn start(args: &TrainArgs) -> Result<()> {
         true => Some(measure(&session, reference.as_ref(), quiet)?),
         false => None,
     };
-    before.iter().try_for_each(|value| course::keep_before(&out, value))?;
+    world.by_first(|| before.iter().try_for_each(|value| course::keep_before(&out, value)))?;
     let tuner = session.tuner(knowledge.as_ref()).map_err(|error| plan::explain(error, &session))?;
     let at = Standing::default();
     Course { session, kept, directory, journal, knowledge, reference, before, rehearsal, source, quiet }
@@ -189,6 +215,6 @@ fn knowledge(
     let basis = Knowledge::load(path, &session.model.fingerprint)?;
     // What does not go with the settings is told before it is kept.
     session.protection(&basis).map_err(|e| e.at(path.display()))?;
-    basis.save(&kept)?;
+    ranks::world().by_first(|| basis.save(&kept))?;
     Ok(Some(basis))
 }

@@ -5,11 +5,10 @@ use super::course::{Course, keep_before, legend};
 use crate::cli::demo::Source;
 use crate::cli::measure::{measure, reference};
 use crate::cli::session::{Session, device_layer};
-use crate::cli::{plan, say, summary};
+use crate::cli::{plan, ranks, say, summary};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
 use crate::gems::{Knowledge, Side};
-use crate::report::Journal;
 use crate::run::{Change, End, Purpose, Reads, Run, RunDirectory, end};
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::{Ending, Rehearsal, Standing};
@@ -21,20 +20,28 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let out = args.out.clone().ok_or_else(|| {
         Error::usage("--resume needs to know which run").remedy("give the run's directory with --out")
     })?;
-    let (directory, quiet) = (RunDirectory::open(&out, true)?, args.output.json);
+    let world = ranks::world();
+    let (directory, quiet) = (ranks::directory(&out, true)?, args.output.json || !world.is_first());
     let mut kept = Run::open(&out)?;
     let (config, changes) = kept.settings(layers(args)?, Purpose::Resume)?;
     let source = Source::of_run(&kept.path, &config);
     let ended = end(&kept.path)?;
     if let Some(result) = nothing_left(&kept.path, ended, &config, &changes) {
-        return summary::print(&result, quiet, legend(&source));
+        return match world.is_first() {
+            true => summary::print(&result, quiet, legend(&source)),
+            false => Ok(()),
+        };
     }
     let mut session = Session::of_run(&kept, config, Reads::Training, &args.device)?;
+    // A run that says nothing of leaves has one.
+    session.config.train.shards = session.config.train.shards.max(1);
+    ranks::settle_shards(&mut session.config)?;
+    session.same_on_all_ranks()?;
     let mut notes = std::mem::take(&mut session.notes);
     let found = newest(&out, &mut notes)?;
     let knowledge = knowledge(&session, &directory, args, found.as_ref())?;
     if args.dry_run {
-        return plan::print(&session, knowledge.as_ref(), quiet);
+        return if world.is_first() { plan::print(&session, knowledge.as_ref(), quiet) } else { Ok(()) };
     }
     let reference = reference(&session)?;
     let stored = std::fs::read_to_string(out.join("before.json")).ok();
@@ -59,9 +66,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     notes.extend(stretched(&kept.config, &session.config, at.step));
     notes.extend(kept.norms.iter().filter_map(|norms| norms.ends_before(session.config.train.steps)));
     // It fits: from here on the run is written to.
-    kept.resume(&session.config, &changes, at.step, &notes)?;
-    before.iter().try_for_each(|value| keep_before(&out, value))?;
-    let journal = Journal::open(&out.join("log.txt"), "train --resume", quiet)?;
+    world.by_first(|| {
+        kept.resume(&session.config, &changes, at.step, &notes)?;
+        before.iter().try_for_each(|value| keep_before(&out, value))
+    })?;
+    let journal = ranks::journal(&out, "train --resume", quiet)?;
     journal.keep(&format!("{} on {}", session.base.display(), session.model.backend.info().name));
     journal.say(&format!("going on after step {}", at.step));
     // For people, whoever reads the result.
@@ -75,7 +84,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
 
 /// The settings given with the command.
 fn layers(args: &TrainArgs) -> Result<Vec<Layer>> {
-    if args.preset.is_some() {
+    if args.preset.is_some() && args.resume != Some(super::Resume::Auto) {
         return Err(Error::usage("a resumed run keeps its settings; it takes no preset")
             .at("--preset")
             .remedy("leave it out"));

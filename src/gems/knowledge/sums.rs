@@ -28,6 +28,17 @@ pub struct Streamed {
     pub gradient_tokens: usize,
 }
 
+impl Streamed {
+    /// Both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            passes: self.passes + other.passes,
+            tokens: self.tokens + other.tokens,
+            gradient_tokens: self.gradient_tokens + other.gradient_tokens,
+        }
+    }
+}
+
 /// The second moments of a model, being taken.
 pub struct Sums {
     backend: Arc<dyn Backend>,
@@ -188,6 +199,53 @@ impl Sums {
         each.chain([&self.hidden]).collect()
     }
 
+    /// The sums of every moment, which are zero afterwards: what was streamed since they were taken last. Waits.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn take(&mut self) -> Result<Vec<Vec<f32>>> {
+        let be = Arc::clone(&self.backend);
+        let take = |sum: &mut Tensor| {
+            let values = be.download(sum.mat())?;
+            be.fill(sum.mat_mut(), 0.0).map(|()| values)
+        };
+        self.tensors().into_iter().map(take).collect()
+    }
+
+    /// Puts sums of what several have streamed in the place of their own, with what all of them have counted: vectors of
+    /// every moment, as [`Sums::counted`] gives them.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn put(&mut self, sums: &[Vec<f32>], (streamed, rows): (Streamed, &[usize])) -> Result<()> {
+        let be = Arc::clone(&self.backend);
+        let mut tensors = self.tensors().into_iter().zip(sums);
+        tensors.try_for_each(|(to, values)| be.upload(values, to.mat_mut()))?;
+        self.each_moment().zip(rows).for_each(|(moment, rows)| moment.rows = *rows);
+        self.streamed = streamed;
+        Ok(())
+    }
+
+    /// How far the stream has come, and the vectors of every moment.
+    pub fn counted(&self) -> (Streamed, Vec<usize>) {
+        (self.streamed, self.moments().iter().map(|m| m.rows).collect())
+    }
+
+    fn each_moment(&mut self) -> impl Iterator<Item = &mut Moment> {
+        let moments = self.inputs.iter_mut().chain(&mut self.outputs).chain(&mut self.gradients);
+        moments.chain([&mut self.hidden])
+    }
+
+    /// Everything that is added to.
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        let mut all = Vec::new();
+        for moment in self.each_moment() {
+            all.push(&mut moment.sum);
+            all.extend(moment.sketch.iter_mut().map(|sketch| &mut sketch.squares));
+        }
+        all
+    }
+
     /// Writes the sums so that [`Sums::restore`] goes on from them, bit for bit. `of` says what they are sums of.
     ///
     /// # Errors
@@ -230,8 +288,7 @@ impl Sums {
             }
         }
         let be = Arc::clone(&self.backend);
-        let moments = self.inputs.iter_mut().chain(&mut self.outputs).chain(&mut self.gradients);
-        let moments = moments.chain([&mut self.hidden]).zip(values).zip(&facts.rows);
+        let moments = self.each_moment().zip(values).zip(&facts.rows);
         for ((moment, (sum, squares)), rows) in moments {
             moment.rows = *rows;
             be.upload(&sum, moment.sum.mat_mut())?;

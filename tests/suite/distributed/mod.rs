@@ -1,0 +1,32 @@
+//! Ranks as threads: what passes between them, what a step on several of them computes, and every way they can part.
+//! Ranks as processes are `scripts/distributed.sh`.
+
+mod launchers;
+mod protocol;
+mod steps;
+
+use gems_engine::distributed::{DistributedSettings, Threads, World};
+use gems_engine::error::Result;
+
+/// Runs `work` on `size` ranks that are threads; what each gave, in order.
+fn on_ranks<T: Send>(size: usize, work: impl Fn(&World) -> Result<T> + Sync) -> Vec<Result<T>> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let start = |threads: Threads| {
+            scope.spawn(move || {
+                let world = World::over(Box::new(threads))?;
+                world.limit(&DistributedSettings { timeout_s: 120, phase_timeout_s: 120, check_every: 1 });
+                let done = work(&world);
+                done.as_ref().err().iter().for_each(|error| world.fail(error, || ()));
+                done
+            })
+        };
+        let handles: Vec<_> = Threads::new(size).into_iter().map(start).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    })
+}
+
+/// The messages of ranks that must all fail.
+fn refused<T>(all: Vec<Result<T>>) -> Vec<String> {
+    all.into_iter().map(|one| one.err().expect("a rank did not fail").to_string()).collect()
+}
