@@ -6,7 +6,7 @@
 // multiple of 8 up to 128; q, k, v rows aligned to 16 bytes. A row that sees no key gives out 0, lse -inf.
 // 128 threads; grid: x ceil(longest query run / 64), y heads, z sequences; blocks beyond a sequence's end
 // return at once, long rows of a causal sequence start first. Shared memory: 3 * 64 * DP * 2 bytes, DP = 64
-// or 128 (24 or 48 KiB): a tile of q, k and v; the next k arrives during the softmax, the next v during k.
+// or 128 (24 or 48 KiB), and TileBias: a tile of q, k and v; the next k arrives during the softmax, the next v during k.
 // Bytes: q, out once, k and v once per 64 queries (from L2). Flops: 4 H d (pairs of query and key).
 #include "attention.cuh"
 
@@ -20,14 +20,17 @@ template <int DP> __device__ __forceinline__ void attention_tc(const AttentionAr
   if (q_tile >= s.q_rows) return;
   int lane = threadIdx.x % 32, row = q_tile + (int)threadIdx.x / 32 * 16;  // this warp's first row
   int k_first = first_key(a, q_tile) / TILE * TILE, k_end = end_key(a, s, q_tile + TILE - 1);
+  TileBias bias(a, shared + 3 * TILE_BYTES);
 
   load_head<TILE, DP>(tile_q, a.q, s.q0 + q_tile, s.q_rows - q_tile, head, d);
   if (k_end > 0) load_head<TILE, DP>(tile_k, a.k, s.k0 + k_first, s.k_rows - k_first, kv, d);
   copy_async_commit();
+  bias.load_head(a, head);
   float o[DP / 64][8][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
   for (int k = k_first; k < k_end; k += TILE) {
     load_head<TILE, DP>(tile_v, a.v, s.k0 + k, s.k_rows - k, kv, d);
     copy_async_commit();
+    bias.load_positions(a.k_positions, s.k0 + k, s.k_rows - k);
     copy_async_wait<1>();
     __syncthreads();  // q and k are here
     float p[1][8][4] = {};
@@ -38,13 +41,15 @@ template <int DP> __device__ __forceinline__ void attention_tc(const AttentionAr
     float scale = cap_tile(a, p);
 #pragma unroll
     for (int half = 0; half < 2; half++) {  // rows lane / 4 and lane / 4 + 8
-      int i = row + lane / 4 + half * 8;
+      int i = row + lane / 4 + half * 8, position = i < s.q_rows ? bias.position(a.q_positions, s.q0 + i) : 0;
       float largest = most[half];
 #pragma unroll
       for (int j = 0; j < 16; j++) {
         float& score = p[0][j / 2][half * 2 + j % 2];
-        int key = k + j / 2 * 8 + lane % 4 * 2 + j % 2;
-        score = sees(a, s, i, key) ? scale * score + bias_of<bf16>(a, head, s.q0 + i, s.k0 + key) : -INFINITY;
+        int local = j / 2 * 8 + lane % 4 * 2 + j % 2;
+        bool seen = sees(a, s, i, k + local);
+        score = seen ? scale * score : -INFINITY;
+        if (bias.most >= 0 && seen) score += bias.at(bias.positions[local] - position);
         largest = score > largest ? score : largest;
       }
       for (int bits = 1; bits < 4; bits *= 2) {

@@ -70,6 +70,29 @@ template <class T> __device__ __forceinline__ float bias_of(const AttentionArgum
   return a.bias_table.data ? to_float(a.bias_table.row<const T>(bucket_of(a, i, j))[head]) : 0.0f;
 }
 
+// What a block on tensor cores keeps of the bias behind its tiles: one head's, by distance, and the positions of a tile's
+// columns; 4 (2 max_distance + 1 + ATTENTION_TILE) bytes, of which nothing is touched without a bias.
+struct TileBias {
+  float* by_distance;
+  int *positions, most;
+  __device__ __forceinline__ TileBias(const AttentionArguments& a, void* shared)
+      : by_distance(static_cast<float*>(shared)), positions(static_cast<int*>(shared) + 2 * a.max_distance + 1),
+        most(a.bias_table.data ? a.max_distance : -1) {}
+  __device__ __forceinline__ void load_head(const AttentionArguments& a, int head) {
+    for (int i = threadIdx.x; i <= 2 * most; i += ATTENTION_THREADS) {
+      by_distance[i] = to_float(a.bias_table.row<const bf16>(a.buckets[i])[head]);
+    }
+  }
+  // Of `rows` rows from `first` on.
+  __device__ __forceinline__ void load_positions(const uint32_t* list, int first, int rows) {
+    if (most >= 0 && (int)threadIdx.x < ATTENTION_TILE && (int)threadIdx.x < rows) positions[threadIdx.x] = list[first + threadIdx.x];
+  }
+  __device__ __forceinline__ int position(const uint32_t* list, int row) const { return most < 0 ? 0 : (int)list[row]; }
+  __device__ __forceinline__ float at(int distance) const {
+    return by_distance[(distance > most ? most : distance < -most ? -most : distance) + most];
+  }
+};
+
 // ---- tensor-core tiles: DP is the head size rounded up to 64 or 128, beyond d everything is zero -----------
 
 template <int ROWS, int DP>

@@ -22,9 +22,14 @@ __device__ __forceinline__ RowScratch row_scratch(uint8_t* shared, int d) {
 template <class T> __device__ __forceinline__ void load_row(float* to, const T* from, int d) {
   for (int c = threadIdx.x % 32; c < d; c += 32) to[c] = to_float(from[c]);
 }
+// Every lane has a row of its own: 16 bytes of it at a time.
 template <class T> __device__ __forceinline__ float dot_row(const float* x, const T* y, int d) {
-  float sum = 0.0f;
-  for (int c = 0; c < d; c++) sum += x[c] * to_float(y[c]);
+  float sum = 0.0f, v[CHUNK];
+  for (int c = 0; c < d; c += CHUNK) {
+    int n = d - c < CHUNK ? d - c : CHUNK;
+    load_chunk(y + c, n, v);
+    for (int i = 0; i < n; i++) sum += x[c + i] * v[i];
+  }
   return sum;
 }
 

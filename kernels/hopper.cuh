@@ -14,6 +14,18 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 #endif
 }
 
+// Whether this is the one thread of its warp that the hardware picks; all 32 ask. What only that thread does, the compiler
+// then knows to be one thread's: it needs no loop over the warp around instructions that take uniform registers.
+__device__ __forceinline__ bool elect_one() {
+#ifdef GEMS_SIMT
+  return simt::elect_one();
+#else
+  uint32_t elected;
+  asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}" : "=r"(elected));
+  return elected != 0;
+#endif
+}
+
 // ---- mbarriers --------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(uint64_t* bar, int arrivals) {
@@ -146,13 +158,10 @@ template <int in_flight> __device__ __forceinline__ void wgmma_wait() {
 
 // Keeps the compiler from moving what touches accumulators across this place: wgmma writes them until it was waited for,
 // which their registers do not say.
-template <int parts> __device__ __forceinline__ void wgmma_hold(float (&acc)[parts][64]) {
+template <int n> __device__ __forceinline__ void wgmma_hold(float (&c)[n]) {
 #ifndef GEMS_SIMT
 #pragma unroll
-  for (int part = 0; part < parts; part++) {
-#pragma unroll
-    for (int i = 0; i < 64; i++) asm volatile("" : "+f"(acc[part][i])::"memory");
-  }
+  for (int i = 0; i < n; i++) asm volatile("" : "+f"(c[i])::"memory");
 #endif
 }
 
@@ -165,21 +174,35 @@ template <bool transposed> __device__ __forceinline__ uint64_t wgmma_descriptor(
   return (uint64_t)(start >> 4 & 0x3fff) | leading << 16 | stride << 32 | swizzle128 << 62;
 }
 
-#define GEMS_R8(x) "+f"(c[x]), "+f"(c[x + 1]), "+f"(c[x + 2]), "+f"(c[x + 3]), "+f"(c[x + 4]), "+f"(c[x + 5]), "+f"(c[x + 6]), "+f"(c[x + 7])
+// Accumulators as operands, and where an asm string names them.
+#define GEMS_C8(x) "+f"(c[x]), "+f"(c[x + 1]), "+f"(c[x + 2]), "+f"(c[x + 3]), "+f"(c[x + 4]), "+f"(c[x + 5]), "+f"(c[x + 6]), "+f"(c[x + 7])
+#define GEMS_C32(x) GEMS_C8(x), GEMS_C8(x + 8), GEMS_C8(x + 16), GEMS_C8(x + 24)
+#define GEMS_NAMES_32 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
+  "%28,%29,%30,%31"
+#define GEMS_NAMES_64 GEMS_NAMES_32 \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
+  "%58,%59,%60,%61,%62,%63"
+#define GEMS_NAMES_128 GEMS_NAMES_64 \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89," \
+  "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112," \
+  "%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define GEMS_WGMMA(columns, names, a, b, ta, tb, ...)                                                            \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" names "}, " a ", " b ", 1, 1, 1, " ta ", " tb ";" \
+               : __VA_ARGS__ : "l"(da), "l"(db), "n"(int(A_TRANSPOSED)), "n"(int(B_TRANSPOSED)))
 
-// c += a b of 64 x 128, 16 k. A thread holds rows 16 (warp % 4) + lane/4 and + 8; c[4 j + r] is column 8 j + 2 (lane%4)
-// + r % 2 of row r / 2.
-template <bool A_TRANSPOSED, bool B_TRANSPOSED>
-__device__ __forceinline__ void wgmma_64x128(float (&c)[64], uint64_t a, uint64_t b) {
+// c += a b of 64 x COLUMNS, 16 k. A thread holds rows 16 (warp % 4) + lane/4 and + 8; c[4 j + r] is column 8 j + 2 (lane%4)
+// + r % 2 of row r / 2. One product of 256 columns reads A once, two of 128 columns twice.
+template <int COLUMNS, bool A_TRANSPOSED, bool B_TRANSPOSED, int n>
+__device__ __forceinline__ void wgmma(float (&c)[n], uint64_t da, uint64_t db) {
+  static_assert((COLUMNS == 64 || COLUMNS == 128 || COLUMNS == 256) && n >= COLUMNS / 2, "no such product");
 #ifdef GEMS_SIMT
-  simt::wgmma_m64n128k16(c, a, b, A_TRANSPOSED, B_TRANSPOSED);
+  simt::wgmma(c, COLUMNS, da, db, A_TRANSPOSED, B_TRANSPOSED);
 #else
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-      "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"
-      "%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, %66, %67;"
-      : GEMS_R8(0), GEMS_R8(8), GEMS_R8(16), GEMS_R8(24), GEMS_R8(32), GEMS_R8(40), GEMS_R8(48), GEMS_R8(56)
-      : "l"(a), "l"(b), "n"(int(A_TRANSPOSED)), "n"(int(B_TRANSPOSED)));
+  if constexpr (COLUMNS == 64) GEMS_WGMMA("64", GEMS_NAMES_32, "%32", "%33", "%34", "%35", GEMS_C32(0));
+  if constexpr (COLUMNS == 128) GEMS_WGMMA("128", GEMS_NAMES_64, "%64", "%65", "%66", "%67", GEMS_C32(0), GEMS_C32(32));
+  if constexpr (COLUMNS == 256) {
+    GEMS_WGMMA("256", GEMS_NAMES_128, "%128", "%129", "%130", "%131", GEMS_C32(0), GEMS_C32(32), GEMS_C32(64), GEMS_C32(96));
+  }
 #endif
 }

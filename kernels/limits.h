@@ -25,11 +25,13 @@ constexpr int ATTENTION_QUERIES_64 = 64;  // Queries that a block of keys takes 
 constexpr int ATTENTION_QUERIES_128 = 32;  // Queries that a block of keys takes at a time, with heads up to 128.
 constexpr int ATTENTION_WARPS = 4;  // Rows of a block on CUDA cores: one a warp.
 constexpr int ATTENTION_SCRATCH = 96;  // Values that a row keeps in shared memory beside two heads.
+constexpr int BIAS_DISTANCE = 1024;  // The largest distance whose biases a block on tensor cores keeps.
 constexpr int BIAS_THREADS = 64;  // Threads, and histograms, of a block of the bias gradient.
 
 // ---- tiles of matrix products -------------------------------------------------------------------------
 
 constexpr int TILE_M = 128;  // Rows of a tile on tensor cores.
+constexpr int TILE_BAND = 8;  // Rows of tiles that are taken together, so that their operands stay in L2.
 constexpr int TILE_N = 128;  // Columns of a product's tile.
 constexpr int GRAD_TILE_N = 64;  // Columns of a weight gradient's tile.
 constexpr int BRANCH_TILE_N = 64;  // Columns of a low-rank branch's tile.

@@ -13,7 +13,7 @@
 //   in bands of 8 tile rows so that neighbours share operands in L2.
 // linear_tc_*: the same with the branch in the same launch: S = A0 op(P) (bf16, R columns) and then C with A1 = S, which is
 //   y = x W^T + h B^T with h = x A^T forward, dx = dy W + z A with z = dy B backward. Blocks take tiles in the order in
-//   which they begin, S's (128 x 64) first; a tile of C waits for its rows of S after all of A0 B0. `tickets` u32
+//   which they begin, of every band S's (128 x 64) first; a tile of C waits for its rows of S after all of A0 B0. `tickets` u32
 //   [1 + 2 ceil(M / 128)] are zero before and after. Flops: 2 M (N (K0 + R) + R K0). A0 is read by both, S twice.
 // matmul_plain_*: any types and alignment on CUDA cores, 256 threads, 8.5 KiB, one block per 64 x 64 tile.
 //   With `stochastic`, a bf16 C is rounded up with the probability of the distance to the value below:
@@ -68,8 +68,8 @@ template <bool TB> __device__ __forceinline__ void linear_tc(const LinearArgumen
   int tiles_m = (p.m + TILE_M - 1) / TILE_M, tiles_n = (p.n + TILE_N - 1) / TILE_N, tiles_s = (s.n + BRANCH_TILE_N - 1) / BRANCH_TILE_N;
   uint32_t *written = a.tickets + 1, *read = written + tiles_m;
   int place = place_in_order(a.tickets, reinterpret_cast<uint32_t*>(shared)), tile_m, tile_n;
-  if (place < tiles_m * tiles_s) {
-    tile_of(place, tiles_m, tiles_s, tile_m, tile_n);
+  tile_of(place, tiles_m, tiles_s + tiles_n, tile_m, tile_n);  // in every band S's columns first
+  if (tile_n < tiles_s) {
     float acc[4][2][4] = {};
     int m0 = tile_m * TILE_M, n0 = tile_n * BRANCH_TILE_N;
     multiply_tile<BRANCH_TILE_N, false, !TB>(acc, operand(s.a0, s.m, s.k0), operand(s.b0, s.n, s.k0), m0, n0, shared);
@@ -77,8 +77,7 @@ template <bool TB> __device__ __forceinline__ void linear_tc(const LinearArgumen
     tell_written(written + tile_m);
     return;
   }
-  tile_of(place - tiles_m * tiles_s, tiles_m, tiles_n, tile_m, tile_n);
-  int m0 = tile_m * TILE_M, n0 = tile_n * TILE_N;
+  int m0 = tile_m * TILE_M, n0 = (tile_n - tiles_s) * TILE_N;
   float acc[4][4][4] = {};
   multiply_tile<TILE_N, false, !TB>(acc, operand(p.a0, p.m, p.k0), operand(p.b0, p.n, p.k0), m0, n0, shared);
   wait_until_written(written + tile_m, tiles_s, read + tile_m, tiles_n);

@@ -11,11 +11,11 @@ struct MatmulArguments {
   uint64_t seed;
 };
 
-// Tile (row, column) number `index`: bands of 8 tile rows, column by column within a band, so that blocks that run
-// together share operands in L2.
+// Tile (row, column) number `index`: bands of TILE_BAND tile rows, column by column within a band, so that blocks that
+// run together share operands in L2.
 __device__ __forceinline__ void tile_of(int index, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
-  int band = index / (8 * tiles_n), first = band * 8, height = tiles_m - first < 8 ? tiles_m - first : 8;
-  int within = index - band * 8 * tiles_n;
+  int band = index / (TILE_BAND * tiles_n), first = band * TILE_BAND, left = tiles_m - first;
+  int height = left < TILE_BAND ? left : TILE_BAND, within = index - first * tiles_n;
   tile_m = first + within % height;
   tile_n = within / height;
 }
@@ -64,17 +64,17 @@ __device__ __forceinline__ void finish_chunk(const MatmulArguments& a, int row, 
 }
 
 // Among the four lanes of a quad: lane i ends up with what was v[i] of each, v[j] being lane j's.
-__device__ __forceinline__ void transpose_quad(float (&v)[4]) {
+template <class T> __device__ __forceinline__ void transpose_quad(T (&v)[4]) {
   bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
-    float other = __shfl_xor_sync(~0u, odd ? v[i] : v[i + 1], 1);
+    T other = __shfl_xor_sync(~0u, odd ? v[i] : v[i + 1], 1);
     if (odd) v[i] = other;
     else v[i + 1] = other;
   }
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    float other = __shfl_xor_sync(~0u, high ? v[i] : v[i + 2], 2);
+    T other = __shfl_xor_sync(~0u, high ? v[i] : v[i + 2], 2);
     if (high) v[i] = other;
     else v[i + 2] = other;
   }
@@ -97,5 +97,34 @@ __device__ __forceinline__ void finish_quad(const MatmulArguments& a, int row, i
     int to_row = row + half * 8, to_col = col + (int)threadIdx.x % 4 * 8;
     int n = a.n - to_col < CHUNK ? a.n - to_col : CHUNK;
     if (to_row < a.m && n > 0) finish_chunk<C>(a, to_row, to_col, n, v);
+  }
+}
+
+// Whether C is nothing but the sums, in rows that are aligned to 16 bytes.
+template <class C> __device__ __forceinline__ bool is_sum_alone(const MatmulArguments& a) {
+  return a.alpha == 1.0f && a.beta == 0.0f && !a.bias.data && !a.stochastic && aligned16(a.c.data) && a.c.ld % (16 / sizeof(C)) == 0;
+}
+
+// finish_quad where that is so, of columns that all exist: pairs are packed before the quad exchanges them; f32 needs no
+// exchange, a quad's 32 bytes are a sector.
+template <class C>
+__device__ __forceinline__ void finish_sum(const MatmulArguments& a, int row, int col, const float* c) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int to_row = row + half * 8;
+    C* to = a.c.row<C>(to_row) + col;
+    if (sizeof(C) == 4) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float2 pair = {c[i * 4 + half * 2], c[i * 4 + half * 2 + 1]};
+        if (to_row < a.m) *reinterpret_cast<float2*>(to + i * 8 + threadIdx.x % 4 * 2) = pair;
+      }
+    } else {
+      uint32_t v[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = pack_bf16(c[i * 4 + half * 2], c[i * 4 + half * 2 + 1]);
+      transpose_quad(v);
+      if (to_row < a.m) *reinterpret_cast<uint4*>(to + threadIdx.x % 4 * 8) = uint4{v[0], v[1], v[2], v[3]};
+    }
   }
 }

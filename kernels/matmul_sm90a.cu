@@ -10,15 +10,16 @@
 // the same launch: they share the read of A0 with their neighbours, and run beside them instead of before them.
 //
 // Persistent: about as many blocks of 384 threads as there are multiprocessors, fewer if there are fewer tiles. A block
-// takes the next tile of 128 x BN (BN = 128 or 256) when it is done with one: the branch's first, then C's in the order
-// of tile_of; a tile waits for tiles only that were taken before it, so blocks need not run at the same time. Warpgroup
-// 0 keeps the copy engine busy: one thread of it fills a ring of stages of 64 k, four (BN = 256) or six (128), and
-// leaves the tile's number in one of two slots. Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two
-// mbarriers: `full` (its copies have arrived) and `empty` (both warpgroups are done with it). One group of products
-// stays in flight while the next is issued. A tile of C whose S is not written yet waits for it after all of A0 B0,
-// that is, practically never. Shared memory: HOPPER_SHARED_128 or _256. `tickets` u32 [1 + 2 ceil(M / 128)], zero
-// before and after, count the tiles taken, the warps that have written their part of S, and the tiles of C that have
-// seen that.
+// takes the next tile of 128 x BN (BN = 128 or 256) when it is done with one, in the order of tile_of: bands of rows, in each
+// of them the branch's columns first, so that A0 is in L2 when C's follow; a tile waits for tiles only that were taken before
+// it, so blocks need not run at the same time. The branch's tiles have `branch_columns`, 64 where that is enough for R; the
+// last ones of C multiply 64 or 128 columns where no more are left. Warpgroup 0 keeps the copy engine busy: one thread of it
+// fills a ring of stages of 64 k, four (BN = 256) or six (128), and leaves the tile's number in one of two slots.
+// Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies have arrived) and `empty`
+// (both warpgroups are done with it). One group of products stays in flight while the next is issued. A tile of C whose S is
+// not written yet waits for it after all of A0 B0, that is, practically never. Shared memory: HOPPER_SHARED_128 or _256.
+// `tickets` u32 [1 + 2 ceil(M / 128)], zero before and after, count the tiles taken, the warps that have written their part
+// of S, and the tiles of C that have seen that.
 //
 // Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128)
 // times. Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
@@ -42,10 +43,13 @@ struct RingMemory {
 };
 
 struct HopperArguments {
-  TensorMap a0, b0, a1, b1, branch_b;  // boxes of 64 x 64
-  MatmulArguments product, branch;     // branch: c is S, n is R (0: none)
+  // Boxes have 64 columns. Rows: all of a tile's (128 of A, BN of B, branch_columns of the branch) where an operand lies along
+  // k, else 64.
+  TensorMap a0, b0, a1, b1, branch_b;
+  MatmulArguments product, branch;  // branch: c is S, n is R (0: none)
   uint32_t* tickets;
-  uint32_t unused[30];
+  int branch_columns;  // 64, 128 or 256; at most BN
+  uint32_t unused[29];
 };
 
 // The ring's position: which stage, and the parity of its current round.
@@ -57,38 +61,43 @@ struct RingPlace {
   }
 };
 
-// One tile of the launch: of S or of C, its place, its steps, and how many of its columns' halves exist.
+// One tile of the launch: of S or of C, its place, its steps, and the columns that are multiplied, in chunks of 64.
 template <int BN> struct Tile {
   bool of_branch;
-  int m, n, steps0, steps, parts;
+  int m, n, steps0, steps, chunks;
+  static __device__ __forceinline__ int columns_of_s(const HopperArguments& a) {
+    return (a.branch.n + a.branch_columns - 1) / a.branch_columns;
+  }
   __device__ __forceinline__ Tile(const HopperArguments& a, int index) {
-    int tiles_m = (a.product.m + HOPPER_M - 1) / HOPPER_M, of_s = tiles_m * ((a.branch.n + BN - 1) / BN);
-    of_branch = index < of_s;
-    int cols = of_branch ? a.branch.n : a.product.n;
-    tile_of(of_branch ? index : index - of_s, tiles_m, (cols + BN - 1) / BN, m, n);
+    int of_s = columns_of_s(a), column;
+    tile_of(index, (a.product.m + HOPPER_M - 1) / HOPPER_M, of_s + (a.product.n + BN - 1) / BN, m, column);
+    of_branch = column < of_s;
+    n = of_branch ? column * a.branch_columns : (column - of_s) * BN;
+    int left = of_branch ? a.branch_columns : a.product.n - n;
+    chunks = left <= 64 ? 1 : left <= 128 ? 2 : BN / 64;
     steps0 = (a.product.k0 + HOPPER_K - 1) / HOPPER_K;
     steps = steps0 + (of_branch ? 0 : (a.product.k1 + HOPPER_K - 1) / HOPPER_K);
-    parts = cols - n * BN > 128 ? BN / 128 : 1;
   }
   static __device__ __forceinline__ int count(const HopperArguments& a) {
-    int columns = (a.product.n + BN - 1) / BN + (a.branch.n + BN - 1) / BN;
-    return (a.product.m + HOPPER_M - 1) / HOPPER_M * columns;
+    return (a.product.m + HOPPER_M - 1) / HOPPER_M * (columns_of_s(a) + (a.product.n + BN - 1) / BN);
   }
 };
 
-// Copies `chunks` chunks of an operand: 64 outputs x 64 k each, from (major, k).
+// Copies `chunks` chunks of an operand, 64 outputs x 64 k each, from (major, k): in one box where it lies along k, else in a
+// box a chunk.
 template <bool transposed>
 __device__ __forceinline__ void load_chunks(uint8_t* tile, int chunks, const TensorMap& map, uint64_t* full, int major, int k) {
-  for (int i = 0; i < chunks; i++) {
-    int along = major + i * 64;
-    tensor_load(tile + i * CHUNK_BYTES, map, full, transposed ? along : k, transposed ? k : along);
+  if (transposed) {
+    for (int i = 0; i < chunks; i++) tensor_load(tile + i * CHUNK_BYTES, map, full, major + i * 64, k);
+  } else {
+    tensor_load(tile, map, full, k, major);
   }
 }
 
 // Waits for S's rows of a row of tiles; the last tile of that row to do so makes the counters zero again.
 template <int BN> __device__ __forceinline__ void wait_for_branch(const HopperArguments& a, int tile_m) {
   uint32_t *written = a.tickets + 1 + tile_m, *read = written + (a.product.m + HOPPER_M - 1) / HOPPER_M;
-  flag_wait(written, WRITING_WARPS * ((a.branch.n + BN - 1) / BN));
+  flag_wait(written, WRITING_WARPS * Tile<BN>::columns_of_s(a));
   // A strong store, as the other blocks' loads are strong: nothing orders it after them.
   if (atomicAdd(read, 1u) + 1 == (uint32_t)(a.product.n + BN - 1) / BN) *(volatile uint32_t*)written = 0, *read = 0;
 }
@@ -107,6 +116,8 @@ __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemo
   int count = Tile<BN>::count(a), index;
   while ((index = (int)atomicAdd(a.tickets, 1u)) < count) {
     Tile<BN> tile(a, index);
+    // A box along k brings all that it holds, whatever is multiplied.
+    int chunks = !TB || tile.of_branch ? tile.chunks : BN / 64;
     announce(ring, slot, index);
     for (int step = 0; step < tile.steps; step++, at.next(STAGES)) {
       bool second = step >= tile.steps0;
@@ -115,10 +126,10 @@ __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemo
       uint8_t* stage = ring.tiles + at.stage * STAGE_BYTES;
       uint64_t* arrived = ring.full + at.stage;
       mbarrier_wait(ring.empty + at.stage, at.round ^ 1);  // the first round finds every stage free
-      mbarrier_arrive_expect(arrived, (HOPPER_M / 64 + tile.parts * 2) * CHUNK_BYTES);
+      mbarrier_arrive_expect(arrived, (HOPPER_M / 64 + chunks) * CHUNK_BYTES);
       const TensorMap& b = second ? a.b1 : tile.of_branch ? a.branch_b : a.b0;
       load_chunks<TA>(stage, HOPPER_M / 64, second ? a.a1 : a.a0, arrived, tile.m * HOPPER_M, k);
-      load_chunks<!TB>(stage + HOPPER_M / 64 * CHUNK_BYTES, tile.parts * 2, b, arrived, tile.n * BN, k);
+      load_chunks<!TB>(stage + HOPPER_M / 64 * CHUNK_BYTES, chunks, b, arrived, tile.n, k);
     }
   }
   // A stage that brings no tile is the end; every block asked once too often.
@@ -128,9 +139,9 @@ __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemo
   if (index + 1 == count + (int)gridDim.x) *a.tickets = 0;
 }
 
-// The products of one tile: acc of PARTS x 128 columns.
-template <bool TA, bool TB, int BN, int PARTS>
-__device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int steps, RingPlace& at, const RingMemory& ring) {
+// The products of one tile's COLUMNS.
+template <bool TA, bool TB, int BN, int COLUMNS>
+__device__ __forceinline__ void multiply_ring(float (&acc)[BN / 2], int steps, RingPlace& at, const RingMemory& ring) {
   constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES;
   int group = threadIdx.x / 128 - 1, before = -1;
   bool elected = threadIdx.x % 128 == 0;
@@ -142,11 +153,7 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int st
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HOPPER_K; k += 16) {
-#pragma unroll
-      for (int part = 0; part < PARTS; part++) {
-        wgmma_64x128<TA, !TB>(acc[part], wgmma_descriptor<TA>(tile_a, k),
-                              wgmma_descriptor<!TB>(tile_b + part * 2 * CHUNK_BYTES, k));
-      }
+      wgmma<COLUMNS, TA, !TB>(acc, wgmma_descriptor<TA>(tile_a, k), wgmma_descriptor<!TB>(tile_b, k));
     }
     wgmma_commit();
     wgmma_wait<1>();  // the products of the stage before are done
@@ -156,6 +163,18 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[BN / 128][64], int st
   wgmma_wait<0>();
   wgmma_hold(acc);
   if (before >= 0 && elected) mbarrier_arrive(ring.empty + before);
+}
+
+// Writes a tile, 32 columns at a time.
+template <class C, int BN>
+__device__ __forceinline__ void finish_tile(const MatmulArguments& a, const float (&acc)[BN / 2], int row, int col0, int chunks) {
+  bool sum_alone = is_sum_alone<C>(a);
+#pragma unroll
+  for (int col = 0; col < BN; col += 32) {
+    if (col >= chunks * 64) return;
+    if (sum_alone && col0 + col + 32 <= a.n) finish_sum<C>(a, row, col0 + col, acc + col / 2);
+    else finish_quad<C>(a, row, col0 + col, acc + col / 2);
+  }
 }
 
 template <class C, bool TA, bool TB, int BN>
@@ -170,19 +189,23 @@ __device__ __forceinline__ void consume(const HopperArguments& a, const RingMemo
     slot.next(2);
     if (index == END) return;
     Tile<BN> tile(a, index);
-    float acc[BN / 128][64] = {};
-    if (tile.parts == 1) multiply_ring<TA, TB, BN, 1>(acc, tile.steps, at, ring);
-    else multiply_ring<TA, TB, BN, BN / 128>(acc, tile.steps, at, ring);
+    float acc[BN / 2] = {};
+    if (tile.chunks == 1) multiply_ring<TA, TB, BN, 64>(acc, tile.steps, at, ring);
+    else if (tile.chunks == 2) multiply_ring<TA, TB, BN, 128>(acc, tile.steps, at, ring);
+    else multiply_ring<TA, TB, BN, BN>(acc, tile.steps, at, ring);
     int row = tile.m * HOPPER_M + row0;
-    if (tile.of_branch) {
-#pragma unroll
-      for (int col = 0; col < BN; col += 32) finish_quad<bf16>(a.branch, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
-      __syncwarp();
-      if (lane == 0) flag_add(a.tickets + 1 + tile.m);
+    if (sizeof(C) == sizeof(bf16)) {  // one epilogue for both
+      MatmulArguments of_tile = a.product;
+      if (tile.of_branch) of_tile = a.branch;
+      finish_tile<bf16, BN>(of_tile, acc, row, tile.n, tile.chunks);
+    } else if (tile.of_branch) {
+      finish_tile<bf16, BN>(a.branch, acc, row, tile.n, tile.chunks);
     } else {
-#pragma unroll
-      for (int col = 0; col < BN; col += 32) finish_quad<C>(a.product, row, tile.n * BN + col, &acc[col / 128][col % 128 / 2]);
+      finish_tile<C, BN>(a.product, acc, row, tile.n, tile.chunks);
     }
+    if (!tile.of_branch) continue;
+    __syncwarp();
+    if (lane == 0) flag_add(a.tickets + 1 + tile.m);
   }
 }
 
@@ -208,7 +231,7 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
   __syncthreads();
   if (threadIdx.x < 128) {
     reg_dealloc<40>();
-    if (threadIdx.x == 0) produce<TA, TB, BN>(a, ring);
+    if (threadIdx.x < 32 && elect_one()) produce<TA, TB, BN>(a, ring);
   } else {
     reg_alloc<232>();
     consume<C, TA, TB, BN>(a, ring);

@@ -16,9 +16,10 @@ __device__ __forceinline__ void load_operand(uint8_t* tile, const Operand& o, in
   constexpr int ROWS = transposed ? TILE_K : MAJORS;
   int row0 = transposed ? k0 : major0, rows = transposed ? o.ks : o.majors;
   int col0 = transposed ? major0 : k0, cols = transposed ? o.majors : o.ks;
+  static_assert(ROWS * PIECES % TILE_THREADS == 0, "every thread copies as much: a bound without threadIdx is unrolled");
 #pragma unroll
-  for (int i = threadIdx.x; i < ROWS * PIECES; i += TILE_THREADS) {
-    int row = i / PIECES, piece = i % PIECES;
+  for (int i = 0; i < ROWS * PIECES / TILE_THREADS; i++) {
+    int at = threadIdx.x + i * TILE_THREADS, row = at / PIECES, piece = at % PIECES;
     int valid = row0 + row < rows ? (cols - col0 - piece * 8) * 2 : 0;
     valid = valid < 0 ? 0 : valid > 16 ? 16 : valid;
     const bf16* from = valid ? o.data + (row0 + row) * o.ld + col0 + piece * 8 : o.data;

@@ -84,7 +84,7 @@ if [ -n "$disassembler" ]; then
       expect "$out/$file.$architecture.cubin" 'LDG\.E\.128' 'STG\.E\.128'
     done
   done
-  expect "$out/matmul_sm90a.90a.cubin" 'HGMMA\.64x128x16' 'UTMALDG\.2D' 'SYNCS' 'USETMAXREG' 'STG\.E\.128'
+  expect "$out/matmul_sm90a.90a.cubin" 'HGMMA\.64x64x16' 'HGMMA\.64x128x16' 'HGMMA\.64x256x16' 'UTMALDG\.2D' 'SYNCS' 'USETMAXREG' 'STG\.E\.128'
   echo "kernel-report: instructions of the tensor cores and wide accesses are there"
 else
   echo 'kernel-report: no nvdisasm, machine code was not looked at'

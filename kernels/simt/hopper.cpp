@@ -17,6 +17,12 @@ void Hopper::start_block() {
   }
 }
 
+// The last lane: which one it is, nobody may count on.
+bool elect_one() {
+  rendezvous(~0u, nullptr, nullptr, "elect.sync");
+  return self->linear % 32 == 31;
+}
+
 // ---- mbarriers ------------------------------------------------------------------------------------------
 
 constexpr uint64_t MARK = 0xB0A0ull << 48;  // in the mbarrier's own eight bytes, with its number
@@ -180,23 +186,24 @@ struct Descriptor {
   }
 };
 
-struct WgmmaOperands { float* accumulators; uint64_t a, b; bool a_transposed, b_transposed; };
+struct WgmmaOperands { float* accumulators; unsigned columns; uint64_t a, b; bool a_transposed, b_transposed; };
 
 static void issue(Warpgroup& g, unsigned number) {
   auto at = [&](int i) { return static_cast<WgmmaOperands*>(g.operands[i]); };
-  Wgmma product = {at(0)->a, at(0)->b, at(0)->a_transposed, at(0)->b_transposed, {}};
+  Wgmma product = {at(0)->columns, at(0)->a, at(0)->b, at(0)->a_transposed, at(0)->b_transposed, {}};
   for (int i = 0; i < 128; i++) {
-    if (at(i)->a != product.a || at(i)->b != product.b) fail("wgmma: descriptors differ within the warpgroup");
+    bool same = at(i)->columns == product.columns && at(i)->a == product.a && at(i)->b == product.b;
+    if (!same) fail("wgmma: descriptors differ within the warpgroup");
     product.accumulators[i] = at(i)->accumulators;
-    worker->fibres[number * 128 + i].hide(product.accumulators[i], 64 * sizeof(float));
+    worker->fibres[number * 128 + i].hide(product.accumulators[i], product.columns / 2 * sizeof(float));
   }
   Descriptor(product.a, product.a_transposed).check(64, number);
-  Descriptor(product.b, product.b_transposed).check(128, number);
+  Descriptor(product.b, product.b_transposed).check(product.columns, number);
   g.products.push_back(product);
 }
 
-void wgmma_m64n128k16(float* accumulators, uint64_t a, uint64_t b, bool a_transposed, bool b_transposed) {
-  WgmmaOperands o = {accumulators, a, b, a_transposed, b_transposed};
+void wgmma(float* accumulators, unsigned columns, uint64_t a, uint64_t b, bool a_transposed, bool b_transposed) {
+  WgmmaOperands o = {accumulators, columns, a, b, a_transposed, b_transposed};
   meet_group(issue, &o, "wgmma.mma_async");
 }
 
@@ -205,23 +212,23 @@ void wgmma_commit() {
              "wgmma.commit_group");
 }
 
-// acc[64][128] += a[64][16] b[16][128]; warp w has rows 16 w .., a lane as in mma.sync's m16n8 tiles.
+// acc[64][columns] += a[64][16] b[16][columns]; warp w has rows 16 w .., a lane as in mma.sync's m16n8 tiles.
 static void multiply(const Wgmma& p) {
   Descriptor da(p.a, p.a_transposed), db(p.b, p.b_transposed);
-  static thread_local float a[64][16], b[16][128], c[64][128];
+  static thread_local float a[64][16], b[16][256], c[64][256];
   for (unsigned k = 0; k < 16; k++) {
     for (unsigned i = 0; i < 64; i++) a[i][k] = da.value(i, k);
-    for (unsigned j = 0; j < 128; j++) b[k][j] = db.value(j, k);
+    for (unsigned j = 0; j < p.columns; j++) b[k][j] = db.value(j, k);
   }
   for (unsigned i = 0; i < 64; i++) {
-    for (unsigned j = 0; j < 128; j++) c[i][j] = 0.0f;
+    for (unsigned j = 0; j < p.columns; j++) c[i][j] = 0.0f;
     for (unsigned k = 0; k < 16; k++) {
-      for (unsigned j = 0; j < 128; j++) c[i][j] += a[i][k] * b[k][j];
+      for (unsigned j = 0; j < p.columns; j++) c[i][j] += a[i][k] * b[k][j];
     }
   }
   for (unsigned t = 0; t < 128; t++) {
     unsigned row = t / 32 * 16 + t % 32 / 4, col = t % 4 * 2;
-    for (unsigned j = 0; j < 16; j++) {
+    for (unsigned j = 0; j < p.columns / 8; j++) {
       for (unsigned r = 0; r < 4; r++) p.accumulators[t][j * 4 + r] += c[row + r / 2 * 8][j * 8 + col + r % 2];
     }
   }

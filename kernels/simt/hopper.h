@@ -26,7 +26,7 @@ struct TensorView {
 
 struct BulkCopy { unsigned offset, mbarrier; TensorView view; int col, row; };
 
-struct Wgmma { uint64_t a, b; bool a_transposed, b_transposed; float* accumulators[128]; };
+struct Wgmma { unsigned columns; uint64_t a, b; bool a_transposed, b_transposed; float* accumulators[128]; };
 struct CommitGroup { size_t products; uint32_t time; };  // products issued before it; when
 
 struct Warpgroup {

@@ -48,12 +48,13 @@ void copy_wait(int groups_in_flight);
 void ldmatrix(uint32_t* registers, const void* row, int n, bool transposed);
 void mma_bf16(int m_tiles, int n_tiles, float* c, const uint32_t* a, const uint32_t* b);
 
-// sm_90: mbarriers, bulk tensor copies with the 128-byte swizzle, products of a warpgroup.
+// sm_90: one thread of a warp, mbarriers, bulk tensor copies with the 128-byte swizzle, products of a warpgroup.
+bool elect_one();
 void mbarrier_init(uint64_t* bar, unsigned count);
 void mbarrier_arrive(uint64_t* bar, unsigned expected_bytes);
 void mbarrier_wait(uint64_t* bar, unsigned parity);
 void tensor_load(void* to, const void* map, uint64_t* bar, int col, int row);
-void wgmma_m64n128k16(float* accumulators, uint64_t a, uint64_t b, bool a_transposed, bool b_transposed);
+void wgmma(float* accumulators, unsigned columns, uint64_t a, uint64_t b, bool a_transposed, bool b_transposed);
 void wgmma_commit();
 void wgmma_wait(int groups_in_flight);
 

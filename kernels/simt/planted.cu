@@ -172,6 +172,13 @@ __device__ void planted_mbarrier_twice(const PlantedArguments& a) {
   mbarrier_wait(bar, 0);
   a.data[threadIdx.x] = 0.0f;
 }
+// Half of a warp asks for the one thread of it.
+__device__ void planted_elect_of_half(const PlantedArguments& a) {
+  if (threadIdx.x % 32 < 16 && elect_one()) a.data[threadIdx.x / 32] = 1.0f;
+  __syncwarp();
+}
+GEMS_KERNEL(planted_elect_of_half, 64, PlantedArguments, planted_elect_of_half)
+
 GEMS_KERNEL(planted_mbarrier_twice, 64, PlantedArguments, planted_mbarrier_twice)
 
 // A ring of two stages between a copying thread and a warpgroup that multiplies, with what can be forgotten.
@@ -200,7 +207,7 @@ template <bool FULL, bool EMPTY, bool PRODUCTS> __device__ void ring(const Plant
     if (FULL) mbarrier_wait(full + stage, step / 2 & 1);
     const uint8_t* tile = shared + stage * 2 * CHUNK_BYTES;
     wgmma_fence();
-    for (int k = 0; k < 64; k += 16) wgmma_64x128<false, false>(c, wgmma_descriptor<false>(tile, k), wgmma_descriptor<false>(tile, k));
+    for (int k = 0; k < 64; k += 16) wgmma<128, false, false>(c, wgmma_descriptor<false>(tile, k), wgmma_descriptor<false>(tile, k));
     wgmma_commit();
     if (PRODUCTS) wgmma_wait<0>();
     if (threadIdx.x == 0) mbarrier_arrive(empty + stage);

@@ -69,7 +69,7 @@ impl Driver for Rich {
     fn plain_product(&self, _: &PlainProduct, _: (f32, f32), _: [u64; 3]) -> Result<bool> {
         Ok(true)
     }
-    fn tensor_map(&self, _: &Matrix) -> Result<TensorMap> {
+    fn tensor_map(&self, _: &Matrix, _: usize) -> Result<TensorMap> {
         Ok(TensorMap { opaque: [7; 16] })
     }
     fn event(&self) -> Result<Event> {
@@ -99,7 +99,7 @@ fn a_driver_over_another_leaves_nothing_out() {
         assert!(driver.graph(&[]).unwrap().is_some(), "{name}: graph");
         assert!(driver.plain_product(&product, (1.0, 0.0), [4096; 3]).unwrap(), "{name}: plain_product");
         assert_eq!(
-            driver.tensor_map(&Matrix::NONE).unwrap(),
+            driver.tensor_map(&Matrix::NONE, 64).unwrap(),
             TensorMap { opaque: [7; 16] },
             "{name}: tensor_map"
         );

@@ -36,6 +36,7 @@ fn planted_bugs_are_named() {
         ("missing_syncwarp", "", "planted.cu"),
         ("syncwarp_too_weak", "", "planted.cu"),
         ("uninitialised", "is read, but nobody wrote it", "planted.cu"),
+        ("elect_of_half", "divergent warp", ""),
         ("mbarrier_not_waited", "", "planted.cu"),
         ("mbarrier_not_told", "", ""),
         ("mbarrier_twice", "more than 1 arrivals in one phase", ""),

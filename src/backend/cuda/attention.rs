@@ -3,8 +3,8 @@
 use super::Cuda;
 use super::abi::{
     ATTENTION_QUERIES_64, ATTENTION_QUERIES_128, ATTENTION_SCRATCH, ATTENTION_THREADS, ATTENTION_TILE,
-    ATTENTION_WARPS, AttentionArguments, AttentionBiasArguments, AttentionBiasSumArguments, BIAS_THREADS,
-    Launch, Matrix, SEGMENTS, segments,
+    ATTENTION_WARPS, AttentionArguments, AttentionBiasArguments, AttentionBiasSumArguments, BIAS_DISTANCE,
+    BIAS_THREADS, Launch, Matrix, SEGMENTS, segments,
 };
 use super::kernels::{self, Kernel};
 use super::launch::{address, view, view_mut};
@@ -84,7 +84,8 @@ impl Cuda {
     fn tile_size(spec: &AttentionSpec, dtype: DType, matrices: &[Matrix]) -> Option<usize> {
         let aligned = matrices.iter().all(|m| m.aligned(dtype));
         let listed = matches!(spec.mask, Mask::Listed { .. });
-        let fits = spec.head_dim.is_multiple_of(8) && spec.head_dim <= 128;
+        let near = spec.bias.as_ref().is_none_or(|bias| bias.max_distance <= BIAS_DISTANCE);
+        let fits = spec.head_dim.is_multiple_of(8) && spec.head_dim <= 128 && near;
         (dtype == DType::BF16 && aligned && fits && !listed).then_some(if spec.head_dim <= 64 {
             64
         } else {
@@ -128,7 +129,7 @@ impl Cuda {
         match tiles.and_then(|d| Some((d, kernels::attention_tc(d)?))) {
             Some((d, kernel)) => {
                 let over = (spec.q_offsets, ATTENTION_TILE, spec.heads);
-                self.over_sequences(kernel, over, 3 * ATTENTION_TILE * d * 2, &a, work)
+                self.over_sequences(kernel, over, 3 * ATTENTION_TILE * d * 2 + tile_bias(spec), &a, work)
             }
             None => {
                 let over = (spec.q_offsets, ATTENTION_WARPS, spec.heads);
@@ -173,8 +174,9 @@ impl Cuda {
                     (spec.q_offsets, ATTENTION_TILE, spec.heads),
                     (spec.k_offsets, ATTENTION_TILE, spec.kv_heads),
                 );
-                self.over_sequences(dq, over_q, 4 * ATTENTION_TILE * d * 2, &a, work_q)?;
-                let shared = (2 * ATTENTION_TILE + 2 * queries) * d * 2 + 8 * queries;
+                let bias = tile_bias(spec);
+                self.over_sequences(dq, over_q, 5 * ATTENTION_TILE * d * 2 + bias, &a, work_q)?;
+                let shared = (2 * ATTENTION_TILE + 2 * queries) * d * 2 + 8 * queries + bias;
                 self.over_sequences(dkv, over_k, shared, &a, work_k)?;
             }
             None => {
@@ -234,6 +236,11 @@ impl Cuda {
         }
         Ok(())
     }
+}
+
+/// What a block on tensor cores keeps of a bias (`TileBias` of `kernels/attention.cuh`), bytes.
+fn tile_bias(spec: &AttentionSpec) -> usize {
+    spec.bias.as_ref().map_or(0, |bias| 4 * (2 * bias.max_distance + 1 + ATTENTION_TILE))
 }
 
 /// Shared memory of the row kernels: what every warp keeps of its row.

@@ -39,12 +39,12 @@ pub trait Driver: Send + Sync {
     fn plain_product(&self, p: &PlainProduct, factors: (f32, f32), matrices: [u64; 3]) -> Result<bool> {
         self.inner().map_or(Ok(false), |inner| inner.plain_product(p, factors, matrices))
     }
-    /// What a bulk tensor copy needs to know of a matrix of bf16: boxes of 64 x 64, 128-byte swizzle, zeros
-    /// outside. Base and rows are aligned to 16 bytes.
-    fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
+    /// What a bulk tensor copy needs to know of a matrix of bf16: boxes of `rows` x 64, 128-byte swizzle, zeros
+    /// outside. Base and rows are aligned to 16 bytes; a box has at most 256 rows.
+    fn tensor_map(&self, matrix: &Matrix, rows: usize) -> Result<TensorMap> {
         let refused =
             || Error::device("bulk tensor copies need compute capability 9.0").at(&self.info().name);
-        self.inner().map_or_else(|| Err(refused()), |inner| inner.tensor_map(matrix))
+        self.inner().map_or_else(|| Err(refused()), |inner| inner.tensor_map(matrix, rows))
     }
     /// When all work given so far will be done.
     fn event(&self) -> Result<Event> {

@@ -3,8 +3,8 @@
 use super::Cuda;
 use super::abi::{
     BRANCH_TILE_N, HOPPER_M, HOPPER_SHARED_128, HOPPER_SHARED_256, HOPPER_THREADS, HopperArguments, Launch,
-    LinearArguments, MatmulArguments, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE, TILE_M, TILE_N, TILE_SHARED,
-    TILE_THREADS,
+    LinearArguments, MatmulArguments, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE, TILE_BAND, TILE_M, TILE_N,
+    TILE_SHARED, TILE_THREADS, TensorMap,
 };
 use super::driver::PlainProduct;
 use super::kernels::{self, Kernel};
@@ -40,8 +40,8 @@ pub struct MatmulShape {
     pub tensor_cores: bool,
     /// The result's type.
     pub result: DType,
-    /// Whether a low-rank branch is to be computed and added in the same launch.
-    pub branch: bool,
+    /// Rank of the low-rank branch that is to be computed and added in the same launch; 0: none.
+    pub branch: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -95,18 +95,52 @@ impl MatmulShape {
             (false, _) => "mma.sync and cp.async: the device has no wgmma",
         };
         let family = match kernels::linear_tc(self.transposed, self.result) {
-            Some(kernel) if self.branch => Family::AmpereBranch(kernel),
+            Some(kernel) if self.branch > 0 => Family::AmpereBranch(kernel),
             _ => Family::Ampere(kernels::matmul_tc(self.transposed, self.result)),
         };
         MatmulKernel { why, family }
     }
 
-    /// Columns of a tile: those that finish first when every multiprocessor works on one tile at a time.
+    /// Columns of a tile: those with which the last tile is done first, and 256 where that is the same and there are so many.
     fn columns(&self, multiprocessors: usize) -> usize {
-        let (m, n, _) = self.size;
-        let rounds = |columns: usize| (m.div_ceil(HOPPER_M) * n.div_ceil(columns)).div_ceil(multiprocessors);
-        if rounds(256) * 2 <= rounds(128) { 256 } else { 128 }
+        let duration = |columns| self.duration(columns, multiprocessors);
+        if self.size.1 > 128 && duration(256) <= duration(128) { 256 } else { 128 }
     }
+
+    /// When the last tile is done, in the time that 64 columns of a tile take: every multiprocessor takes the next one when it
+    /// is done with one, in the order of `kernels/matmul_sm90a.cu`.
+    fn duration(&self, columns: usize, multiprocessors: usize) -> usize {
+        let (m, n, _) = self.size;
+        let (branch, last) = (branch_columns(self.branch, columns), branch_columns(n % columns, columns));
+        let of_a_row = [
+            (self.branch.div_ceil(branch), branch / 64),
+            (n / columns, columns / 64),
+            ((n % columns).min(1), last / 64),
+        ];
+        // Multiprocessors by the time until they are free.
+        let (mut time, mut free) = (0, [multiprocessors, 0, 0, 0, 0]);
+        let rows = m.div_ceil(HOPPER_M);
+        for band in (0..rows).step_by(TILE_BAND) {
+            for (count, width) in of_a_row {
+                let mut left = count * TILE_BAND.min(rows - band);
+                while left > 0 {
+                    if free[0] == 0 {
+                        free.rotate_left(1);
+                        time += 1;
+                    }
+                    let taken = left.min(free[0]);
+                    (free[0], left) = (free[0] - taken, left - taken);
+                    free[width] += taken;
+                }
+            }
+        }
+        time + free.iter().rposition(|n| *n > 0).unwrap_or(0)
+    }
+}
+
+/// Columns of a branch's tiles beside tiles with `columns`: as few as wgmma can multiply that hold its rank.
+fn branch_columns(rank: usize, columns: usize) -> usize {
+    [64, 128].into_iter().find(|c| rank <= *c).unwrap_or(columns)
 }
 
 /// Blocks of the Hopper kernels, with so many columns of a tile.
@@ -141,7 +175,7 @@ impl Product<'_> {
             transposed: (self.a.transposed, self.b.transposed),
             tensor_cores: tensor_cores(&self.operands()),
             result: c.dtype,
-            branch: false,
+            branch: 0,
         }
     }
 
@@ -205,7 +239,7 @@ impl Cuda {
         }
         match self.kernel_for(&shape).family {
             Family::Hopper(kernel, columns) => {
-                let a = self.hopper_arguments(&p, arguments)?;
+                let a = self.hopper_arguments(&p, arguments, columns)?;
                 let blocks = (m.div_ceil(HOPPER_M) * n.div_ceil(columns)).min(self.info.sms);
                 self.launch(kernel, hopper_launch(blocks, columns), &a, work)
             }
@@ -244,15 +278,29 @@ impl Cuda {
         self.recorder.run(self.driver.as_ref(), (name, 0), work, start)
     }
 
-    fn hopper_arguments(&self, p: &Product, product: MatmulArguments) -> Result<HopperArguments> {
-        let map = |m: &Mat| self.driver.tensor_map(&view(*m));
-        let (a0, b0) = (map(&p.a.mat)?, map(&p.b.mat)?);
-        let (a1, b1) = match &p.second {
-            Some((a, b)) if product.k1 > 0 => (map(a)?, map(b)?),
+    /// Boxes of an operand that lies along k hold all `outputs` of a tile, others 64 x 64.
+    fn tensor_map(&self, m: Mat, along_k: bool, outputs: usize) -> Result<TensorMap> {
+        self.driver.tensor_map(&view(m), if along_k { outputs } else { 64 })
+    }
+
+    fn hopper_arguments(
+        &self,
+        p: &Product,
+        product: MatmulArguments,
+        columns: usize,
+    ) -> Result<HopperArguments> {
+        let maps = |a: Mat, b: Mat| -> Result<(TensorMap, TensorMap)> {
+            let of_a = self.tensor_map(a, !p.a.transposed, HOPPER_M)?;
+            Ok((of_a, self.tensor_map(b, p.b.transposed, columns)?))
+        };
+        let (a0, b0) = maps(p.a.mat, p.b.mat)?;
+        let (a1, b1) = match p.second {
+            Some((a, b)) if product.k1 > 0 => maps(a, b)?,
             _ => (a0, b0),
         };
         let tickets = self.tickets(1 + 2 * (product.m as usize).div_ceil(HOPPER_M))?;
-        Ok(HopperArguments { a0, b0, a1, b1, product, tickets, ..HopperArguments::zeroed() })
+        let branch_columns = 64; // of no tile, and divided by
+        Ok(HopperArguments { a0, b0, a1, b1, product, tickets, branch_columns, ..HopperArguments::zeroed() })
     }
 
     /// The adapted linear, forward and gradient: `S = A0 op(P)`, then `product` with the second pair (S, Q): one
@@ -264,7 +312,7 @@ impl Cuda {
         (p, mut s, q): (Mat, MatMut, Mat),
     ) -> Result<()> {
         let whole = Product { second: Some((s.as_mat(), q)), ..product };
-        let shape = MatmulShape { branch: true, ..whole.shape(c) };
+        let shape = MatmulShape { branch: s.cols, ..whole.shape(c) };
         let family = self.kernel_for(&shape).family;
         let real = s.cols > 0 && c.rows > 0 && c.cols > 0 && tensor_cores(&[p]);
         if !real || matches!(family, Family::Plain | Family::Ampere(_)) {
@@ -280,12 +328,14 @@ impl Cuda {
         let work = base + Work::new(bytes(p) + bytes_mut(&s), flops);
         match family {
             Family::Hopper(kernel, columns) => {
+                let of_branch = branch_columns(r, columns);
                 let arguments = HopperArguments {
-                    branch_b: self.driver.tensor_map(&view(p))?,
+                    branch_b: self.tensor_map(p, product.b.transposed, of_branch)?,
                     branch,
-                    ..self.hopper_arguments(&whole, whole.arguments(c))?
+                    branch_columns: of_branch as i32,
+                    ..self.hopper_arguments(&whole, whole.arguments(c), columns)?
                 };
-                let tiles = m.div_ceil(HOPPER_M) * (n.div_ceil(columns) + r.div_ceil(columns));
+                let tiles = m.div_ceil(HOPPER_M) * (n.div_ceil(columns) + r.div_ceil(of_branch));
                 self.launch(kernel, hopper_launch(tiles.min(self.info.sms), columns), &arguments, work)
             }
             Family::AmpereBranch(kernel) => {

@@ -280,7 +280,7 @@ impl Look<'_> {
         } else if kernels.iter().all(|k| k.starts_with("cublaslt_")) {
             "a plain product, and GEMS_CUBLASLT is on".into()
         } else {
-            let shape = MatmulShape { size, transposed, tensor_cores: true, result, branch: false };
+            let shape = MatmulShape { size, transposed, tensor_cores: true, result, branch: 0 };
             let DeviceInfo { hopper, sms, .. } = *self.be.info();
             shape.kernel(hopper, sms).why.into()
         };

@@ -84,6 +84,19 @@ fn profile(args: &[&str]) -> Value {
     serde_json::from_slice(&said.stdout).unwrap()
 }
 
+/// Bytes that a device has given at the end of a step, caches included, beside those of the plan; counted by the null device.
+#[test]
+fn a_device_gives_what_was_planned() {
+    for (shape, checkpointing) in [("qwen2.5-0.5b", "false"), ("llama-3.1-8b", "true")] {
+        let checkpointing = format!("train.activation_checkpointing={checkpointing}");
+        let run = ["--shape", shape, "--tokens", "8192", "--device", "null", "--warmup", "1", "--no-refresh"];
+        let report = profile(&[&run[..], &["--set", "gems.rank=16", "--set", &checkpointing]].concat());
+        let [taken, planned] =
+            ["peak_memory_bytes", "predicted_memory_bytes"].map(|key| report[key].as_f64().unwrap());
+        assert!((taken / planned - 1.0).abs() < 0.1, "{shape}: {taken} bytes taken, {planned} planned");
+    }
+}
+
 #[test]
 fn profile_of_every_device_has_times_floors_and_a_trace() {
     let dir = tempfile::tempdir().unwrap();

@@ -192,10 +192,10 @@ fn the_kernel_of_a_product_is_chosen_in_sight() {
         transposed,
         tensor_cores,
         result,
-        branch: false,
+        branch: 0,
     };
     let adapted =
-        |size, transposed, result| MatmulShape { branch: true, ..shape(size, transposed, true, result) };
+        |size, transposed, result| MatmulShape { branch: 32, ..shape(size, transposed, true, result) };
     let nt = (false, true);
     for (shape, hopper, name) in [
         (shape((8192, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
@@ -205,6 +205,13 @@ fn the_kernel_of_a_product_is_chosen_in_sight() {
         (adapted((2048, 896, 896), (false, false), DType::BF16), false, "linear_tc_nn_bf16"),
         (adapted((2048, 896, 896), nt, DType::F32), false, "matmul_tc_nt_f32"),
         (adapted((2048, 896, 896), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
+        // By hand: 128 tiles of 256 columns are one round of 132 multiprocessors, as 256 of 128 columns are two. Eight of the
+        // branch, 64 columns wide, make it a quarter more of 256 columns, and fit beside 128.
+        (shape((1024, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
+        (adapted((1024, 4096, 4096), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
+        (adapted((8192, 128, 896), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
+        // 64 tiles of 256 columns and 16 of the branch are done when one is; 128 and 16 after one and a half of 128.
+        (adapted((2048, 1024, 4096), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
         (shape((64, 64, 64), (true, true), true, DType::F32), true, "matmul_tc_tt_f32"),
         (shape((64, 64, 64), nt, false, DType::F32), true, "matmul_plain"),
     ] {

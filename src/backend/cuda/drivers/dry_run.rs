@@ -66,7 +66,7 @@ impl Driver for DryRun {
     fn plain_product(&self, _p: &PlainProduct, _factors: (f32, f32), _matrices: [u64; 3]) -> Result<bool> {
         Ok(self.info.blas)
     }
-    fn tensor_map(&self, _matrix: &Matrix) -> Result<TensorMap> {
+    fn tensor_map(&self, _matrix: &Matrix, _rows: usize) -> Result<TensorMap> {
         Ok(TensorMap { opaque: [0; 16] })
     }
 }

@@ -290,7 +290,7 @@ impl Driver for Gpu {
     fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| explain(e).at(&self.info.name))
     }
-    fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
+    fn tensor_map(&self, matrix: &Matrix, rows: usize) -> Result<TensorMap> {
         use sys::CUtensorMapDataType_enum as Type;
         self.bind()?;
         // Aligned as the driver wants it, which the binding's own type is not.
@@ -306,7 +306,7 @@ impl Driver for Gpu {
                 matrix.data as *mut c_void,
                 size.as_ptr(),
                 row.as_ptr(),
-                [64u32, 64].as_ptr(),
+                [64u32, rows as u32].as_ptr(),
                 [1u32, 1].as_ptr(),
                 sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,

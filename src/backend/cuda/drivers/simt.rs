@@ -97,7 +97,7 @@ pub fn run_planted(bug: &str, threads: usize) -> Result<Vec<f32>> {
     let (values, ones) = (take(256 * 4 + 16)?, take(64 * 64 * 2)?);
     machine.upload(values, bytemuck::cast_slice(&[1f32; 256]))?;
     machine.upload(ones, bytemuck::cast_slice(&[0x3f80u16; 64 * 64]))?;
-    let map = machine.tensor_map(&Matrix { data: ones, rows: 64, cols: 64, ld: 64 })?;
+    let map = machine.tensor_map(&Matrix { data: ones, rows: 64, cols: 64, ld: 64 }, 64)?;
     let plain = [values, 256];
     let ring = [&map.opaque[..], &plain, &[0; 14]].concat();
     let (arguments, shared) = if bug.starts_with("ring") { (&ring[..], 33_000) } else { (&plain[..], 256) };
@@ -192,14 +192,14 @@ impl Driver for Simt {
     fn graph(&self, nodes: &[Node]) -> Result<Option<Box<dyn Graph>>> {
         Ok(Some(Box::new(SimtGraph(nodes.iter().map(copy).collect()))))
     }
-    fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
+    fn tensor_map(&self, matrix: &Matrix, box_rows: usize) -> Result<TensorMap> {
         let mut map = TensorMap { opaque: [0; 16] };
         let (cols, rows) = (matrix.cols as u64, matrix.rows as u64);
         let row = matrix.row_bytes(DType::BF16);
         // SAFETY: the map has the 128 bytes that are written.
         let refused = unsafe {
             let to = std::ptr::from_mut(&mut map).cast();
-            gems_simt_tensor_map(to, matrix.data as *const c_void, cols, rows, row, 64, 64)
+            gems_simt_tensor_map(to, matrix.data as *const c_void, cols, rows, row, 64, box_rows as u32)
         };
         match refused {
             0 => Ok(map),

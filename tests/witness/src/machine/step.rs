@@ -87,6 +87,7 @@ impl Turn<'_, '_> {
             Op::Atomic(op, order) => self.atomic(i, active, op, order)?,
             Op::Shuffle(mode) => return self.shuffle(i, active, mode),
             Op::Vote(mode) => return self.vote(i, active, mode),
+            Op::Elect => return self.elect(i, active),
             Op::Barrier => {
                 self.warp().pc += 1;
                 return Ok(Some(Event::Barrier));
@@ -188,6 +189,18 @@ impl Turn<'_, '_> {
             Vote::Any => r.put_predicate(i.d, u32::from(a == 0).wrapping_sub(1), active),
             Vote::Ballot => r.put(i.d, &[a; 32], active),
         }
+        Ok(None)
+    }
+}
+
+impl Turn<'_, '_> {
+    /// `elect.sync`: the last lane, as which one it is nobody may count on.
+    fn elect(&mut self, i: &Instruction, active: u32) -> Result<Option<Event>> {
+        let members = self.warp().registers.word(i.a)[active.trailing_zeros() as usize];
+        if !self.together(members, active)? {
+            return Ok(Some(Event::Aligned));
+        }
+        self.warp().registers.put_predicate(i.d, 1 << active.ilog2(), active);
         Ok(None)
     }
 }

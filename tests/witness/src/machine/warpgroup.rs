@@ -10,8 +10,8 @@ use crate::races::block::Asker;
 
 /// A product that a warp has asked for.
 pub(super) struct Product {
-    /// Its 64 accumulators in the program's lists.
-    list: u32,
+    /// Its accumulators in the program's lists, and how many they are.
+    list: (u32, usize),
     /// Bit 0: A is transposed; bit 1: B.
     transposed: u32,
     a: u64,
@@ -78,9 +78,9 @@ impl Turn<'_, '_> {
         Operand::new(b[0], false)?;
         let (w, pc, group) = (self.w, self.warp().pc, self.warp().product_groups);
         let asker = self.block.clocks.as_mut().map(|c| c.ask(w, 0, pc));
-        self.hold(i.d);
+        self.hold((i.d, i.accumulators()));
         self.warp().products.push(Product {
-            list: i.d,
+            list: (i.d, i.accumulators()),
             transposed: i.imm as u32,
             a: a[0],
             b: b[0],
@@ -92,11 +92,11 @@ impl Turn<'_, '_> {
     }
 
     /// Nobody is to touch the accumulators of a product under way.
-    fn hold(&mut self, list: u32) {
+    fn hold(&mut self, (list, count): (u32, usize)) {
         let p = self.worker.launch.program;
         let warp = &mut self.block.warps[self.w];
         warp.in_flight.resize(p.slots.div_ceil(64) as usize, 0);
-        for slot in &p.lists[list as usize..][..64] {
+        for slot in &p.lists[list as usize..][..count] {
             warp.in_flight[*slot as usize / 64] |= 1 << (slot % 64);
         }
     }
@@ -148,7 +148,7 @@ impl Turn<'_, '_> {
             let warp = &mut self.block.warps[o];
             warp.product_times.extend(ended.iter().map(|group| (*group, last)));
             warp.in_flight.clear();
-            let lists: Vec<u32> = warp.products.iter().map(|p| p.list).collect();
+            let lists: Vec<(u32, usize)> = warp.products.iter().map(|p| p.list).collect();
             self.w = o;
             lists.into_iter().for_each(|list| self.hold(list));
         }
@@ -166,12 +166,13 @@ impl Turn<'_, '_> {
     fn product(&mut self, w: usize, p: &Product) -> Result<u32> {
         let (oa, ob) = (Operand::new(p.a, p.transposed & 1 != 0)?, Operand::new(p.b, p.transposed & 2 != 0)?);
         let first = (w as u32 % 4) * 16;
-        let (mut a, mut b) = ([[0f32; 16]; 16], [[0f32; 128]; 16]);
+        let columns = p.list.1 * 2;
+        let (mut a, mut b) = ([[0f32; 16]; 16], [[0f32; 256]; 16]);
         for k in 0..16 {
             for (m, row) in a.iter_mut().enumerate() {
                 row[k] = self.operand(oa.place(first + m as u32, k as u32))?;
             }
-            for (n, value) in b[k].iter_mut().enumerate() {
+            for (n, value) in b[k][..columns].iter_mut().enumerate() {
                 *value = self.operand(ob.place(n as u32, k as u32))?;
             }
         }
@@ -181,7 +182,7 @@ impl Turn<'_, '_> {
             (0..count)
                 .flat_map(move |n| (0..16).map(move |k| ((o.place(first + n, k) - SHARED_BASE) as usize, 2)))
         };
-        let ranges: Vec<(usize, usize)> = of(oa, first, 16).chain(of(ob, 0, 128)).collect();
+        let ranges: Vec<(usize, usize)> = of(oa, first, 16).chain(of(ob, 0, columns as u32)).collect();
         match c.products_read(w, asker, &ranges) {
             Ok(time) => Ok(time),
             Err((at, conflict)) => Err(self.conflict("reads", format!("shared byte {at}"), &conflict)),
@@ -201,16 +202,24 @@ impl Turn<'_, '_> {
         Ok(value)
     }
 
-    fn accumulate(&mut self, w: usize, list: u32, a: &[[f32; 16]; 16], b: &[[f32; 128]; 16]) {
-        let list = &self.worker.launch.program.lists[list as usize..][..64];
+    fn accumulate(
+        &mut self,
+        w: usize,
+        (list, count): (u32, usize),
+        a: &[[f32; 16]; 16],
+        b: &[[f32; 256]; 16],
+    ) {
+        let list = &self.worker.launch.program.lists[list as usize..][..count];
         let r = &mut self.block.warps[w].registers;
         for (row, values) in a.iter().enumerate() {
             let (half, g) = (row / 8, row % 8);
             let place = |n: usize| (list[n / 8 * 4 + half * 2 + n % 2], g * 4 + n % 8 / 2);
-            let mut sums: [f32; 128] = std::array::from_fn(|n| {
+            let mut sums = [0f32; 256];
+            let sums = &mut sums[..count * 2];
+            for (n, sum) in sums.iter_mut().enumerate() {
                 let (slot, lane) = place(n);
-                f32::from_bits(r.word(slot)[lane])
-            });
+                *sum = f32::from_bits(r.word(slot)[lane]);
+            }
             for (x, column) in values.iter().zip(b) {
                 sums.iter_mut().zip(column).for_each(|(sum, y)| *sum += x * y);
             }

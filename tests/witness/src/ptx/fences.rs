@@ -9,7 +9,7 @@ use std::collections::HashMap;
 pub(super) fn unfenced(p: &mut Program) -> Vec<u32> {
     let mut index: HashMap<u32, usize> = HashMap::new();
     for i in p.code.iter().filter(|i| i.op == Op::Wgmma) {
-        for slot in &p.lists[i.d as usize..][..64] {
+        for slot in &p.lists[i.d as usize..][..i.accumulators()] {
             let next = index.len();
             index.entry(*slot).or_insert(next);
         }

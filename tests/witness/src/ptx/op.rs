@@ -297,6 +297,8 @@ pub enum Op {
     Shuffle(Shuffle),
     /// `a` predicate, `b` members; `d` a predicate, or a word of a ballot.
     Vote(Vote),
+    /// `a` members; `d` the predicate of one of them.
+    Elect,
     Barrier,
     WarpBarrier,
     /// `fence`, `membar`: whether it is sequentially consistent.
@@ -385,6 +387,7 @@ impl Op {
             Op::Shuffle(_) => [W, W, W, P],
             Op::Vote(Vote::Ballot) => [W, P, W, N],
             Op::Vote(_) => [P, P, W, N],
+            Op::Elect => [P, W, N, N],
             Op::CopyAsync => [N, L, W, N],
             Op::MbarrierInit | Op::MbarrierExpect => [N, W, W, N],
             Op::MbarrierTryWait => [P, W, W, N],

@@ -53,6 +53,13 @@ pub struct Instruction {
     pub guard: u32,
 }
 
+impl Instruction {
+    /// How many accumulators a product of a warpgroup has in its list: one for two columns.
+    pub fn accumulators(&self) -> usize {
+        (self.imm >> 3) as usize
+    }
+}
+
 /// The top bit of a negated guard.
 pub const NEGATED: u32 = 1 << 31;
 

@@ -48,7 +48,9 @@ pub fn operands(p: &mut Program, at: usize, f: &mut dyn FnMut(&mut u32, Class, b
                 one(r, if n == 1 { Class::Long } else { word }, false);
             }
         }
-        Op::Wgmma => p.lists[list(i.d as usize, 64)].iter_mut().for_each(|r| one(r, word, false)),
+        Op::Wgmma => {
+            p.lists[list(i.d as usize, i.accumulators())].iter_mut().for_each(|r| one(r, word, false))
+        }
         _ => one(&mut i.d, d, true),
     }
 }

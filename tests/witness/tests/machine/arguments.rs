@@ -52,15 +52,15 @@ impl Arguments {
     }
 }
 
-/// A tensor map of a bf16 matrix with boxes of 64 x 64.
-pub fn tensor_map(b: &Buffer, rows: usize, cols: usize) -> Vec<u8> {
+/// A tensor map of a bf16 matrix with boxes of `tile` rows and 64 columns.
+pub fn tensor_map(b: &Buffer, rows: usize, cols: usize, tile: usize) -> Vec<u8> {
     let row_bytes = (cols as u64 * 2).next_multiple_of(16);
     let map = Map {
         magic: MAP_MAGIC,
         base: b.at(),
         size: [cols as u64, rows as u64],
         row_bytes,
-        tile: [64, 64],
+        tile: [64, tile as u32],
         swizzle: 3,
         element_bytes: 2,
     };

@@ -152,6 +152,24 @@ fn integers_of_32_bits() {
         ("bfi.b32 %r20, %r10, %r11, 5, 9", |a, b, _| b & !(0x1ff << 5) | (a & 0x1ff) << 5),
         ("bfi.b32 %r20, %r10, %r11, 0, 32", |a, _, _| a),
         ("cvt.u32.u16 %r20, %r10", |a, _, _| a & 0xffff),
+        (
+            "cvt.u16.u32 %rs20, %r10; cvt.u16.u32 %rs21, %r11; and.b16 %rs22, %rs20, %rs21; cvt.u32.u16 %r20, %rs22",
+            |a, b, _| a & b & 0xffff,
+        ),
+        (
+            "cvt.u16.u32 %rs20, %r10; cvt.u16.u32 %rs21, %r11; or.b16 %rs22, %rs20, %rs21; cvt.u32.u16 %r20, %rs22",
+            |a, b, _| (a | b) & 0xffff,
+        ),
+        (
+            "cvt.u16.u32 %rs20, %r10; cvt.u16.u32 %rs21, %r11; xor.b16 %rs22, %rs20, %rs21; cvt.u32.u16 %r20, %rs22",
+            |a, b, _| (a ^ b) & 0xffff,
+        ),
+        ("cvt.u16.u32 %rs20, %r10; shr.u16 %rs22, %rs20, 3; cvt.u32.u16 %r20, %rs22", |a, _, _| {
+            (a & 0xffff) >> 3
+        }),
+        ("cvt.u16.u32 %rs20, %r10; cvt.u16.u32 %rs21, %r11; mul.wide.u16 %r20, %rs20, %rs21", |a, b, _| {
+            (a & 0xffff) * (b & 0xffff)
+        }),
     ];
     let v = [words(1), words(2), words(3)];
     let o: Vec<Vec<u64>> = v.iter().cloned().map(wide).collect();

@@ -151,7 +151,13 @@ struct Linear {
 }
 
 /// Buffers: x, W, S, B, y, A, tickets.
-fn linear_parts((m, n, k): (usize, usize, usize), r: usize, tb: bool, tickets: usize) -> Linear {
+fn linear_parts(
+    (m, n, k): (usize, usize, usize),
+    r: usize,
+    tb: bool,
+    tickets: usize,
+    columns: usize,
+) -> Linear {
     let mut random = Random::new(8);
     let (x, w, a, b) =
         (random.values(m * k), random.values(k * n), random.values(k * r), random.values(r * n));
@@ -182,16 +188,31 @@ fn linear_parts((m, n, k): (usize, usize, usize), r: usize, tb: bool, tickets: u
         .i32s(&[0, 0])
         .u64(0);
     let branch = matmul_arguments(&buffers[0], &buffers[5], &buffers[2], (m, r, k), false, tb);
-    let shapes = [(0, m, k), (1, rw, cw), (2, m, r), (3, rb, cb), (5, ra, ca)];
-    let maps = shapes.iter().flat_map(|(b, rows, cols)| tensor_map(&buffers[*b], *rows, *cols)).collect();
+    let along = |outputs: usize| if tb { outputs } else { 64 };
+    let shapes = [
+        (0, m, k, 128),
+        (1, rw, cw, along(columns)),
+        (2, m, r, 128),
+        (3, rb, cb, along(columns)),
+        (5, ra, ca, along(of_branch(r, columns))),
+    ];
+    let maps = shapes
+        .iter()
+        .flat_map(|(b, rows, cols, tile)| tensor_map(&buffers[*b], *rows, *cols, *tile))
+        .collect();
     Linear { arguments: product.bytes(&branch.0).at(&buffers[6]), buffers, maps, wanted }
+}
+
+/// Columns of a branch's tiles.
+fn of_branch(rank: usize, columns: usize) -> usize {
+    if rank <= 64 { 64 } else { columns.min(rank.next_multiple_of(128)) }
 }
 
 /// `linear_tc_*`.
 pub fn linear_tc(size: (usize, usize, usize), rank: usize, tb: bool) -> Case {
     let (m, n, _) = size;
     let tiles = m.div_ceil(128);
-    let Linear { buffers, arguments, wanted, .. } = linear_parts(size, rank, tb, 1 + 2 * tiles);
+    let Linear { buffers, arguments, wanted, .. } = linear_parts(size, rank, tb, 1 + 2 * tiles, 128);
     let blocks = (tiles * (rank.div_ceil(64) + n.div_ceil(128))) as u32;
     let kernel = format!("linear_tc_{}", letters(false, tb, false));
     let step = Step {
@@ -224,13 +245,19 @@ pub fn hopper(size: (usize, usize, usize), ta: bool, tb: bool, wide: bool, colum
     let tiles_m = m.div_ceil(128);
     case.buffers.push(Buffer::zeros(4 * (1 + 2 * tiles_m)));
     let ((ra, ca), (rb, cb)) = (shape_of(m, k, ta), shape_of(k, n, tb));
-    let (map_a, map_b) = (tensor_map(&case.buffers[0], ra, ca), tensor_map(&case.buffers[1], rb, cb));
+    let map_a = tensor_map(&case.buffers[0], ra, ca, if ta { 64 } else { 128 });
+    let map_b = tensor_map(&case.buffers[1], rb, cb, if tb { columns } else { 64 });
     let mut arguments = Arguments::default();
     for map in [&map_a, &map_b, &map_a, &map_b] {
         arguments = arguments.bytes(map);
     }
-    let arguments =
-        arguments.zeros(128).bytes(&case.steps[0].arguments.0).zeros(192).at(&case.buffers[3]).zeros(120);
+    let arguments = arguments
+        .zeros(128)
+        .bytes(&case.steps[0].arguments.0)
+        .zeros(192)
+        .at(&case.buffers[3])
+        .i32(64)
+        .zeros(116);
     let kernel = format!("matmul_sm90a_{}_{columns}", letters(ta, tb, wide));
     case.steps = vec![hopper_step(kernel, tiles_m * n.div_ceil(columns), columns, arguments)];
     (case.file, case.arch) = ("matmul_sm90a", "90a");
@@ -242,10 +269,11 @@ pub fn hopper(size: (usize, usize, usize), ta: bool, tb: bool, wide: bool, colum
 pub fn hopper_linear(size: (usize, usize, usize), branch: &Branch, columns: usize) -> Case {
     let (m, n, _) = size;
     let tiles_m = m.div_ceil(128);
-    let l = linear_parts(size, branch.rank, branch.transposed, 1 + 2 * tiles_m);
-    let arguments = Arguments::default().bytes(&l.maps).bytes(&l.arguments.0).zeros(120);
+    let wide = of_branch(branch.rank, columns);
+    let l = linear_parts(size, branch.rank, branch.transposed, 1 + 2 * tiles_m, columns);
+    let arguments = Arguments::default().bytes(&l.maps).bytes(&l.arguments.0).i32(wide as i32).zeros(116);
     let kernel = format!("matmul_sm90a_{}_{columns}", letters(false, branch.transposed, false));
-    let tiles = tiles_m * (n.div_ceil(columns) + branch.rank.div_ceil(columns));
+    let tiles = tiles_m * (n.div_ceil(columns) + branch.rank.div_ceil(wide));
     let steps = vec![hopper_step(kernel, tiles, columns, arguments)];
     let wanted = vec![(4, As::Bf16, l.wanted, 8e-3), (6, As::Exact, vec![0.0; 1 + 2 * tiles_m], 0.0)];
     Case { file: "matmul_sm90a", arch: "90a", steps, buffers: l.buffers, wanted }

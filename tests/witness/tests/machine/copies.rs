@@ -92,7 +92,7 @@ fn run_bulk(text: &str, x: i32, seed: u64) -> (Result<(), gems_witness::fault::F
     let (rows, cols) = (70, 104);
     let values = Random::new(4).values(rows * cols);
     let matrix = Buffer::of_bf16(&values);
-    let (map, b) = (Buffer::of_bytes(&tensor_map(&matrix, rows, cols)), Buffer::unwritten(8192));
+    let (map, b) = (Buffer::of_bytes(&tensor_map(&matrix, rows, cols, 64)), Buffer::unwritten(8192));
     let mut shape = Shape { n: x as u32, ..Shape::threads(128) }.shared(1024 + 8192 + 64);
     shape.options.seed = seed;
     let result = shape.run(&assemble(text), &[&map, &b, &matrix]);

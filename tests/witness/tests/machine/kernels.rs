@@ -181,6 +181,7 @@ fn hopper_products() {
     ] {
         check(|| hopper((200, 136, 72), ta, tb, wide, 128));
         check(|| hopper((136, 264, 200), ta, tb, wide, 256));
+        check(|| hopper((72, 328, 64), ta, tb, wide, 256));
     }
 }
 
@@ -189,6 +190,7 @@ fn hopper_linears_wait_for_their_branch() {
     for transposed in [true, false] {
         check(|| hopper_linear((200, 136, 72), &Branch { rank: 24, transposed }, 128));
         check(|| hopper_linear((264, 264, 136), &Branch { rank: 72, transposed }, 256));
+        check(|| hopper_linear((1100, 136, 64), &Branch { rank: 136, transposed }, 256));
     }
 }
 

@@ -254,7 +254,7 @@ fn the_asynchronous_proxy_takes_a_fence_in_its_block() {
     let run = |write: &str, read: &str| {
         in_all_orders(&written_then_copied(write, read), 32, &|| {
             let matrix = Buffer::unwritten(8192);
-            vec![Buffer::of_bytes(&tensor_map(&matrix, 64, 64)), Buffer::zeros(4), matrix]
+            vec![Buffer::of_bytes(&tensor_map(&matrix, 64, 64, 64)), Buffer::zeros(4), matrix]
         })
     };
     let fence = "fence.proxy.async.global;";

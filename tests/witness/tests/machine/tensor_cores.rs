@@ -93,41 +93,53 @@ fn descriptor(leading: u64, stride: u64) -> u64 {
     (leading / 16) << 16 | (stride / 16) << 32 | 1 << 62
 }
 
-/// A program of one wgmma m64n128k16 whose operands lie at `a` and `b` bytes behind a multiple of 1024, images of `bytes` bytes.
-pub fn wgmma_program(
+/// [`wgmma_program_of`] 128 columns.
+fn wgmma_program(
     bytes: usize,
-    (a, da): (usize, u64),
-    (b, db): (usize, u64),
+    a: (usize, u64),
+    b: (usize, u64),
     flags: &str,
     fence: &str,
     wait: &str,
 ) -> String {
-    let list = (0..64).map(|i| format!("%f{}", 20 + i)).collect::<Vec<_>>().join(", ");
-    let zeros: String = (0..64).map(|i| format!("mov.f32 %f{}, 0f00000000; ", 20 + i)).collect();
+    wgmma_program_of(128, bytes, a, b, [flags, fence, wait])
+}
+
+/// A program of one wgmma of 64 x `columns`, 16 k, whose operands lie at `a` and `b` bytes behind a multiple of 1024, images of `bytes` bytes.
+fn wgmma_program_of(
+    columns: usize,
+    bytes: usize,
+    (a, da): (usize, u64),
+    (b, db): (usize, u64),
+    [flags, fence, wait]: [&str; 3],
+) -> String {
+    let (each, each_bytes) = (columns / 2, columns * 2);
+    let list = (0..each).map(|i| format!("%f{}", 20 + i)).collect::<Vec<_>>().join(", ");
+    let zeros: String = (0..each).map(|i| format!("mov.f32 %f{}, 0f00000000; ", 20 + i)).collect();
     let stores: String =
-        (0..64).map(|i| format!("st.global.f32 [%rd7+{}], %f{};\n", 4 * i, 20 + i)).collect();
+        (0..each).map(|i| format!("st.global.f32 [%rd7+{}], %f{};\n", 4 * i, 20 + i)).collect();
     format!(
-        "mul.wide.u32 %rd6, %r2, 256; add.s64 %rd7, %rd2, %rd6; mov.u32 %r10, shared; add.s32 %r10, %r10, 1023; and.b32 %r10, %r10, -1024;\n\
+        "mul.wide.u32 %rd6, %r2, {each_bytes}; add.s64 %rd7, %rd2, %rd6; mov.u32 %r10, shared; add.s32 %r10, %r10, 1023; and.b32 %r10, %r10, -1024;\n\
          mul.lo.u32 %r11, %r2, 16;\n\
          COPY: setp.ge.u32 %p1, %r11, {bytes}; @%p1 bra COPIED; cvt.u64.u32 %rd8, %r11; add.s64 %rd9, %rd1, %rd8; add.s32 %r12, %r10, %r11;\n\
          ld.global.v4.u32 {{%r13, %r14, %r15, %r16}}, [%rd9]; st.shared.v4.u32 [%r12], {{%r13, %r14, %r15, %r16}}; add.s32 %r11, %r11, 2048; bra COPY;\n\
          COPIED: {fence} bar.sync 0;\n{zeros}\n\
          shr.u32 %r17, %r10, 4; cvt.u64.u32 %rd10, %r17; add.s64 %rd11, %rd10, {}; add.s64 %rd12, %rd10, {};\n\
          wgmma.fence.sync.aligned;\n\
-         wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {{{list}}}, %rd11, %rd12, 1, 1, 1, {flags};\n\
+         wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{list}}}, %rd11, %rd12, 1, 1, 1, {flags};\n\
          wgmma.commit_group.sync.aligned;\n{wait}\n{stores}",
         da as i64 + (a / 16) as i64,
         db as i64 + (b / 16) as i64
     )
 }
 
-/// The accumulators of all threads as a 64 x 128 matrix: PTX ISA, register fragments of wgmma's D.
-fn result_of(got: &[f32]) -> Vec<f32> {
-    let mut d = vec![0f32; 64 * 128];
+/// The accumulators of all threads as a 64 x columns matrix: PTX ISA, register fragments of wgmma's D.
+fn result_of(got: &[f32], columns: usize) -> Vec<f32> {
+    let mut d = vec![0f32; 64 * columns];
     for (n, value) in got.iter().enumerate() {
-        let (t, i) = (n / 64, n % 64);
+        let (t, i) = (n / (columns / 2), n % (columns / 2));
         let (row, col) = (16 * (t / 32) + t % 32 / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (t % 4) + i % 2);
-        d[row * 128 + col] = *value;
+        d[row * columns + col] = *value;
     }
     d
 }
@@ -138,7 +150,7 @@ const WAIT: &str = "wgmma.wait_group.sync.aligned 0;";
 #[test]
 fn wgmma_multiplies_what_descriptors_say() {
     let mut random = Random::new(3);
-    let (a, b) = (random.values(64 * 64), random.values(128 * 64));
+    let (a, b) = (random.values(64 * 64), random.values(256 * 64));
     let want = |k0: usize, row: usize, col: usize| {
         (0..16).map(|k| f64::from(a[row * 64 + k0 + k]) * f64::from(b[col * 64 + k0 + k])).sum::<f64>()
     };
@@ -148,26 +160,28 @@ fn wgmma_multiplies_what_descriptors_say() {
     let mn_major = |v: &[f32], outputs: usize| -> Vec<u8> {
         (0..outputs / 64).flat_map(|chunk| swizzled_image(64, |k, m| v[(chunk * 64 + m) * 64 + k])).collect()
     };
-    for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+    let orientations = [(false, false), (true, false), (false, true), (true, true)];
+    for (columns, (ta, tb)) in [64, 128, 256].into_iter().flat_map(|c| orientations.map(|o| (c, o))) {
         let mut image = if ta { mn_major(&a, 64) } else { k_major(&a, 64) };
         let b_at = image.len();
-        image.extend(if tb { mn_major(&b, 128) } else { k_major(&b, 128) });
+        image.extend(if tb { mn_major(&b, columns) } else { k_major(&b, columns) });
         for k0 in [0, 16, 48] {
             let place = |transposed: bool| {
                 if transposed { (k0 * 128, descriptor(8192, 1024)) } else { (k0 * 2, descriptor(16, 1024)) }
             };
             let ((pa, da), (pb, db)) = (place(ta), place(tb));
             let flags = format!("{}, {}", u8::from(ta), u8::from(tb));
-            let p = assemble(&wgmma_program(image.len(), (pa, da), (b_at + pb, db), &flags, FENCE, WAIT));
-            let (x, y) = (Buffer::of_bytes(&image), Buffer::unwritten(64 * 128 * 4));
+            let (a, b) = ((pa, da), (b_at + pb, db));
+            let p = assemble(&wgmma_program_of(columns, image.len(), a, b, [&flags, FENCE, WAIT]));
+            let (x, y) = (Buffer::of_bytes(&image), Buffer::unwritten(64 * columns * 4));
             Shape::threads(128).shared(1024 + image.len() as u32).run(&p, &[&x, &y]).unwrap();
-            for (n, got) in result_of(&y.f32s()).into_iter().enumerate() {
-                let w = want(k0, n / 128, n % 128);
+            for (n, got) in result_of(&y.f32s(), columns).into_iter().enumerate() {
+                let w = want(k0, n / columns, n % columns);
                 assert!(
                     (f64::from(got) - w).abs() < 1e-5,
-                    "{flags}, k {k0}: ({}, {}) is {got}, {w} wanted",
-                    n / 128,
-                    n % 128
+                    "{columns} columns, {flags}, k {k0}: ({}, {}) is {got}, {w} wanted",
+                    n / columns,
+                    n % columns
                 );
             }
         }

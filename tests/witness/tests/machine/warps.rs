@@ -94,6 +94,20 @@ fn votes() {
 }
 
 #[test]
+fn one_lane_is_elected() {
+    let elect = "elect.sync _|%p2, 0xffffffff; selp.u32 %r10, 1, 0, %p2; st.global.u32 [%rd7], %r10;";
+    let got = outcome(64, elect);
+    // Nobody may count on which lane it is: here not the first.
+    assert!(got.chunks(32).all(|warp| warp.iter().sum::<u32>() == 1 && warp[0] == 0), "{got:?}");
+    // Half of the warp asks for one of all of it.
+    let half =
+        format!("{PLACES}setp.gt.u32 %p3, %r2, 15; @%p3 bra OFF; {elect} OFF: bar.warp.sync 0xffffffff;");
+    let b = Buffer::zeros(128);
+    let fault = Shape::threads(32).run(&assemble(&half), &[&b, &b]).expect_err("nothing was found");
+    assert!([Kind::Divergence, Kind::Deadlock].contains(&fault.kind), "{fault}");
+}
+
+#[test]
 fn barriers_hand_on_shared_memory() {
     let got = outcome(
         96,

@@ -26,6 +26,12 @@ impl Decoder<'_> {
             ) => {
                 self.emit(Op::Nothing);
             }
+            ("elect.sync", [Operand::Pair(leader, elected), members]) if matches!(&**leader, Operand::Name(n) if n == "_") =>
+            {
+                let (d, a) = (self.value(elected, Class::Predicate)?, self.value(members, Class::Word)?);
+                let i = self.emit(Op::Elect);
+                (i.d, i.a) = (d, a);
+            }
             _ if parts[0] == "shfl" => return self.shuffle(op, o),
             _ if parts[0] == "vote" => return self.vote(op, o),
             _ if parts[0] == "ldmatrix" => return self.ldmatrix(parts, o),
@@ -173,12 +179,15 @@ impl Decoder<'_> {
                 let n = integer(Some(n))?;
                 self.emit(Op::WgmmaWait).imm = n;
             }
-            (
-                "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
-                [c, a, b, Operand::Int(1), Operand::Int(1), Operand::Int(1), ta, tb],
-            ) => {
+            (_, [c, a, b, Operand::Int(1), Operand::Int(1), Operand::Int(1), ta, tb]) => {
+                let columns: i64 = match op {
+                    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16" => 64,
+                    "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16" => 128,
+                    "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16" => 256,
+                    _ => return unknown(),
+                };
                 let list = self.words(c)?;
-                if list.len() != 64 {
+                if list.len() as i64 * 2 != columns {
                     return unknown();
                 }
                 let (a, b) = (self.value(a, Class::Long)?, self.value(b, Class::Long)?);
@@ -188,7 +197,7 @@ impl Decoder<'_> {
                 }
                 let d = self.list(&list);
                 let i = self.emit(Op::Wgmma);
-                (i.d, i.a, i.b, i.imm) = (d, a, b, ta | tb << 1);
+                (i.d, i.a, i.b, i.imm) = (d, a, b, ta | tb << 1 | columns << 2);
             }
             _ => return unknown(),
         }
