@@ -7,7 +7,7 @@
 use gems_engine::backend::cuda::{Cuda, DeviceSpec};
 use gems_engine::backend::{Backend, DType, cpu::Cpu};
 use gems_engine::error::Result;
-use gems_engine::gems::{Method, MethodSettings, NullSide, Optimizer, StepInput};
+use gems_engine::gems::{Method, MethodSettings, Optimizer, StepInput};
 use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed};
 use gems_engine::train::{Averaging, gradients, probe};
 use std::sync::Arc;
@@ -105,11 +105,9 @@ pub fn labelled(encoder: Option<Packed>, decoder: Packed, whole: &[Vec<u32>]) ->
 
 /// A method at rank `rank`, without a null space, on every linear layer.
 pub fn method(method: Method, rank: usize) -> MethodSettings {
-    let mut settings = MethodSettings::default();
+    let mut settings = MethodSettings::plain();
     settings.gems.method = method;
     settings.gems.rank = rank;
-    settings.null_space.side = NullSide::None;
-    settings.null_space.item_rows = 0.0;
     settings
 }
 

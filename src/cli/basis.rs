@@ -43,12 +43,15 @@ pub fn run(args: &BasisArgs) -> Result<()> {
     let mut session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
     ranks::settle_shards(&mut session.config)?;
     session.same_on_all_ranks()?;
+    let texts = session.text_warnings()?;
+    texts.iter().for_each(|warning| super::say(warning));
     let knowledge = session.learn_basis(&args.out, &session.config.null_space, args.output.json)?;
     if !ranks::world().is_first() {
         return Ok(());
     }
     let protected = session.protected(&knowledge)?;
-    let warnings = protected.warnings(session.config.null_space.side != NullSide::None);
+    let null = &session.config.null_space;
+    let warnings = protected.warnings(matches!(null.side, NullSide::Input | NullSide::Output));
     let mut out = std::io::stdout();
     let (tokens, backward) = (knowledge.tokens, knowledge.gradient_tokens);
     let written = match args.output.json {

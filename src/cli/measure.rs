@@ -15,7 +15,10 @@ pub fn reference(session: &Session) -> Result<Option<Reference>> {
     let chunks = session.chunks(&session.general.held_out, session.config.evaluate.general_tokens)?;
     match chunks.is_empty() {
         true => Ok(None),
-        false => Reference::capture_over(world(), &session.model, chunks, session.old_vocabulary).map(Some),
+        false => {
+            let (chunks, old, kept) = (chunks, session.old_vocabulary, session.states.as_ref());
+            Reference::capture_over(world(), &session.model, chunks, old, kept).map(Some)
+        }
     }
 }
 

@@ -84,6 +84,10 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
     let mb = |bytes: usize| bytes as f64 / 1e6;
     let learns = session.needs_basis() && knowledge.is_none();
     let (pass, held) = if learns { learning(session)? } else { (0, knowledge.map_or(0, Knowledge::bytes)) };
+    let pulled = adapted.iter().zip(&model.layout.sites).filter(|(adapted, _)| **adapted);
+    let pulled: usize = pulled.map(|(_, site)| site.outputs * site.inputs).sum();
+    let pulled =
+        if config.null_space.pull > 0.0 { pulled * model.backend.compute_dtype().bytes() } else { 0 };
     let facts = json!({
         "device": model.backend.info().name,
         "method": config.gems.method,
@@ -100,6 +104,7 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
             "weights": mb(memory.weights), "activations": mb(memory.activations),
             "workspace": mb(memory.workspace), "idle": mb(memory.idle), "method": mb(memory.method), "total": mb(memory.total()),
             "with_the_largest_possible_basis": learns, "learning_the_basis": mb(pass), "basis_on_the_host": mb(held),
+            "base_weights_on_the_host": mb(pulled),
         },
     });
     let text =

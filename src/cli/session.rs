@@ -10,6 +10,7 @@ use crate::data::{
     residual_kmeans,
 };
 use crate::error::{Error, Kind, Result};
+use crate::eval::KeptStates;
 use crate::gems::{Knowledge, NullSpaceSettings, Optimizer, Protection};
 use crate::model::{Architecture, Inference, LoadOptions, Model, Packed, hub, passes};
 use crate::report::Progress;
@@ -37,6 +38,8 @@ pub struct Session {
     pub notes: Vec<String>,
     /// Whether the test records and the held-out text are those of the run's start.
     pub same_tests: bool,
+    /// Where the base model's states on general text are kept for runs beside this one.
+    pub states: Option<KeptStates>,
     codes: Option<SemanticIds>,
 }
 
@@ -155,6 +158,7 @@ impl Session {
             old_vocabulary,
             notes,
             same_tests,
+            states: None,
             codes,
         })
     }
@@ -230,6 +234,15 @@ impl Session {
     /// Token ids of general text.
     pub fn chunks(&self, documents: &[String], tokens: usize) -> Result<Vec<Vec<u32>>> {
         GeneralText::chunks(documents, &self.vocabulary, self.config.data.general_length, tokens)
+    }
+
+    /// What the user should know of the general text.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn text_warnings(&self) -> Result<Vec<String>> {
+        let found = self.general.warnings(&self.data, &self.vocabulary)?;
+        Ok(found.into_iter().map(|warning| format!("warning: {warning}")).collect())
     }
 
     /// Whether the configuration protects anything.
@@ -319,7 +332,13 @@ impl Session {
         let settings = self.config.tuner();
         let tokens = if settings.rehearsal.every > 0 { settings.rehearsal.tokens } else { return Ok(None) };
         let texts = self.chunks(&self.general.calibration, tokens)?;
-        Rehearsal::new(&self.model, texts, self.old_vocabulary, &settings, self.config.seed)
+        let (settings, kept) = ((&settings, self.config.seed), self.states.as_ref());
+        Rehearsal::kept(&self.model, texts, self.old_vocabulary, settings, kept)
+    }
+
+    /// Of the basis in a file, what a run under this configuration uses.
+    pub fn basis_for_run(&self, path: &Path) -> Result<Knowledge> {
+        Knowledge::load_for(path, &self.model.fingerprint, &self.config.null_space)
     }
 
     /// The basis a run directory keeps.
@@ -328,7 +347,7 @@ impl Session {
         if !path.is_file() {
             return Ok(None);
         }
-        Knowledge::load(&path, &self.model.fingerprint).map(Some)
+        self.basis_for_run(&path).map(Some)
     }
 
     /// The method over this model.

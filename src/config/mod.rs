@@ -1,5 +1,6 @@
 //! The run's configuration: one typed structure, from presets, file and flags.
 
+mod defaults;
 mod layers;
 mod values;
 
@@ -152,7 +153,8 @@ impl Config {
     }
     /// Merges layers over the defaults and checks them.
     pub fn from_layers(layers: Vec<Layer>) -> Result<Self> {
-        let table = merge(&layers, &Self::schema())?;
+        let mut table = merge(&layers, &Self::schema())?;
+        defaults::complete(&mut table);
         // What the schema does not know is left: the device's name.
         let config: Self = table.try_into().map_err(|e: toml::de::Error| {
             Error::usage(e.message().trim())

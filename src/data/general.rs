@@ -1,12 +1,13 @@
 //! General text: to learn the null space from, and to measure what was forgotten.
 
+use super::dataset::Dataset;
 use super::filenames;
 use super::rows;
 use super::settings::DataSettings;
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Kind, Result};
 use crate::random::{Purpose, permutation};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Two disjoint sets of documents.
@@ -16,6 +17,8 @@ pub struct GeneralText {
     pub calibration: Vec<String>,
     /// Documents to measure perplexity and divergence on; none of them is also in `calibration`.
     pub held_out: Vec<String>,
+    /// Documents of `general-heldout` that were left out because they are in `calibration` too.
+    pub repeated: usize,
 }
 
 impl GeneralText {
@@ -43,8 +46,56 @@ impl GeneralText {
         }
         // Text to measure with that was also learned from would hide what was forgotten.
         let learned: HashSet<&str> = calibration.iter().map(String::as_str).collect();
+        let before = held_out.len();
         held_out.retain(|d| !learned.contains(d.as_str()));
-        Ok(Self { calibration, held_out })
+        let repeated = before - held_out.len();
+        Ok(Self { calibration, held_out, repeated })
+    }
+
+    /// What the user should know of text that is not what it is taken for: nothing left to measure with, text that is the
+    /// training data's own, text that the tokenizer does not keep.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn warnings(&self, data: &Dataset, vocabulary: &Vocabulary) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        if self.calibration.is_empty() && self.held_out.is_empty() {
+            return Ok(all);
+        }
+        if self.held_out.is_empty() {
+            let why = match self.repeated {
+                0 => String::new(),
+                n => format!(" (all {n} documents of general-heldout are also in the text to learn from)"),
+            };
+            all.push(format!(
+                "no general text is left to measure with{why}: what is forgotten will not be known; add other text as \
+                 general-heldout.txt, or more text"
+            ));
+        }
+        let documents = || self.calibration.iter().chain(&self.held_out).take(LOOKED_AT);
+        let mut strange: HashSet<String> = documents().map(|text| plain(text)).collect();
+        let count = strange.len();
+        let titles = (0..data.items.len() as u32).filter_map(|item| data.items.text(item));
+        let queries = data.train.records.iter().filter_map(|r| r.query.as_deref());
+        titles.chain(queries).for_each(|text| {
+            strange.remove(&plain(text));
+        });
+        if 2 * strange.len() < count {
+            let known = count - strange.len();
+            all.push(format!(
+                "{known} of {count} different documents of general text are titles or queries of the data: these are then \
+                 kept and measured, not general knowledge; give other text"
+            ));
+        }
+        let lost = lost(documents(), vocabulary)?;
+        if lost > MOST_LOST {
+            all.push(format!(
+                "the tokenizer does not keep {:.0} % of the characters of the general text, as of a language that it does \
+                 not know: what it cannot read is neither protected nor measured; give text that the model can read",
+                100.0 * lost
+            ));
+        }
+        Ok(all)
     }
 
     /// Documents as token sequences of at most `length` tokens, until `max_tokens` are reached (0:
@@ -83,6 +134,36 @@ impl GeneralText {
         drawn.sort_unstable_by_key(|(number, _)| *number);
         Ok(drawn.into_iter().flat_map(|(_, pieces)| pieces).collect())
     }
+}
+
+/// Most characters of a text that may be lost on their way through a tokenizer: it may strip accents.
+const MOST_LOST: f64 = 0.25;
+/// Documents that are looked at, and characters of each.
+const LOOKED_AT: usize = 1000;
+const CHARACTERS: usize = 200;
+
+/// A text as it is compared.
+fn plain(text: &str) -> String {
+    text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ")
+}
+
+/// The share of the letters and digits of texts that tokens do not give back; upper and lower case count alike.
+fn lost<'a>(documents: impl Iterator<Item = &'a String>, vocabulary: &Vocabulary) -> Result<f64> {
+    let (mut all, mut lost) = (0usize, 0usize);
+    let counts = |text: &str| {
+        let mut counts: HashMap<char, usize> = HashMap::new();
+        let letters = text.chars().flat_map(char::to_lowercase).filter(|c| c.is_alphanumeric());
+        letters.for_each(|c| *counts.entry(c).or_default() += 1);
+        counts
+    };
+    for document in documents {
+        let text: String = document.chars().take(CHARACTERS).collect();
+        let (before, after) = (counts(&text), counts(&vocabulary.decode(&vocabulary.encode(&text)?, true)?));
+        all += before.values().sum::<usize>();
+        let missing = |(c, n): (&char, &usize)| n.saturating_sub(after.get(c).copied().unwrap_or(0));
+        lost += before.iter().map(missing).sum::<usize>();
+    }
+    Ok(lost as f64 / all.max(1) as f64)
 }
 
 /// Bytes of a window for every token of a piece.

@@ -1,5 +1,6 @@
 //! What was forgotten: perplexity and divergence from the base model on general text.
 
+use super::states::KeptStates;
 use crate::backend::{Backend, DType, Dots, Mat, Tensor};
 use crate::distributed::World;
 use crate::error::Result;
@@ -57,24 +58,32 @@ impl Reference {
     /// Runs `chunks` (token ids of general text) through the base model, whose first `old` vocabulary rows are its
     /// own.
     pub fn capture(model: &Model, chunks: Vec<Vec<u32>>, old: usize) -> Result<Self> {
-        Self::capture_over(&World::alone(), model, chunks, old)
+        Self::capture_over(&World::alone(), model, chunks, old, None)
     }
 
-    /// The same by all ranks of `world`, each of which keeps what it will compare.
+    /// The same by all ranks of `world`, each of which keeps what it will compare; with what earlier runs have `kept` of it.
     ///
     /// # Errors
     /// The device.
-    pub fn capture_over(world: &World, model: &Model, chunks: Vec<Vec<u32>>, old: usize) -> Result<Self> {
+    pub fn capture_over(
+        world: &World,
+        model: &Model,
+        chunks: Vec<Vec<u32>>,
+        old: usize,
+        kept: Option<&KeptStates>,
+    ) -> Result<Self> {
         let head = model.parameter(model.head()).row_range(0..old);
         let head = model.backend.duplicate(head, head.dtype)?;
-        let hidden = passes(&chunks)
-            .into_iter()
-            .enumerate()
-            .map(|(number, group)| match number % world.size() == world.rank() {
-                true => Ok(Some(hidden_of(model, group, old)?.0)),
-                false => Ok(None),
-            })
-            .collect::<Result<_>>()?;
+        let groups = passes(&chunks);
+        let own = || (0..groups.len()).filter(|number| number % world.size() == world.rank());
+        let compute = || own().map(|number| Ok(hidden_of(model, groups[number], old)?.0)).collect();
+        let what = format!("predictions below {old}, those of rank {} of {}", world.rank(), world.size());
+        let found: Vec<Tensor> = match kept {
+            Some(kept) => kept.get(model, (&what, &chunks), compute)?,
+            None => compute()?,
+        };
+        let mut hidden: Vec<Option<Tensor>> = groups.iter().map(|_| None).collect();
+        own().zip(found).for_each(|(number, states)| hidden[number] = Some(states));
         Ok(Self { chunks, hidden, head, old })
     }
 

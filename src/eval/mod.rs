@@ -11,6 +11,7 @@ mod sample;
 mod settings;
 pub mod significance;
 pub mod slices;
+mod states;
 pub mod trec;
 mod trie;
 
@@ -24,4 +25,5 @@ pub use rank::{
 };
 pub use sample::{SampleSettings, sample_text};
 pub use settings::{Candidates, EvaluateSettings};
+pub use states::KeptStates;
 pub use trie::{ROOT, Trie};

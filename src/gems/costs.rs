@@ -135,9 +135,12 @@ fn step_factors(layers: &[Moments<&Spectrum>], damping: Option<f64>) -> Result<V
         let cost = mean_cost(c, damping)? * mean_cost(f, damping)?;
         match cost > 0.0 && cost.is_finite() {
             true => Ok(-0.5 * cost.ln()),
-            false => {
-                Err(Error::numeric(format!("the mean cost of a change of this layer is {cost}")).at(&f.name))
-            }
+            false => Err(Error::numeric(format!("the mean cost of a change of this layer is {cost}"))
+                .at(&f.name)
+                .remedy(
+                    "learn the knowledge from more general text, leave the layer out of gems.targets, or set \
+                     null_space.step_factors = false",
+                )),
         }
     });
     let logs = logs.collect::<Result<Vec<f64>>>()?;

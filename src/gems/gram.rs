@@ -115,9 +115,13 @@ impl StepGram {
         be.copy(self.factors.mat(), self.values.mat_mut().col_range(applied.clone()))?;
         let values = be.download(self.values.mat())?;
         let doubles = |range: Range<usize>| values[range].iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+        let of_layer =
+            |at: &Range<usize>| Sums::of(self.tasks, &self.entries[at.clone()], &values[at.clone()]);
+        let adapted = self.sites.iter().enumerate().filter(|(_, at)| !at.is_empty());
         let squares: f64 = doubles(self.squares()).iter().sum();
         Ok(Reading {
             sums: Sums::of(self.tasks, &self.entries, &values),
+            layers: adapted.map(|(site, at)| (site, of_layer(at).competition())).collect(),
             rehearsed: values[self.held.clone()].first().map_or(0.0, |v| f64::from(*v)),
             losses: doubles(self.losses()),
             update_norm: squares.max(0.0).sqrt(),
@@ -126,9 +130,21 @@ impl StepGram {
     }
 }
 
+/// How the tasks' gradients lie to each other, and to the sum that the step goes along.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Competition {
+    /// Cosine between the gradients of tasks i < j; no entry where one of them is zero.
+    pub cosines: Vec<(usize, usize, f64)>,
+    /// Cosine between each task's gradient and the sum of all: 1 where the step is the task's own, 0 where nothing of it
+    /// is. NaN where the task has no gradient.
+    pub alignments: Vec<f64>,
+}
+
 /// A [`StepGram`], read back.
 pub(super) struct Reading {
     pub sums: Sums,
+    /// The tasks' gradients of every adapted layer, by site.
+    pub layers: Vec<(usize, Competition)>,
     pub losses: Vec<f64>,
     /// Summed divergence of the step's rehearsal.
     pub rehearsed: f64,
@@ -218,13 +234,16 @@ impl Sums {
         (sum + self.whole).max(0.0).sqrt()
     }
 
-    /// Cosines between the tasks' gradients over the adapted layers.
-    pub fn cosines(&self) -> Vec<(usize, usize, f64)> {
-        let apart = task_pairs(self.layers.len()).filter(|(i, j)| i < j);
-        let cosine = |(i, j): (usize, usize)| {
-            let size = (self.layers[i][i] * self.layers[j][j]).sqrt();
-            (size > 0.0).then(|| (i, j, self.layers[i][j] / size))
-        };
-        apart.filter_map(cosine).collect()
+    /// How the tasks' gradients of the adapted layers lie to each other and to their sum.
+    pub fn competition(&self) -> Competition {
+        let (g, n) = (&self.layers, self.layers.len());
+        let cosine = |product: f64, squares: f64| (squares > 0.0).then(|| product / squares.sqrt());
+        let apart = task_pairs(n).filter(|(i, j)| i < j);
+        let along: Vec<f64> = g.iter().map(|row| row.iter().sum()).collect();
+        let whole: f64 = along.iter().sum();
+        Competition {
+            cosines: apart.filter_map(|(i, j)| Some((i, j, cosine(g[i][j], g[i][i] * g[j][j])?))).collect(),
+            alignments: (0..n).map(|t| cosine(along[t], g[t][t] * whole).unwrap_or(f64::NAN)).collect(),
+        }
     }
 }

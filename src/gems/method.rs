@@ -50,6 +50,11 @@ impl<'a> Target<'a> {
 }
 
 impl MethodSettings {
+    /// The defaults with nothing that keeps what the base model knows: no null space, pull or rehearsal.
+    pub fn plain() -> Self {
+        Self { null_space: NullSpaceSettings::off(), rehearsal: RehearsalSettings::off(), ..Self::default() }
+    }
+
     /// Rejects settings that cannot be meant together.
     pub fn validate(&self) -> Result<()> {
         let usage = |place: &str, what: &str, remedy: &str| Err(Error::usage(what).at(place).remedy(remedy));
@@ -148,6 +153,12 @@ impl MethodSettings {
             ("pull above 0", n.pull > 0.0),
         ];
         let Some((name, _)) = wanted.into_iter().find(|(_, on)| *on) else { return Ok(()) };
+        if n.gradient_tokens == 0 {
+            return usage(
+                format!("null_space.{name} needs moments of gradients, and null_space.gradient_tokens is 0"),
+                "give some, such as 16384, or leave it out (null_space.side = \"none\" turns all of it off)",
+            );
+        }
         if g.method == Method::Gems && g.side == Side::Published {
             let what = format!("null_space.{name} has no place in the published optimizer");
             return usage(what, "use gems.side = \"right\", or leave it out");

@@ -54,6 +54,7 @@ mod tuned;
 pub use adam::{adamw, direction};
 pub use adapter::Scales;
 pub use gates::{GateGradients, GateNetwork, Gates, TaskSignals};
+pub use gram::Competition;
 pub use knowledge::{
     Knowledge, Moment, Protection, Space, Spectrum, Sums, WHOLE, protected, sketch_rows, test_matrix,
 };

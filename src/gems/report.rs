@@ -1,6 +1,6 @@
 //! What a step is given and what it tells.
 
-use super::gram::Reading;
+use super::gram::{Competition, Reading};
 use super::refresh::search::Found;
 
 /// What a finished step's batch was.
@@ -41,8 +41,10 @@ pub struct StepReport {
     pub task_norms: Vec<f64>,
     /// Tokens rehearsed in this step, and the mean divergence from the base model on them, in nats.
     pub rehearsed: Option<(usize, f64)>,
-    /// Cosine between the gradients of tasks i < j over all adapted layers (in the shared subspace).
-    pub cosines: Vec<(usize, usize, f64)>,
+    /// How the tasks compete over all adapted layers together (in the shared subspace).
+    pub competition: Competition,
+    /// The same by site, of every adapted layer.
+    pub layers: Vec<(usize, Competition)>,
     /// Set when the bases were renewed after this step.
     pub refresh: Option<RefreshReport>,
 }
@@ -69,7 +71,8 @@ impl StepReport {
             gates: reading.gates().to_vec(),
             task_norms: reading.sums.task_norms(),
             rehearsed: (rehearsed > 0).then(|| (rehearsed, reading.rehearsed / rehearsed as f64)),
-            cosines: reading.sums.cosines(),
+            competition: reading.sums.competition(),
+            layers: reading.layers,
             losses: reading.losses,
             refresh: None,
         }

@@ -158,7 +158,9 @@ pub enum GateKind {
     Learned,
 }
 
-/// What the updates must leave alone (section `[null_space]`).
+/// What the updates must leave alone (section `[null_space]`). Where one of `side`, `project`, `criterion`, `value`, `room`
+/// and `random` is given, a null space is chosen by hand: `side` is then `input` unless given, and `step_factors`, `pull` and
+/// `rehearsal.every` are off unless given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NullSpaceSettings {
@@ -179,7 +181,7 @@ pub struct NullSpaceSettings {
     pub random: bool,
     /// Added to second moments, in units of their mean eigenvalue, under `side = "metric"`: the larger, the more the
     /// metric is like none.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(range(max = 1000000), extend("exclusiveMinimum" = 0))]
     pub damping: f64,
     /// Scale every layer's learning rate by what a step in it costs on general text, to the power -1/2, over the
     /// geometric mean of the layers. With every method.
@@ -187,7 +189,7 @@ pub struct NullSpaceSettings {
     /// At every fold (under LoRA and full tuning every `gems.refresh_every` steps) draw what was learned back towards
     /// the base model, by what it costs on general text: a typical direction of the median layer keeps 1 / (1 + pull) at
     /// the top of the schedule (0: off).
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1000000))]
     pub pull: f64,
     /// Also keep the change of item rows off the dominant final hidden states of general text: this share of
     /// their energy (0: off).
@@ -256,7 +258,7 @@ pub struct RehearsalSettings {
     #[schemars(range(min = 1))]
     pub texts: usize,
     /// Factor on the divergence, beside the mean loss of a label.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(range(max = 1000000), extend("exclusiveMinimum" = 0))]
     pub weight: f64,
     /// Tokens of calibration text that pieces are drawn from; the base model's final hidden state of each is kept on
     /// the host.
@@ -359,15 +361,15 @@ impl Default for GateSettings {
 impl Default for NullSpaceSettings {
     fn default() -> Self {
         Self {
-            side: NullSide::Input,
+            side: NullSide::None,
             project: Project::Update,
             criterion: Criterion::Energy,
             value: 0.95,
             room: None,
             random: false,
             damping: 0.1,
-            step_factors: false,
-            pull: 0.0,
+            step_factors: true,
+            pull: 0.25,
             item_rows: 0.9,
             tokens: 65536,
             gradient_tokens: 16384,
@@ -376,9 +378,23 @@ impl Default for NullSpaceSettings {
     }
 }
 
+impl NullSpaceSettings {
+    /// Nothing is protected, weighed or pulled back.
+    pub fn off() -> Self {
+        Self { step_factors: false, pull: 0.0, item_rows: 0.0, ..Self::default() }
+    }
+}
+
+impl RehearsalSettings {
+    /// Nothing is rehearsed.
+    pub fn off() -> Self {
+        Self { every: 0, ..Self::default() }
+    }
+}
+
 impl Default for RehearsalSettings {
     fn default() -> Self {
-        Self { every: 0, texts: 16, weight: 1.0, tokens: 32768 }
+        Self { every: 10, texts: 16, weight: 1.0, tokens: 32768 }
     }
 }
 

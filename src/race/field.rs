@@ -57,6 +57,18 @@ impl Entry {
             self.runs.iter().map(|r| r.as_ref()?.training.get(key)?.as_f64()).collect();
         each.filter(|e| !e.is_empty()).map(|each| each.iter().sum::<f64>() / each.len() as f64)
     }
+
+    /// Mean over seeds of a fact of every layer; empty where a seed has none. NaN where a layer has no value.
+    pub fn by_layer(&self, key: &str) -> Vec<f64> {
+        let of = |run: &Option<Outcome>| -> Option<Vec<f64>> {
+            let values = run.as_ref()?.training.get(key)?.as_array()?;
+            Some(values.iter().map(|v| v.as_f64().unwrap_or(f64::NAN)).collect())
+        };
+        let each: Vec<Vec<f64>> = self.runs.iter().map_while(of).collect();
+        let layers = each.iter().map(Vec::len).min().filter(|_| each.len() == self.runs.len()).unwrap_or(0);
+        let mean = |layer: usize| each.iter().map(|run| run[layer]).sum::<f64>() / each.len() as f64;
+        (0..layers).map(mean).collect()
+    }
 }
 
 impl Field {

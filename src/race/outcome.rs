@@ -166,18 +166,30 @@ impl Outcome {
     }
 }
 
-/// Means over all steps of the norms of the tasks' gradients, and the tokens that were rehearsed.
+/// Means over all steps of the norms of the tasks' gradients and of how they lie to each other, layer by layer too, and the
+/// tokens that were rehearsed.
 fn competition(history: &[report::Line]) -> Map<String, Value> {
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-    for (key, value) in history.iter().flatten() {
-        if let (true, Some(value)) = (key.starts_with("task_norm."), value.as_f64()) {
-            let sum = sums.entry(key).or_default();
+    let mut lists: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    let add = |sum: &mut (f64, f64), value: &Value| {
+        if let Some(value) = value.as_f64() {
             *sum = (sum.0 + value, sum.1 + 1.0);
+        }
+    };
+    for (key, value) in history.iter().flatten() {
+        if key.starts_with("task_norm.") || key.starts_with("alignment.") {
+            add(sums.entry(key).or_default(), value);
+        } else if let (true, Some(values)) = (key.starts_with("layers."), value.as_array()) {
+            let list = lists.entry(key).or_default();
+            list.resize(values.len().max(list.len()), (0.0, 0.0));
+            list.iter_mut().zip(values).for_each(|(sum, value)| add(sum, value));
         }
     }
     let rehearsed: f64 = history.iter().filter_map(|l| l.get("rehearsal.tokens")?.as_f64()).sum();
-    let means = sums.into_iter().map(|(key, (sum, n))| (key.to_string(), (sum / n).into()));
-    means.chain([("rehearsed_tokens".to_string(), rehearsed.into())]).collect()
+    let mean = |(sum, n): (f64, f64)| Value::from(sum / n);
+    let means = sums.into_iter().map(|(key, sum)| (key.to_string(), mean(sum)));
+    let lists = lists.into_iter().map(|(key, list)| (key.to_string(), list.into_iter().map(mean).collect()));
+    means.chain(lists).chain([("rehearsed_tokens".to_string(), rehearsed.into())]).collect()
 }
 
 fn numbers(value: &Value) -> Vec<f64> {

@@ -2,14 +2,14 @@
 
 use super::field::Entry;
 use super::findings::{Estimate, Findings};
-use super::tables::{cells, chosen, equal, gradients, interference, missing};
+use super::tables::{cells, chosen, equal, gradients, interference, layers, missing};
 use super::verdict::{Race, verdict};
 use crate::report::{Curve, CurveFigure, CurvePage, CurvePoint};
 
 /// Everything that a race found, to be rendered.
 pub fn page(race: &Race) -> CurvePage {
     let open = [chosen(race, usize::MAX), equal(race), interference(race), missing(race)];
-    let folded = [gradients(race), Some(cells(race))];
+    let folded = [gradients(race), layers(race), Some(cells(race))];
     let tables = open.into_iter().flatten().map(|t| (t, false));
     CurvePage {
         title: race.title.clone(),

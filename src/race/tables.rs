@@ -207,7 +207,7 @@ pub(super) fn gradients(race: &Race) -> Option<ReportTable> {
     let found: &Findings = race.findings.as_ref()?;
     let mut keys: Vec<&String> = Vec::new();
     for run in race.field.entries.iter().flat_map(|e| &e.runs).flatten() {
-        let told = |key: &&String| key.starts_with("cosine.") || key.starts_with("task_norm.");
+        let told = |key: &&String| TOLD.iter().any(|(prefix, _)| key.starts_with(prefix));
         keys.extend(run.training.keys().filter(told));
     }
     keys.sort();
@@ -220,11 +220,12 @@ pub(super) fn gradients(race: &Race) -> Option<ReportTable> {
         let tail = vec![step, cost("seconds"), cost("tokens"), cost("rehearsed_tokens")];
         [vec![f.method.clone(), f.lr.to_string()], keys.iter().map(cell).collect(), tail].concat()
     };
-    let names = keys.iter().map(|k| k.replacen('.', " ", 1).replace("task_norm", "norm").replace('.', " · "));
+    let names = keys.iter().map(|key| told(key));
     Some(ReportTable {
         title: "Gradients of the tasks, and what a cell took".into(),
-        caption: "Means over all steps and seeds: cosine between the tasks' gradients over all adapted layers together (the \
-                  log has no layer by itself), norm of each task's gradient, norm of a step, seconds in steps, tokens of the tasks, tokens rehearsed."
+        caption: "Means over all steps and seeds, over all adapted layers together: cosine between the tasks' gradients; \
+                  alignment, the cosine of each task's gradient with the sum of all; norm of each task's gradient; norm \
+                  of a step, seconds in steps, tokens of the tasks, tokens rehearsed."
             .into(),
         header: ["method", "lr"]
             .map(String::from)
@@ -233,6 +234,42 @@ pub(super) fn gradients(race: &Race) -> Option<ReportTable> {
             .chain(["step", "seconds", "tokens", "rehearsed"].map(String::from))
             .collect(),
         rows: found.methods.iter().map(row).collect(),
+    })
+}
+
+/// What the log tells of the tasks' gradients, as keys begin and as columns do.
+const TOLD: [(&str, &str); 3] =
+    [("cosine.", "cosine "), ("alignment.", "alignment "), ("task_norm.", "norm ")];
+
+/// The column of a key.
+fn told(key: &str) -> String {
+    let name = |(prefix, column): &(&str, &str)| Some(format!("{column}{}", key.strip_prefix(prefix)?));
+    TOLD.iter().find_map(name).unwrap_or_default().replace('.', " · ")
+}
+
+/// Where in the model the tasks compete: [`PLAIN`] at its learning rate, layer by layer.
+pub(super) fn layers(race: &Race) -> Option<ReportTable> {
+    let found = race.findings.as_ref()?.methods.iter().find(|f| f.method == PLAIN)?;
+    let entry = &race.field.entries[found.entry];
+    let keys = entry.runs.first()?.as_ref()?.training.keys();
+    let of_layers = keys.filter_map(|key| Some((told(key.strip_prefix("layers.")?), entry.by_layer(key))));
+    let columns: Vec<(String, Vec<f64>)> = of_layers.filter(|(_, values)| !values.is_empty()).collect();
+    let count = columns.iter().map(|(_, values)| values.len()).min()?;
+    let cell = |value: f64| if value.is_finite() { format!("{value:+.3}") } else { "—".into() };
+    let row = |layer: usize| {
+        let name = race.layers.get(layer).cloned().unwrap_or_else(|| format!("layer {}", layer + 1));
+        std::iter::once(name).chain(columns.iter().map(|(_, values)| cell(values[layer]))).collect()
+    };
+    Some(ReportTable {
+        title: "Where the tasks compete".into(),
+        caption: format!(
+            "{PLAIN} at learning rate {}, means over steps and seeds, layer by layer: alignment, the cosine of each \
+             task's gradient with the sum of all, which the step goes along (1: as if alone, 0: nothing of the step is \
+             the task's); cosine between the tasks' gradients (below 0: they pull against each other).",
+            found.lr
+        ),
+        header: std::iter::once("layer".to_string()).chain(columns.iter().map(|c| c.0.clone())).collect(),
+        rows: (0..count).map(row).collect(),
     })
 }
 

@@ -26,6 +26,8 @@ pub struct Race {
     pub base: Option<Outcome>,
     /// Cells without a result and why.
     pub missing: Vec<(Cell, String)>,
+    /// The adapted layers, in the order in which logs tell of them; empty where they are not known.
+    pub layers: Vec<String>,
     /// The ranking metric.
     pub metric: String,
     /// Share of the best validation value that a smaller learning rate may lack.

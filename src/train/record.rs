@@ -2,7 +2,7 @@
 
 use crate::distributed::Costs;
 use crate::error::Result;
-use crate::gems::{RefreshReport, StepReport};
+use crate::gems::{Competition, RefreshReport, StepReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -55,8 +55,11 @@ impl StepRecord {
         for (task, norm) in tasks.iter().zip(&r.task_norms) {
             put(format!("task_norm.{task}"), *norm);
         }
-        for (i, j, cosine) in &r.cosines {
+        for (i, j, cosine) in &r.competition.cosines {
             put(format!("cosine.{}.{}", tasks[*i], tasks[*j]), *cosine);
+        }
+        for (task, alignment) in tasks.iter().zip(&r.competition.alignments).filter(|_| tasks.len() > 1) {
+            put(format!("alignment.{task}"), *alignment);
         }
         if let Some((tokens, kl)) = r.rehearsed {
             put("rehearsal.kl".into(), kl);
@@ -84,8 +87,29 @@ impl StepRecord {
             all.insert("skipped".into(), json!(self.skipped));
         }
         all.extend(line);
+        all.extend(by_layer(&r.layers, tasks));
         all
     }
+}
+
+/// How the tasks compete, layer by layer: lists in the order of the adapted layers, to four decimals.
+fn by_layer(layers: &[(usize, Competition)], tasks: &[String]) -> Map<String, Value> {
+    let list = |of: &dyn Fn(&Competition) -> Option<f64>| {
+        let value =
+            |(_, layer): &(usize, Competition)| number((of(layer).unwrap_or(f64::NAN) * 1e4).round() / 1e4);
+        Value::Array(layers.iter().map(value).collect())
+    };
+    let mut all = Map::new();
+    for (i, first) in tasks.iter().enumerate() {
+        for (j, second) in tasks.iter().enumerate().skip(i + 1) {
+            let cosine = move |layer: &Competition| {
+                layer.cosines.iter().find(|(a, b, _)| (*a, *b) == (i, j)).map(|(_, _, cosine)| *cosine)
+            };
+            all.insert(format!("layers.cosine.{first}.{second}"), list(&cosine));
+        }
+        all.insert(format!("layers.alignment.{first}"), list(&|layer| layer.alignments.get(i).copied()));
+    }
+    if tasks.len() > 1 && !layers.is_empty() { all } else { Map::new() }
 }
 
 /// What a refresh found, as keys of a metrics line.

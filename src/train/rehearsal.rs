@@ -6,6 +6,7 @@
 
 use crate::backend::{DType, Divergence, HostCopy, Mat, Tensor, trace};
 use crate::error::{Error, Result};
+use crate::eval::KeptStates;
 use crate::gems::{Embeddings, MethodSettings, Optimizer, RehearsalSettings, Scales};
 use crate::model::{Batch, Labels, Model, general_pass, passes};
 use crate::random::{self, Purpose};
@@ -32,10 +33,24 @@ impl Rehearsal {
     /// No text; the device.
     pub fn new(
         model: &Model,
-        mut texts: Vec<Vec<u32>>,
+        texts: Vec<Vec<u32>>,
         old: usize,
         settings: &MethodSettings,
         seed: u64,
+    ) -> Result<Option<Self>> {
+        Self::kept(model, texts, old, (settings, seed), None)
+    }
+
+    /// The same, with what others have kept of the base model's hidden states.
+    ///
+    /// # Errors
+    /// As [`Rehearsal::new`]; the file system.
+    pub fn kept(
+        model: &Model,
+        mut texts: Vec<Vec<u32>>,
+        old: usize,
+        (settings, seed): (&MethodSettings, u64),
+        kept: Option<&KeptStates>,
     ) -> Result<Option<Self>> {
         if settings.rehearsal.every == 0 {
             return Ok(None);
@@ -48,9 +63,14 @@ impl Rehearsal {
         }
         let be = &model.backend;
         let mut before = Vec::with_capacity(texts.len());
-        for group in passes(&texts) {
+        let compute =
+            || passes(&texts).into_iter().map(|group| model.hidden(&general_pass(model, group))).collect();
+        let states: Vec<Tensor> = match kept {
+            Some(kept) => kept.get(model, ("hidden states", &texts), compute)?,
+            None => compute()?,
+        };
+        for (group, hidden) in passes(&texts).into_iter().zip(&states) {
             let pass = general_pass(model, group);
-            let hidden = model.hidden(&pass)?;
             let ends = pass.decoder.offsets.windows(2);
             let of_texts = ends.map(|end| hidden.mat().row_range(end[0] as usize..end[1] as usize));
             before.extend(of_texts.map(|rows| HostCopy::of(&**be, rows)).collect::<Result<Vec<_>>>()?);

@@ -351,7 +351,8 @@ fn a_basis_says_what_it_knows_and_protects() {
         command.args(sets.iter().flat_map(|set| ["--set", set]));
         serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap()
     };
-    let told = learn(&["gems.rank=4", "gems.targets=[\"q\", \"down\"]"]);
+    // By hand: where nobody chooses, no direction is protected by itself.
+    let told = learn(&["gems.rank=4", "gems.targets=[\"q\", \"down\"]", "null_space.side=input"]);
     let bytes = fs::read(&basis).unwrap();
     let (layers, adapted) = (told["layers"].as_u64().unwrap(), told["adapted"].as_u64().unwrap());
     assert!(layers == 14 && adapted == 4 && told["unprotected"] == 0, "{told}");

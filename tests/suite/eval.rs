@@ -2,12 +2,15 @@
 
 use crate::model::load;
 use crate::support::Golden;
+use gems_engine::backend::cpu::Cpu;
+use gems_engine::backend::{Backend, DType};
 use gems_engine::data::{Catalogue, DataSettings, EndOfSequence, ItemIdentity, PromptSide, Vocabulary};
 use gems_engine::eval::metrics::{Judged, Place, named, names};
-use gems_engine::eval::{Reference, score};
-use gems_engine::model::{LoadOptions, Model};
-use serde_json::Value;
+use gems_engine::eval::{KeptStates, Reference, score};
+use gems_engine::model::{Architecture, LoadOptions, Model};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// (judged list, first target's position) of every query, from judgements and scored documents.
 fn judged(qrels: &Value, runs: &Value, gain: fn(f64) -> f64) -> Vec<Judged> {
@@ -180,4 +183,43 @@ fn the_divergence_of_every_text_is_that_of_the_text_alone() {
             assert!((got - alone.kl).abs() < 1e-4 * alone.kl, "{name}: text {k}: {got} and {}", alone.kl);
         }
     }
+}
+
+#[test]
+fn states_of_the_base_model_are_taken_once_and_come_back_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = KeptStates::new(&dir.path().join("states"));
+    let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
+    let json = json!({"model_type": "llama", "vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2,
+        "intermediate_size": 12, "num_hidden_layers": 1});
+    let model =
+        Model::synthetic(Architecture::from_json(json, "llama").unwrap(), Arc::clone(&be), 3).unwrap();
+    let texts = vec![vec![1u32, 2, 3], vec![4, 5]];
+    let values = [vec![0.1f32, -3.5e-9, 7.0, 1.0 / 3.0], vec![2.5]];
+    let computed = std::cell::Cell::new(0);
+    let get = |what: &str, texts: &[Vec<u32>]| {
+        let compute = || {
+            computed.set(computed.get() + 1);
+            Ok(vec![be.tensor(&values[0], 2, 2, DType::F32)?, be.tensor(&values[1], 1, 1, DType::F32)?])
+        };
+        let found = kept.get(&model, (what, texts), compute).unwrap();
+        found.iter().map(|t| (t.shape(), be.download(t.mat()).unwrap())).collect::<Vec<_>>()
+    };
+    let want = [((2, 2), values[0].clone()), ((1, 1), values[1].clone())];
+    for (what, texts, times) in [
+        ("a", texts.clone(), 1),
+        ("a", texts.clone(), 1),
+        ("b", texts.clone(), 2),
+        ("a", vec![vec![1, 2], vec![3, 4, 5]], 3),
+        ("a", texts.clone(), 3),
+    ] {
+        assert_eq!(get(what, &texts), want);
+        assert_eq!(computed.get(), times, "{what} {texts:?}");
+    }
+    // What is not whole is computed again.
+    for file in std::fs::read_dir(dir.path().join("states")).unwrap().flatten() {
+        let bytes = std::fs::read(file.path()).unwrap();
+        std::fs::write(file.path(), &bytes[..bytes.len() - 3]).unwrap();
+    }
+    assert_eq!((get("a", &texts).len(), computed.get()), (2, 4));
 }

@@ -88,7 +88,8 @@ fn the_memory_plan_is_within_15_percent_of_the_measured_peak() {
         ("full", Method::Full, Refresh::Auto, NullSide::None),
         ("rows", Method::Rows, Refresh::Auto, NullSide::None),
     ] {
-        let mut s = MethodSettings::default();
+        let mut s = MethodSettings::plain();
+        s.null_space.item_rows = 0.9;
         (s.gems.method, s.gems.refresh, s.gems.rank, s.null_space.side) = (method, refresh, 8, side);
         settings.push((name, s));
     }
@@ -97,9 +98,9 @@ fn the_memory_plan_is_within_15_percent_of_the_measured_peak() {
         ("lora, pull, rehearsal", Method::Lora, NullSide::None),
         ("full, pull, rehearsal", Method::Full, NullSide::None),
     ] {
-        let mut s = MethodSettings::default();
+        let mut s = MethodSettings::plain();
         (s.gems.method, s.gems.rank, s.null_space.side) = (method, 8, side);
-        (s.null_space.pull, s.null_space.item_rows, s.rehearsal.every) = (0.5, 0.0, 1);
+        (s.null_space.pull, s.rehearsal.every) = (0.5, 1);
         settings.push((name, s));
     }
     let cpu = Cpu::open(None).unwrap();
@@ -148,9 +149,8 @@ fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
     let options = LoadOptions { random: Some(1), vocabulary: 0 };
     let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
     let batch = batch(&a, 20, 40, 3);
-    let mut settings = MethodSettings::default();
-    (settings.gems.method, settings.null_space.side) = (Method::Rows, NullSide::None);
-    settings.null_space.item_rows = 0.0;
+    let mut settings = MethodSettings::plain();
+    settings.gems.method = Method::Rows;
     let mut tuner = Optimizer::for_model(settings, &mut model, None, 2, None, 1).unwrap();
     let factors = Scales::of(&batch.labels.per_task());
     let live = be.memory().live;

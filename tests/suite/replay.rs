@@ -34,7 +34,7 @@ impl Run {
     fn new(be: &Arc<dyn Backend>) -> Self {
         let options = LoadOptions { random: Some(1), vocabulary: 0 };
         let mut model = Model::build(architecture(), None, Arc::clone(be), &options).unwrap();
-        let mut settings = MethodSettings::default();
+        let mut settings = MethodSettings::plain();
         (settings.gems.rank, settings.gems.refresh_every, settings.optimizer.clip_norm) = (4, 3, 1.0);
         let mut tuner = Optimizer::for_model(settings, &mut model, Some(64), 2, None, 1).unwrap();
         let pass = |model: &Model, tuner: &mut Optimizer| {

@@ -2,6 +2,7 @@
 
 use crate::cli::{engine, golden_model, world};
 use gems_engine::config::{Config, Layer};
+use gems_engine::gems::{Criterion, NullSide, Project};
 use gems_engine::model::hub::Cache;
 use predicates::prelude::*;
 use serde_json::Value;
@@ -112,6 +113,61 @@ fn values_that_cannot_be_meant_are_refused() {
         &["gems.gates.shares=[1, 0, 0]", "data.item_separator=', '", "train.batch_per_task.rec=4"],
     ] {
         set(fine).unwrap_or_else(|e| panic!("{fine:?}: {e}"));
+    }
+}
+
+/// What keeps a tuned model near its base model: (side, step factors, pull, steps between rehearsals).
+fn keeps(config: &Config) -> (NullSide, bool, f64, u64) {
+    let null = &config.null_space;
+    (null.side, null.step_factors, null.pull, config.rehearsal.every)
+}
+
+#[test]
+fn whoever_chooses_a_null_space_by_hand_gets_that_and_nothing_else() {
+    let all_on = (NullSide::None, true, 0.25, 10);
+    for nothing in [&[][..], &["gems.method=lora"], &["null_space.item_rows=0.5", "null_space.tokens=99"]] {
+        assert_eq!(keeps(&set(nothing).unwrap()), all_on, "{nothing:?}");
+    }
+    assert_eq!(keeps(&Config::default()), all_on);
+    let only = |side| (side, false, 0.0, 0);
+    for (given, side) in [
+        (&["null_space.side=none"][..], NullSide::None),
+        (&["null_space.side=input"], NullSide::Input),
+        (&["null_space.value=0.9"], NullSide::Input),
+        (&["null_space.random=true"], NullSide::Input),
+        (&["null_space.side=output", "null_space.project=both"], NullSide::Output),
+        (&["null_space.side=metric"], NullSide::Metric),
+        // Where the defaults have no place.
+        (&["gems.method=rows"], NullSide::None),
+        (&["gems.side=published"], NullSide::Input),
+    ] {
+        assert_eq!(keeps(&set(given).unwrap()), only(side), "{given:?}");
+    }
+    // What is named beside it is as it is named; and what has no place is refused where it is named.
+    let beside = set(&["null_space.side=none", "null_space.pull=0.5", "rehearsal.every=3"]).unwrap();
+    assert_eq!(keeps(&beside), (NullSide::None, false, 0.5, 3));
+    assert_eq!(keeps(&set(&["rehearsal.every=0"]).unwrap()), (NullSide::None, true, 0.25, 0));
+    assert!(set(&["gems.method=rows", "null_space.pull=0.5"]).unwrap_err().contains("tunes none"));
+    let none = set(&["null_space.gradient_tokens=0"]).unwrap_err();
+    assert!(none.contains("null_space.gradient_tokens is 0") && none.contains("side = \"none\""), "{none}");
+}
+
+/// The published optimizer's, setting by setting; and a run's file of a version that knew no pull and no rehearsal.
+#[test]
+fn defaults_of_today_do_not_reach_presets_and_earlier_runs() {
+    let published = Config::from_layers(vec![Layer::preset("published").unwrap()]).unwrap();
+    let n = &published.null_space;
+    assert_eq!(keeps(&published), (NullSide::Output, false, 0.0, 0));
+    assert_eq!((n.project, n.criterion, n.value), (Project::Gradient, Criterion::Absolute, 0.02));
+    assert_eq!((n.room, n.random, n.item_rows), (None, false, 0.0));
+    let text = "[null_space]\nside = \"input\"\nproject = \"update\"\ncriterion = \"energy\"\nvalue = 0.95\n\
+                random = false\nitem_rows = 0.9\ntokens = 65536\n";
+    let earlier = Config::from_layers(vec![Layer::table("config.toml", text.parse().unwrap())]).unwrap();
+    assert_eq!(keeps(&earlier), (NullSide::Input, false, 0.0, 0));
+    // What is resolved stays as it is when it is read again.
+    for config in [&published, &earlier, &set(&[]).unwrap(), &set(&["rehearsal.every=0"]).unwrap()] {
+        let table = config.to_toml().parse().unwrap();
+        assert_eq!(&Config::from_layers(vec![Layer::table("config.toml", table)]).unwrap(), config);
     }
 }
 

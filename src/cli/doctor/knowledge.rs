@@ -5,7 +5,7 @@ use crate::backend::cpu::Cpu;
 use crate::cli::protection::Protected;
 use crate::config::Config;
 use crate::error::Result;
-use crate::gems::{Knowledge, Protection, WHOLE};
+use crate::gems::{Knowledge, NullSide, Protection, WHOLE};
 use crate::model::{Architecture, Checked, Layout};
 use std::path::Path;
 
@@ -43,7 +43,9 @@ pub fn of(model: &Path, basis: Option<&Path>) -> (Option<Check>, Option<Protecte
 
 fn look(checked: &Checked, basis: &Path) -> Result<(Knowledge, Protected)> {
     let knowledge = Knowledge::load(basis, &checked.fingerprint()?)?;
-    let (config, sites) = (Config::default(), Layout::new(&checked.architecture).sites);
+    let (mut config, sites) = (Config::default(), Layout::new(&checked.architecture).sites);
+    // What a null space of inputs would protect; what pulls back or rehearses protects no direction by itself.
+    config.null_space.side = NullSide::Input;
     let rooms = config.tuner().rooms(&sites, TASKS)?;
     let device = (&*Cpu::open(None)?, config.seed);
     let protection = Protection::of(&knowledge, &config.null_space, &sites, &rooms, device)?;

@@ -11,7 +11,7 @@ use crate::backend::{
     Mat, PerSegment, Rounding,
 };
 use crate::error::Result;
-use crate::gems::{Method, MethodSettings, NullSide, Optimizer};
+use crate::gems::{Method, MethodSettings, NullSpaceSettings, Optimizer};
 use crate::model::{Architecture, Batch, Model, Packed};
 use serde::Serialize;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ impl LayerProducts {
         let spec = DeviceSpec { dtype: planned.dtype, ..DeviceSpec::dry_run(device.clone()) };
         let be: Arc<dyn Backend> = Cuda::open(spec)?;
         let mut settings = planned.settings.clone();
-        (settings.null_space.side, settings.null_space.item_rows) = (NullSide::None, 0.0);
+        settings.null_space = NullSpaceSettings::off();
         let mut model = Model::outline(planned.architecture.clone(), Arc::clone(&be))?;
         Optimizer::for_model(settings.clone(), &mut model, planned.new_rows, planned.tasks, None, 0)?;
 

@@ -12,6 +12,7 @@ use crate::backend::work::{Peaks, Work};
 use crate::backend::{Backend, DType};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
+use crate::gems::NullSide;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -139,11 +140,14 @@ impl ProfileArgs {
         let every = toml::Value::from(self.cycle() as i64);
         layers.push(Layer::value("profile", "gems.refresh_every", every));
         layers.push(Layer::value("profile", "gems.refresh_window", toml::Value::from(1)));
-        // Nothing to protect was learned: the null space costs nothing between refreshes.
-        layers.push(Layer::value("profile", "null_space.side", toml::Value::from("none")));
-        layers.push(Layer::value("profile", "null_space.item_rows", toml::Value::from(0.0)));
         let device = DeviceArgs { device: self.device.device.clone().filter(|d| d != "null"), threads: None };
-        configuration(&SettingsArgs::default(), &device, layers)
+        let mut config = configuration(&SettingsArgs::default(), &device, layers)?;
+        // No directions to protect were learned: a null space costs nothing between refreshes.
+        if config.null_space.side != NullSide::Metric {
+            config.null_space.side = NullSide::None;
+        }
+        config.null_space.item_rows = 0.0;
+        Ok(config)
     }
 
     fn backend(&self, config: &Config) -> Result<Arc<dyn Backend>> {

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::gems::{Optimizer, StepInput, StepReport};
 use crate::model::{Architecture, Model, shapes};
 use crate::train::{
-    Averaging, Batches, MemoryPlan, PlannedRun, Rehearsal, StepData, gradients, probe, rehearse,
+    Averaging, Batches, MemoryPlan, PlannedRun, Rehearsal, StepData, gradients, largest_knowledge, probe,
+    rehearse,
 };
 use std::sync::Arc;
 
@@ -66,7 +67,11 @@ impl Subject {
         let texts = vec![vec![0; config.data.general_length]; settings.rehearsal.texts];
         let old = new_rows.unwrap_or(model.architecture.vocabulary);
         let rehearsal = Rehearsal::new(&model, texts, old, &settings, config.seed)?;
-        let tuner = Optimizer::for_model(settings, &mut model, new_rows, tasks, None, config.seed)?;
+        // Made up like everything else: of the size that one of the model would have at most.
+        let weighs = settings.null_space.weighs_costs();
+        let knowledge = weighs.then(|| largest_knowledge(&model, &settings.null_space));
+        let (seed, known) = (config.seed, knowledge.as_ref());
+        let tuner = Optimizer::for_model(settings, &mut model, new_rows, tasks, known, seed)?;
         let mut this = Self { model, tuner, rehearsal, data, new_rows, config };
         this.probe()?;
         Ok(this)

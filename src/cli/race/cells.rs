@@ -33,6 +33,8 @@ pub(super) struct Runner<'a> {
     threads: Option<usize>,
     basis: Option<PathBuf>,
     given: bool,
+    /// Where cells keep what the base model makes of general text, which is the same for all.
+    states: PathBuf,
     journal: &'a Journal,
     quiet: bool,
     interrupted: &'static AtomicBool,
@@ -68,6 +70,7 @@ impl<'a> Runner<'a> {
             threads: if args.jobs > 1 { shared } else { args.threads() },
             basis: args.basis.clone(),
             given: args.basis.is_some(),
+            states: plan.out.join("base-states"),
             journal,
             quiet: args.output.json,
             interrupted: catch_interrupts()?,
@@ -250,6 +253,8 @@ impl<'a> Runner<'a> {
             progress.tick(steps + within, || format!("{n} of {of} cells done"));
         }
         progress.finish();
+        // They are as soon computed again.
+        let _ = fs::remove_dir_all(&self.states);
         Ok(missing)
     }
 
@@ -283,7 +288,7 @@ impl<'a> Runner<'a> {
         let failed = |e: Error| Without::Failed(e.to_string());
         let said = run.join("said.txt");
         let mut command = self.command("train");
-        command.arg("--out").arg(run);
+        command.arg("--out").arg(run).arg("--base-states").arg(&self.states);
         if run.join("checkpoints").is_dir() {
             command.arg("--resume");
         } else {

@@ -3,10 +3,12 @@
 use super::plan::Plan;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::model::{Architecture, Layout};
 use crate::race::{Cell, Field, Kept, Race, findings, page, text, verdict};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 
 /// Judges what has a result.
 pub(super) fn judge(plan: &Plan, kept: &BTreeMap<usize, Kept>, failed: Vec<(Cell, String)>) -> Race {
@@ -33,6 +35,7 @@ pub(super) fn judge(plan: &Plan, kept: &BTreeMap<usize, Kept>, failed: Vec<(Cell
         base: kept.get(&0).map(|k| k.outcome.clone()),
         grid: plan.grid.clone(),
         tasks: plan.common.tasks.clone(),
+        layers: layers(plan),
         metric: plan.metric.clone(),
         within: plan.within,
         notes: plan.notes.clone(),
@@ -43,10 +46,18 @@ pub(super) fn judge(plan: &Plan, kept: &BTreeMap<usize, Kept>, failed: Vec<(Cell
 
 fn title(plan: &Plan) -> String {
     let last = |path: &str| {
-        let name = std::path::Path::new(path).file_name();
+        let name = Path::new(path).file_name();
         name.map_or(path.to_string(), |n| n.to_string_lossy().into_owned())
     };
     format!("{} on {}", last(&plan.config.model.path), last(&plan.config.data.path))
+}
+
+/// The adapted layers of the model; nothing where it cannot be read.
+fn layers(plan: &Plan) -> Vec<String> {
+    let Ok(architecture) = Architecture::read(Path::new(&plan.config.model.path)) else { return Vec::new() };
+    let sites = Layout::new(&architecture).sites;
+    let adapted = plan.config.tuner().adapted(&sites).unwrap_or_default();
+    sites.into_iter().zip(adapted).filter(|(_, adapted)| *adapted).map(|(site, _)| site.name).collect()
 }
 
 fn facts(plan: &Plan) -> Vec<(String, String)> {

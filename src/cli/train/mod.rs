@@ -10,6 +10,7 @@ use super::session::{Session, configuration};
 use super::{plan, ranks};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
+use crate::eval::KeptStates;
 use crate::gems::{Knowledge, NullSide};
 use crate::run::{RunDirectory, StepNorms, whole};
 use crate::train::{Standing, validation};
@@ -51,6 +52,9 @@ pub struct TrainArgs {
     /// Go on with the run in --out from its latest checkpoint; `auto`: if there is a run, else begin one.
     #[arg(long, value_name = "auto", num_args = 0..=1, default_missing_value = "always")]
     resume: Option<Resume>,
+    /// Keep the base model's states on general text here, or take them from here: for runs of one race.
+    #[arg(long, value_name = "DIR", hide = true)]
+    base_states: Option<PathBuf>,
     /// Print the plan (parameters, steps, memory) and stop.
     #[arg(long)]
     dry_run: bool,
@@ -157,13 +161,13 @@ fn start(args: &TrainArgs) -> Result<()> {
     let mut session = Session::open(config, &args.device)?;
     ranks::settle_shards(&mut session.config)?;
     session.same_on_all_ranks()?;
+    session.states = args.base_states.as_deref().map(KeptStates::new);
     let config = &session.config;
     if config.train.validate_every > 0 {
         validation::check_metric(&config.train.best_metric, &session.data.tasks, &config.evaluate)?;
     }
     if args.dry_run {
-        let knowledge =
-            args.basis.as_ref().map(|path| Knowledge::load(path, &session.model.fingerprint)).transpose()?;
+        let knowledge = args.basis.as_ref().map(|path| session.basis_for_run(path)).transpose()?;
         return if world.is_first() { plan::print(&session, knowledge.as_ref(), quiet) } else { Ok(()) };
     }
     let steps = config.train.steps;
@@ -177,11 +181,12 @@ fn start(args: &TrainArgs) -> Result<()> {
         journal.say(&format!("{count} rows left out: {reason}"));
     }
     kept.norms.iter().filter_map(|norms| norms.ends_before(steps)).for_each(|note| journal.say(&note));
+    session.text_warnings()?.iter().for_each(|warning| journal.say(warning));
     let knowledge = knowledge(&session, &directory, args.basis.as_deref(), quiet)?;
     if let Some(knowledge) = &knowledge {
         let protected = session.protected(knowledge)?;
         journal.keep(&format!("what is known of the layers, and protected of it:\n{}", protected.table()));
-        let protects = session.config.null_space.side != NullSide::None;
+        let protects = matches!(session.config.null_space.side, NullSide::Input | NullSide::Output);
         protected.warnings(protects).iter().for_each(|w| journal.say(&format!("warning: {w}")));
     }
     let reference = reference(&session)?;
@@ -212,7 +217,7 @@ fn knowledge(
     let Some(path) = given else {
         return session.learn_basis(&kept, &session.needed_basis(), quiet).map(Some);
     };
-    let basis = Knowledge::load(path, &session.model.fingerprint)?;
+    let basis = session.basis_for_run(path)?;
     // What does not go with the settings is told before it is kept.
     session.protection(&basis).map_err(|e| e.at(path.display()))?;
     ranks::world().by_first(|| basis.save(&kept))?;

@@ -7,7 +7,8 @@ use crate::cli::measure::{measure, reference};
 use crate::cli::session::{Session, device_layer};
 use crate::cli::{plan, ranks, say, summary};
 use crate::config::{Config, Layer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::eval::KeptStates;
 use crate::gems::{Knowledge, Side};
 use crate::run::{Change, End, Purpose, Reads, Run, RunDirectory, end};
 use crate::train::checkpoint::{self, Checkpoint};
@@ -37,6 +38,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     session.config.train.shards = session.config.train.shards.max(1);
     ranks::settle_shards(&mut session.config)?;
     session.same_on_all_ranks()?;
+    session.states = args.base_states.as_deref().map(KeptStates::new);
     let mut notes = std::mem::take(&mut session.notes);
     let found = newest(&out, &mut notes)?;
     let knowledge = knowledge(&session, &directory, args, found.as_ref())?;
@@ -51,7 +53,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         (stored, _) => stored,
     };
     // Before anything of the model changes.
-    let rehearsal = session.rehearsal()?;
+    let rehearsal = session.rehearsal().map_err(|error| match error.kind {
+        Kind::Data => Error::data("the general text that this run rehearses is not there any more")
+            .at(&session.config.data.path)
+            .remedy("put it back as it was when the run began"),
+        _ => error,
+    })?;
     let mut tuner = session.tuner(knowledge.as_ref())?;
     let at = found.as_ref().map(Standing::of).unwrap_or_default();
     if let Some(found) = found {

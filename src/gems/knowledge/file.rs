@@ -2,6 +2,7 @@
 
 use super::{Knowledge, Spectrum};
 use crate::error::{Error, Result};
+use crate::gems::settings::{NullSide, NullSpaceSettings};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::de::DeserializeOwned;
@@ -270,6 +271,18 @@ impl Knowledge {
     /// # Errors
     /// A file that cannot be read, is not whole, of another format or for another model.
     pub fn load(path: &Path, fingerprint: &str) -> Result<Self> {
+        Self::load_part(path, fingerprint, (true, true))
+    }
+
+    /// The same, without the moments of outputs and of gradients where settings do not use them: they are most of a file.
+    ///
+    /// # Errors
+    /// As [`Knowledge::load`].
+    pub fn load_for(path: &Path, fingerprint: &str, null: &NullSpaceSettings) -> Result<Self> {
+        Self::load_part(path, fingerprint, (null.side == NullSide::Output, null.weighs_costs()))
+    }
+
+    fn load_part(path: &Path, fingerprint: &str, (outputs, gradients): (bool, bool)) -> Result<Self> {
         let reader = Reader::open(path)?;
         #[derive(Deserialize)]
         struct Format {
@@ -291,7 +304,10 @@ impl Knowledge {
         if facts.input_of_site.iter().flatten().any(|i| *i >= facts.inputs.len()) {
             return Err(reader.bad("a layer names an input that is not there"));
         }
-        let each = |of: &str, heads: &[Option<Head>]| -> Result<Vec<Option<Spectrum>>> {
+        let each = |of: &str, heads: &[Option<Head>], wanted: bool| -> Result<Vec<Option<Spectrum>>> {
+            if !wanted {
+                return Ok(Vec::new());
+            }
             let one = |(i, head): (usize, &Option<Head>)| {
                 head.as_ref().map(|h| reader.spectrum(&format!("{of}.{i}"), h)).transpose()
             };
@@ -300,12 +316,12 @@ impl Knowledge {
         let inputs = facts.inputs.iter().enumerate();
         Ok(Self {
             inputs: inputs.map(|(i, h)| reader.spectrum(&format!("input.{i}"), h)).collect::<Result<_>>()?,
-            outputs: each("output", &facts.outputs)?,
-            gradients: each("gradient", &facts.gradients)?,
+            outputs: each("output", &facts.outputs, outputs)?,
+            gradients: each("gradient", &facts.gradients, gradients)?,
             hidden: facts.hidden.as_ref().map(|h| reader.spectrum("hidden", h)).transpose()?,
             fingerprint: facts.fingerprint,
             tokens: facts.tokens,
-            gradient_tokens: facts.gradient_tokens,
+            gradient_tokens: if gradients { facts.gradient_tokens } else { 0 },
             input_of_site: facts.input_of_site,
         })
     }

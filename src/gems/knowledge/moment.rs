@@ -226,5 +226,8 @@ fn nonzero(trace: f64) -> Result<()> {
         return Ok(());
     }
     Err(Error::numeric("it is zero on all of the general text")
-        .remedy("look at the model's weights: a layer that sees or sends back nothing but zeros is dead"))
+        .remedy(
+            "look at the model's weights: a layer that sees or sends back nothing but zeros is dead; to tune it all the \
+             same, set null_space.side = \"none\" and null_space.item_rows = 0",
+        ))
 }

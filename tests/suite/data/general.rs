@@ -1,6 +1,6 @@
 //! General text.
 
-use super::{Bench, cue, write};
+use super::{Bench, catalogue, cue, write};
 use gems_engine::data::*;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -38,4 +38,35 @@ fn golden_general_text_is_cut_into_pieces() {
     let joined = pieces.concat();
     assert_eq!(joined, whole[..joined.len()]);
     assert!(whole.len() - joined.len() <= 1);
+}
+
+#[test]
+fn text_that_is_not_what_it_is_taken_for_is_named() {
+    let warned = |t5: bool, calibration: &[&str], held_out: &[&str], repeated: usize| {
+        let bench = Bench::new(t5, cue());
+        let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let text = GeneralText { calibration: owned(calibration), held_out: owned(held_out), repeated };
+        let data = Dataset { items: catalogue(&["red-scarf".into(), "rug".into()]), ..Dataset::default() };
+        text.warnings(&data, &bench.vocabulary).unwrap()
+    };
+    let fine = ["steel is a hard metal", "leather is made of skin", "rugs lie on floors"];
+    for t5 in [false, true] {
+        assert_eq!(warned(t5, &fine, &["wool is warm"], 0), [""; 0]);
+    }
+    let unmeasured = warned(false, &fine, &[], 2).concat();
+    assert!(
+        unmeasured.contains("no general text is left") && unmeasured.contains("all 2 documents"),
+        "{unmeasured}"
+    );
+    assert_eq!(warned(false, &[], &[], 0), [""; 0]);
+    let titles =
+        warned(false, &["Warm red-scarf", "warm  rug", "steel", "warm rug"], &["warm wool"], 0).concat();
+    assert!(titles.is_empty(), "half of it is not most of it: {titles}");
+    let titles = warned(false, &["Warm red-scarf", "warm  rug", "warm rug"], &["warm wool"], 0).concat();
+    assert!(titles.contains("2 of 3 different documents"), "{titles}");
+    // A tokenizer of bytes keeps everything, one of known pieces does not.
+    let foreign = ["кошка спит на ковре", "собака бежит по полю"];
+    assert_eq!(warned(false, &foreign, &["рыба плывёт"], 0), [""; 0]);
+    let lost = warned(true, &foreign, &["рыба плывёт"], 0).concat();
+    assert!(lost.contains("the tokenizer does not keep") && lost.contains("100 %"), "{lost}");
 }

@@ -59,9 +59,8 @@ fn share(examples: &[Example], world: &World, shards: usize, rows: usize) -> Ste
 }
 
 fn settings(method: Method) -> MethodSettings {
-    let mut s = MethodSettings::default();
+    let mut s = MethodSettings::plain();
     (s.gems.method, s.gems.rank, s.gems.refresh_every, s.gems.refresh_window) = (method, 4, 2, 2);
-    (s.null_space.side, s.null_space.item_rows) = (NullSide::None, 0.0);
     s
 }
 

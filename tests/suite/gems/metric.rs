@@ -6,8 +6,7 @@ use crate::support::{assert_close, on_every_device};
 fn settings(method: Method, refresh: Refresh) -> MethodSettings {
     let mut s = small(method);
     s.gems.refresh = refresh;
-    s.null_space =
-        NullSpaceSettings { side: NullSide::Metric, damping: 0.2, item_rows: 0.0, ..Default::default() };
+    s.null_space = NullSpaceSettings { side: NullSide::Metric, damping: 0.2, ..NullSpaceSettings::off() };
     s
 }
 

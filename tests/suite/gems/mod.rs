@@ -291,8 +291,7 @@ fn small(method: Method) -> MethodSettings {
             refresh_window: 2,
             ..Default::default()
         },
-        null_space: NullSpaceSettings { side: NullSide::None, item_rows: 0.0, ..Default::default() },
-        ..Default::default()
+        ..MethodSettings::plain()
     }
 }
 

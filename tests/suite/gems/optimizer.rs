@@ -155,8 +155,8 @@ impl LoraRun {
                 lora_alpha: Some(self.case["scaling"].as_f64().unwrap() * rank as f64),
                 ..Default::default()
             },
-            null_space: NullSpaceSettings { side: NullSide::None, ..Default::default() },
-            rehearsal: RehearsalSettings::default(),
+            null_space: NullSpaceSettings::off(),
+            rehearsal: RehearsalSettings::off(),
             optimizer: OptimizerSettings {
                 weight_decay: training["weight_decay"].as_f64().unwrap(),
                 eps: training["eps"].as_f64().unwrap(),

@@ -44,7 +44,7 @@ fn matrix_case(golden: &Golden, path: &str, injected: bool) {
     let ranks = [shared as usize, own as usize, own as usize];
     let every = case["update_proj_gap"].as_u64().unwrap();
     let mut matrix = {
-        let null_space = NullSpaceSettings { side, project, ..Default::default() };
+        let null_space = NullSpaceSettings { side, project, ..NullSpaceSettings::off() };
         PublishedMatrix::new(&be, (m, n), &ranks, every, NullSpace::new(&null_space, k)).unwrap()
     };
     let optimizer = published_optimizer(&case);
@@ -146,8 +146,7 @@ fn run_settings(case: &Value) -> MethodSettings {
             // All that was recorded, and it leaves a layer no more room than it does.
             value: 1.0,
             room: Some(0),
-            item_rows: 0.0,
-            ..Default::default()
+            ..NullSpaceSettings::off()
         },
         optimizer: OptimizerSettings {
             embeddings: Embeddings::All,
@@ -155,7 +154,7 @@ fn run_settings(case: &Value) -> MethodSettings {
             biases: true,
             ..published_optimizer(case)
         },
-        ..Default::default()
+        ..MethodSettings::plain()
     }
 }
 

@@ -75,6 +75,48 @@ fn a_step_equals_the_three_gradients_of_the_definition() {
     });
 }
 
+/// Coordinates of the tasks' gradients in the shared subspace of a layer, in f64.
+fn coordinates(world: &World, site: usize, step: u64, rows: [usize; 2]) -> [Vec<f64>; 2] {
+    let (m, n) = SHAPES[site];
+    let (a, _, _) = bases_of(world, site);
+    let (x, dy) = world.material(site, step, rows);
+    let (x, dy) = (world.be.download(x.mat()).unwrap(), world.be.download(dy.mat()).unwrap());
+    let h = |t: usize, c: usize| (0..n).map(|j| x[t * n + j] as f64 * a[c * n + j] as f64).sum::<f64>();
+    [0..rows[0], rows[0]..rows[0] + rows[1]].map(|tokens| {
+        let at = |i: usize, c: usize| tokens.clone().map(|t| dy[t * m + i] as f64 * h(t, c)).sum();
+        (0..m * 3).map(|e| at(e / 3, e % 3)).collect()
+    })
+}
+
+#[test]
+fn how_the_tasks_compete_is_told_layer_by_layer() {
+    on_every_device(|| {
+        let mut world = World::new();
+        let mut tuner = world.tuner(small(Method::Gems), None);
+        let tasks: Vec<[Vec<f64>; 2]> = (0..2).map(|site| coordinates(&world, site, 0, [9, 6])).collect();
+        let report = world.step(&mut tuner, 0, [9, 6]);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let cosine = |a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+        let told = |found: &Competition, [first, second]: &[Vec<f64>; 2]| {
+            let sum: Vec<f64> = first.iter().zip(second).map(|(a, b)| a + b).collect();
+            let want = [cosine(first, second), cosine(first, &sum), cosine(second, &sum)];
+            assert_eq!((found.cosines.len(), found.cosines[0].0, found.cosines[0].1), (1, 0, 1));
+            for (got, want) in [found.cosines[0].2, found.alignments[0], found.alignments[1]].iter().zip(want)
+            {
+                assert!((got - want).abs() < 1e-5, "{got} {want}");
+            }
+        };
+        assert_eq!(report.layers.iter().map(|(site, _)| *site).collect::<Vec<_>>(), [0, 1]);
+        report.layers.iter().for_each(|(site, found)| told(found, &tasks[*site]));
+        let both = [0, 1].map(|task| [tasks[0][task].clone(), tasks[1][task].clone()].concat());
+        told(&report.competition, &both);
+        // A task without a gradient lies nowhere.
+        let alone = world.step(&mut tuner, 1, [9, 0]).competition;
+        assert!(alone.cosines.is_empty() && alone.alignments[1].is_nan());
+        assert!((alone.alignments[0] - 1.0).abs() < 1e-5);
+    });
+}
+
 #[test]
 fn an_absent_task_is_left_alone() {
     on_every_device(|| {

@@ -42,6 +42,7 @@ fn race(field: Field, methods: Vec<Method>) -> Race {
     let found = findings(&field, &methods, 0.02);
     let seeds = field.seeds.clone();
     Race {
+        layers: Vec::new(),
         title: "model on <data>".into(),
         facts: vec![("steps of a cell".into(), "30".into())],
         grid: Grid::new(methods, 1e-3, &[], &seeds, 30).unwrap(),
