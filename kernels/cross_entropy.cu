@@ -1,15 +1,16 @@
 // Softmax cross entropy of a block of logits, with its gradient.
 //
 //   nll[i] = logsumexp(logits[i]) - logits[i, target[i]]
-//   gradient[i, j] = weight[i] * logit_scale * (softmax(logits[i])[j] - [j = target[i]])
+//   gradient[i, j] = weight[i] * logit_scale * (softmax(logits[i])[j] - [j = target[i]]) * (1 - (logits[i, j] / softcap)^2)
 //
+// The last factor is there when softcap is not 0: the gradient is that of what was capped.
 // logits f32 [n x V] (already multiplied by logit_scale), targets u32 [n], weights f32 [n x 1], nll f32
 // [n x 1], gradient f32 or bf16 [n x V] or absent; an f32 gradient may be the logits' own memory.
 // A block of 256 threads per row, eight neighbours of a thread at a time; two passes: maximum and sum together, then the
 // gradient. Shared memory: 256 bytes. Any V >= 1. Bytes: logits twice (second time from L2), gradient once.
 #include "common.cuh"
 
-struct CrossEntropyArguments { Matrix logits, gradient, weights, nll; const uint32_t* targets; float logit_scale, unused; };
+struct CrossEntropyArguments { Matrix logits, gradient, weights, nll; const uint32_t* targets; float logit_scale, softcap; };
 
 // sum exp(x - most) of what was seen; nothing: the largest is -inf, the sum 0.
 struct Exponentials { float most, sum; };
@@ -51,11 +52,15 @@ template <class T> __device__ __forceinline__ void cross_entropy(const CrossEntr
   if (!a.gradient.data) return;
   float factor = *a.weights.row<const float>(row) * a.logit_scale, inverse = 1.0f / e.sum;
   T* gradient = a.gradient.row<T>(row);
+  float inverse_cap = a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f;
   for (int j = threadIdx.x * CHUNK; j < vocabulary; j += stride) {
     int n = vocabulary - j < CHUNK ? vocabulary - j : CHUNK;
     load_chunk(logits + j, n, v);
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++) v[i] = factor * (__expf(v[i] - e.most) * inverse - (j + i == target ? 1.0f : 0.0f));
+    for (int i = 0; i < CHUNK; i++) {
+      float t = v[i] * inverse_cap, p = __expf(v[i] - e.most) * inverse;
+      v[i] = factor * (1.0f - t * t) * (p - (j + i == target ? 1.0f : 0.0f));
+    }
     store_chunk(gradient + j, n, v);
   }
 }

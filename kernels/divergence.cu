@@ -1,14 +1,15 @@
 // The divergence of predictions from earlier ones, row by row, with its gradient in place of the logits.
 //
 //   kl[i] = sum_j p_j (before[i, j] - logits[i, j]) + logsumexp(logits[i]) - logsumexp(before[i]),  p = softmax(before[i])
-//   logits[i, j] <- factor (softmax(logits[i])[j] - p_j)
+//   logits[i, j] <- factor (softmax(logits[i])[j] - p_j) (1 - (logits[i, j] / softcap)^2)
 //
+// The last factor is there when softcap is not 0: the gradient is that of what was capped.
 // logits f32 [n x V], before f32 [n x V], kl f32 [n x 1]. The sum of differences in f64: predictions that have hardly moved
 // leave little of it. A block of 256 threads a row; three passes: maxima, sums, gradient. Shared memory: 512 bytes. Any
 // V >= 1. Bytes: both matrices three times (the last two from L2), the gradient once.
 #include "common.cuh"
 
-struct DivergenceArguments { Matrix logits, before, kl; float factor, unused; };
+struct DivergenceArguments { Matrix logits, before, kl; float factor, softcap; };
 
 // The largest of v over the block, in every thread; 8 values of scratch.
 __device__ __forceinline__ float block_max(float v, float* scratch) {
@@ -50,9 +51,11 @@ __device__ __forceinline__ void find_divergence(const DivergenceArguments& a) {
     double moved = (double)most - (double)most_before + log((double)sum) - log((double)sum_before);
     *a.kl.row<float>(row) = (float)(difference / (double)sum_before + moved);
   }
+  float inverse_cap = a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f;
   for (int j = threadIdx.x; j < vocabulary; j += blockDim.x) {
     float now = __expf(logits[j] - most) / sum, then = __expf(before[j] - most_before) / sum_before;
-    logits[j] = a.factor * (now - then);
+    float t = logits[j] * inverse_cap;
+    logits[j] = a.factor * (1.0f - t * t) * (now - then);
   }
 }
 

@@ -1,4 +1,4 @@
-// y = alpha x + beta y, element by element, between any two types; and y = value.
+// y = alpha x + beta y, element by element, between any two types; y = value; and y = softcap tanh(y / softcap) in f32.
 //
 // x, y [rows x cols], any ld. y is not read when beta is 0; x and y may be the same memory. Copies,
 // conversions (rounded to nearest even), axpy and scaling are this kernel. Arithmetic in f32.
@@ -37,5 +37,19 @@ template <class Y> __device__ __forceinline__ void fill(const FillArguments& a) 
 
 GEMS_KERNEL(fill_f32, 256, FillArguments, fill<float>)
 GEMS_KERNEL(fill_bf16, 256, FillArguments, fill<bf16>)
+
+struct SoftcapArguments { Matrix y; float softcap, inverse; };
+
+__device__ __forceinline__ void cap_softly(const SoftcapArguments& a) {
+  Chunk c = my_chunk(a.y.rows, a.y.cols);
+  if (c.n == 0) return;
+  float y[CHUNK];
+  load_chunk(a.y.row<const float>(c.row) + c.col, c.n, y);
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) y[i] = a.softcap * tanhf(y[i] * a.inverse);
+  store_chunk(a.y.row<float>(c.row) + c.col, c.n, y);
+}
+
+GEMS_KERNEL(softcap, 256, SoftcapArguments, cap_softly)
 
 GEMS_FILE(elementwise)

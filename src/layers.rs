@@ -14,19 +14,24 @@ pub enum Projection {
     K,
     /// Values.
     V,
+    /// Queries, keys and values in one matrix.
+    Qkv,
     /// Attention output.
     O,
     /// The feed-forward block's first matrix (its gate, where it has one).
     Gate,
     /// The feed-forward block's second input matrix.
     Up,
+    /// The feed-forward block's gate and second input in one matrix.
+    GateUp,
     /// The feed-forward block's output matrix.
     Down,
 }
 
 impl Projection {
     /// All of them, in the order of a block.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 9] =
+        [Self::Q, Self::K, Self::V, Self::Qkv, Self::O, Self::Gate, Self::Up, Self::GateUp, Self::Down];
 
     /// The name used in settings.
     pub fn name(self) -> &'static str {
@@ -34,10 +39,21 @@ impl Projection {
             Projection::Q => "q",
             Projection::K => "k",
             Projection::V => "v",
+            Projection::Qkv => "qkv",
             Projection::O => "o",
             Projection::Gate => "gate",
             Projection::Up => "up",
+            Projection::GateUp => "gate_up",
             Projection::Down => "down",
+        }
+    }
+
+    /// What a matrix is made of that is several projections in one; nothing for all others.
+    pub fn parts(self) -> &'static [Self] {
+        match self {
+            Projection::Qkv => &[Projection::Q, Projection::K, Projection::V],
+            Projection::GateUp => &[Projection::Gate, Projection::Up],
+            _ => &[],
         }
     }
 

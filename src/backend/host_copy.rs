@@ -13,6 +13,8 @@ pub struct HostCopy {
 }
 
 enum Values {
+    /// Of a device that computes nothing: there is nothing to keep, and of a large model it would be much.
+    Nothing,
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
 }
@@ -23,10 +25,12 @@ impl HostCopy {
     /// # Errors
     /// The device.
     pub fn of(backend: &dyn Backend, m: Mat) -> Result<Self> {
-        let values = backend.download(m)?;
-        let values = match m.dtype {
-            DType::F32 => Values::F32(values),
-            DType::BF16 => Values::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+        let values = match (backend.info().computes, m.dtype) {
+            (false, _) => Values::Nothing,
+            (true, DType::F32) => Values::F32(backend.download(m)?),
+            (true, DType::BF16) => {
+                Values::Bf16(backend.download(m)?.into_iter().map(bf16::from_f32).collect())
+            }
         };
         Ok(Self { rows: m.rows, cols: m.cols, values })
     }
@@ -39,6 +43,7 @@ impl HostCopy {
     /// The values, row by row.
     pub fn values(&self) -> Vec<f32> {
         match &self.values {
+            Values::Nothing => vec![0.0; self.rows * self.cols],
             Values::F32(values) => values.clone(),
             Values::Bf16(values) => values.to_f32_vec(),
         }
@@ -50,6 +55,7 @@ impl HostCopy {
     /// The device.
     pub fn upload(&self, backend: &dyn Backend, to: MatMut) -> Result<()> {
         match &self.values {
+            Values::Nothing => Ok(()),
             Values::F32(values) => backend.upload(values, to),
             Values::Bf16(values) => backend.upload(&values.to_f32_vec(), to),
         }

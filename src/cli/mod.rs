@@ -12,6 +12,7 @@ mod evaluate;
 mod export;
 mod licences;
 mod measure;
+mod needs;
 mod options;
 mod plan;
 mod prepare;

@@ -1,5 +1,6 @@
 //! `train --dry-run`: what would be done, and what it needs.
 
+use super::needs;
 use super::session::Session;
 use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, DeviceSpec};
@@ -7,36 +8,11 @@ use crate::data::StepSize;
 use crate::error::{Error, Kind, Result};
 use crate::gems::Knowledge;
 use crate::model::{Batch, Model};
-use crate::train::{
-    Averaging, Batches, KnowledgePass, MemoryPlan, PlannedRun, largest_knowledge, planned_peak,
-};
+use crate::train::{KnowledgePass, largest_knowledge, planned_peak};
 use serde_json::json;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// The passes of a session's largest step, and what they need.
-fn needs(session: &Session, knowledge: Option<&Knowledge>) -> Result<(Vec<Batch>, MemoryPlan)> {
-    let (config, data, model) = (&session.config, &session.data, &session.model);
-    let (encoder, labels) = (session.encoder(), Averaging::Labels);
-    let batches = Batches::new(&encoder, &data.train, &data.tasks, &config.train, labels, config.seed)?;
-    let batches = batches.longest()?.batches;
-    let run = PlannedRun {
-        architecture: &model.architecture,
-        settings: &config.tuner(),
-        new_rows: session.new_rows,
-        knowledge,
-        batches: &batches,
-        text_length: config.data.general_length,
-        checkpointing: config.train.activation_checkpointing,
-    };
-    let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
-    let mut memory = MemoryPlan::of(&run, &counting)?;
-    if !session.model.backend.info().launches_kernels() {
-        memory.idle = 0;
-    }
-    Ok((batches, memory))
-}
 
 /// The most memory that learning a knowledge basis holds at once, weights included, and that of the basis on the host.
 fn learning(session: &Session) -> Result<(usize, usize)> {
@@ -55,30 +31,16 @@ pub fn explain(error: Error, session: &Session) -> Error {
     if error.kind != Kind::Memory {
         return error;
     }
-    let Ok((_, needs)) = needs(session, None) else { return error };
-    let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    let t = &session.config.train;
-    let checkpointing =
-        if t.activation_checkpointing { "" } else { ", train.activation_checkpointing = true" };
-    error.remedy(format!(
-        "the run is planned with weights {}, activations {}, workspace {}, method {}: {} in all; make it smaller \
-         with train.micro_batch_tokens (now {}){checkpointing}, train.batch (now {}), gems.rank (now {}), or use \
-         another device",
-        mib(needs.weights),
-        mib(needs.activations),
-        mib(needs.workspace),
-        mib(needs.method),
-        mib(needs.total()),
-        t.micro_batch_tokens,
-        StepSize::of(t).examples(),
-        session.config.gems.rank,
-    ))
+    match session.planned().needs(None) {
+        Ok((_, plan)) => error.remedy(needs::smaller(&plan, &session.config)),
+        Err(_) => error,
+    }
 }
 
 /// Prints the plan of a session: parameters, steps, memory by part.
 pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Result<()> {
     let (config, data, model) = (&session.config, &session.data, &session.model);
-    let (batches, memory) = needs(session, knowledge)?;
+    let (batches, memory) = session.planned().needs(knowledge)?;
     let adapted = config.tuner().adapted(&model.layout.sites)?;
     let parameters: usize = model.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
     let mb = |bytes: usize| bytes as f64 / 1e6;
@@ -88,7 +50,10 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
     let pulled: usize = pulled.map(|(_, site)| site.outputs * site.inputs).sum();
     let pulled =
         if config.null_space.pull > 0.0 { pulled * model.backend.compute_dtype().bytes() } else { 0 };
+    // What a GPU has shows when it is asked for it.
+    let available = needs::available().filter(|_| !model.backend.info().launches_kernels());
     let facts = json!({
+        "fits": available.map(|available| memory.total() <= available),
         "device": model.backend.info().name,
         "method": config.gems.method,
         "parameters": parameters,
@@ -104,7 +69,7 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
             "weights": mb(memory.weights), "activations": mb(memory.activations),
             "workspace": mb(memory.workspace), "idle": mb(memory.idle), "method": mb(memory.method), "total": mb(memory.total()),
             "with_the_largest_possible_basis": learns, "learning_the_basis": mb(pass), "basis_on_the_host": mb(held),
-            "base_weights_on_the_host": mb(pulled),
+            "base_weights_on_the_host": mb(pulled), "available": available.map(mb),
         },
     });
     let text =

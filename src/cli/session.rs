@@ -1,5 +1,6 @@
 //! What every command that touches a model opens first: data, vocabulary, base model, method.
 
+use super::needs::Planned;
 use super::options::{DeviceArgs, SettingsArgs};
 use super::protection::Protected;
 use super::ranks;
@@ -70,13 +71,19 @@ pub fn device_layer(device: &DeviceArgs) -> Option<Layer> {
 impl Session {
     /// Opens the base model and the data of a configuration.
     pub fn open(config: Config, device: &DeviceArgs) -> Result<Self> {
-        Self::open_on(config, |config| super::device::open(config, device))
+        Self::open_on(config, |config| super::device::open(config, device), false)
+    }
+
+    /// The same, where the machine has the memory that a training run with this configuration needs.
+    pub fn open_to_train(config: Config, device: &DeviceArgs) -> Result<Self> {
+        Self::open_on(config, |config| super::device::open(config, device), true)
     }
 
     /// The same on the device that `open` gives, once it is clear that it is needed.
     pub fn open_on(
         mut config: Config,
         open: impl FnOnce(&Config) -> Result<Arc<dyn Backend>>,
+        trains: bool,
     ) -> Result<Self> {
         if config.model.path.is_empty() || config.data.path.is_empty() {
             return Err(Error::usage("a base model and a data directory are needed").remedy(
@@ -98,7 +105,7 @@ impl Session {
         config.data.tasks = data.tasks.clone();
         config.data.templates = prompts.sources().clone();
         let read = RunData { data, general, notes: Vec::new(), same_tests: true };
-        Self::assemble(config, Parts { read, codes, chat: prompts.chat_template().cloned() }, backend)
+        Self::assemble(config, Parts { read, codes, chat: prompts.chat_template().cloned() }, backend, trains)
     }
 
     /// Opens the base model of a run, with the run's own items, codes and prompts, under `config`.
@@ -113,7 +120,7 @@ impl Session {
         let backend = super::device::open(&config, device)?;
         ranks::world().limit(&config.distributed);
         let parts = Parts { read, codes: run.codes.clone(), chat: run.chat.clone() };
-        let session = Self::assemble(config, parts, backend)?;
+        let session = Self::assemble(config, parts, backend, false)?;
         let tokenizer = session.vocabulary.fingerprint();
         let found = run.sources.check_model(&session.model.fingerprint, &tokenizer);
         found.map_err(|e| e.at(session.base.display()))?;
@@ -126,10 +133,11 @@ impl Session {
         let data = Dataset { items, tasks, ..Dataset::default() };
         let read = RunData { data, ..RunData::default() };
         let parts = Parts { read, codes: self.codes.clone(), chat: self.prompts.chat_template().cloned() };
-        Self::assemble(self.config.clone(), parts, super::device::open(&self.config, device)?)
+        Self::assemble(self.config.clone(), parts, super::device::open(&self.config, device)?, false)
     }
 
-    fn assemble(config: Config, parts: Parts, backend: Arc<dyn Backend>) -> Result<Self> {
+    /// `trains`: only where the machine has the memory for that.
+    fn assemble(config: Config, parts: Parts, backend: Arc<dyn Backend>, trains: bool) -> Result<Self> {
         let Parts { read: RunData { data, general, notes, same_tests }, codes, chat } = parts;
         let base = PathBuf::from(&config.model.path);
         let described = Architecture::read(&base)?;
@@ -138,13 +146,19 @@ impl Session {
         let rows = vocabulary.rows_for(described.vocabulary)?;
         let random = (config.model.init == Init::Random).then_some(config.seed);
         let options = LoadOptions { random, vocabulary: rows };
-        let mut model = Model::load(&base, backend, &options)?;
-        config.tuner().fits(&model.layout.sites, data.tasks.len())?;
         let items = vocabulary.item_rows();
         let new_rows = (!items.is_empty()).then_some(items.start as usize);
+        let prompts = Prompts::with_chat(&config.data, chat, Some(&vocabulary))?;
+        if trains {
+            let architecture = &Architecture { vocabulary: rows.max(described.vocabulary), ..described };
+            let encoder = Encoder::new(&vocabulary, &prompts, &data.tasks, prompt_side, &config.data);
+            let (config, data, device) = (&config, &data, backend.info());
+            Planned { config, data, encoder, architecture, new_rows, device }.fits()?;
+        }
+        let mut model = Model::load(&base, backend, &options)?;
+        config.tuner().fits(&model.layout.sites, data.tasks.len())?;
         let old_vocabulary = new_rows.unwrap_or(model.architecture.vocabulary);
         start_rows(&mut model, &vocabulary, &data, old_vocabulary)?;
-        let prompts = Prompts::with_chat(&config.data, chat, Some(&vocabulary))?;
         Ok(Self {
             config,
             base,
@@ -229,6 +243,13 @@ impl Session {
     /// Records to tokens.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder::new(&self.vocabulary, &self.prompts, &self.data.tasks, self.prompt_side, &self.config.data)
+    }
+
+    /// What a plan of training is made of.
+    pub fn planned(&self) -> Planned<'_> {
+        let (architecture, device) = (&self.model.architecture, self.model.backend.info());
+        let (config, data, encoder, new_rows) = (&self.config, &self.data, self.encoder(), self.new_rows);
+        Planned { config, data, encoder, architecture, new_rows, device }
     }
 
     /// Token ids of general text.

@@ -118,9 +118,10 @@ impl TokenizerFiles {
     /// The class that transformers reads the tokenizer with, without `Fast`.
     pub fn class(&self) -> &str {
         let usual = match self.model["model_type"].as_str() {
-            Some("llama") => "LlamaTokenizer",
+            Some("llama" | "mistral" | "phi3") => "LlamaTokenizer",
+            Some("gemma2" | "gemma3_text") => "GemmaTokenizer",
             Some("qwen2" | "qwen3") => "Qwen2Tokenizer",
-            Some("t5") => "T5Tokenizer",
+            Some("t5" | "mt5" | "umt5") => "T5Tokenizer",
             _ => "",
         };
         let class = self.config["tokenizer_class"].as_str().or(self.model["tokenizer_class"].as_str());

@@ -136,18 +136,13 @@ impl Reference {
         group: &[Vec<u32>],
         base: &Tensor,
     ) -> Result<Vec<(usize, [u64; 3])>> {
-        let (be, head, scale) =
-            (&model.backend, model.parameter(model.head()), model.architecture.logit_scale);
+        let (be, head) = (&model.backend, model.parameter(model.head()));
         let (hidden, targets, text_of) = hidden_of(model, group, self.old)?;
         let mut all = Vec::with_capacity(targets.len());
         for start in (0..targets.len()).step_by(LOGIT_ROWS) {
             let rows = start..(start + LOGIT_ROWS).min(targets.len());
-            let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
-            let mut before = be.alloc(rows.len(), self.old, DType::F32)?;
-            let now = hidden.mat().row_range(rows.clone());
-            be.product(logits.mat_mut(), 0.0, scale, now.n(), head.t())?;
-            let then = base.mat().row_range(rows.clone());
-            be.product(before.mat_mut(), 0.0, scale, then.n(), self.head.mat().t())?;
+            let logits = model.logits_of(hidden.mat().row_range(rows.clone()), head)?;
+            let before = model.logits_of(base.mat().row_range(rows.clone()), self.head.mat())?;
             let (logits, before) = (be.download(logits.mat())?, be.download(before.mat())?);
             let pairs = logits.par_chunks_exact(head.rows).zip(before.par_chunks_exact(self.old));
             let each: Vec<[u64; 3]> = pairs

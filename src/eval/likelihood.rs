@@ -263,10 +263,7 @@ impl<'a> Scorer<'a> {
             let rows: Vec<usize> = group.iter().map(|p| p.row).collect();
             let x = self.gather(hidden, &rows)?;
             let first = self.nll(&x, &vec![tokens[0]; rows.len()])?;
-            let mut logits = be.alloc(rows.len(), tokens.len(), DType::F32)?;
-            let scale = model.architecture.logit_scale;
-            be.product(logits.mat_mut(), 0.0, scale, x.mat().n(), chosen.t())?;
-            let logits = be.download(logits.mat())?;
+            let logits = be.download(model.logits_of(x.mat(), chosen)?.mat())?;
             for ((parent, nll), row) in group.iter().zip(first).zip(logits.chunks_exact(tokens.len())) {
                 for (child, logit) in children.iter().zip(row) {
                     edges[parent.request][*child as usize] = (logit - row[0]) - nll;
@@ -305,6 +302,7 @@ impl<'a> Scorer<'a> {
             x: x.mat(),
             head: model.parameter(model.head()),
             logit_scale: model.architecture.logit_scale,
+            softcap: model.architecture.logit_softcap,
             targets: &be.indices(targets)?,
             weights: weights.mat(),
             nll: nll.mat_mut(),

@@ -48,20 +48,14 @@ fn write_config(model: &Model, base: &Path, path: &Path, stored: StoredType) -> 
             config[key] = json!(name);
         }
     }
-    // What is left out means tied for T5 and untied for the others.
-    let usual = a.family == Family::T5;
+    // What is left out means what the family's class has.
+    let usual = matches!(a.family, Family::T5 | Family::Umt5 | Family::Gemma2 | Family::Gemma3);
     if config["tie_word_embeddings"].as_bool().unwrap_or(usual) != a.tied {
         config["tie_word_embeddings"] = json!(a.tied);
     }
     // A base that was saved as an encoder of texts is a language model now.
-    let class = match a.family {
-        Family::Llama => "LlamaForCausalLM",
-        Family::Qwen2 => "Qwen2ForCausalLM",
-        Family::Qwen3 => "Qwen3ForCausalLM",
-        Family::T5 => "T5ForConditionalGeneration",
-    };
     if config.get("architectures").is_some() {
-        config["architectures"] = json!([class]);
+        config["architectures"] = json!([a.family.class()]);
     }
     let pretty = serde_json::to_vec_pretty(&config).map_err(|e| Error::model(e.to_string()))?;
     write_atomically(&path.join("config.json"), &pretty)

@@ -214,11 +214,25 @@ impl MethodSettings {
         // A projection that only other families have (T5 v1.0 has no up) is no mistake.
         let known = |text: &str| Projection::parse(text).is_some();
         let strange = targets.iter().find(|t| !known(t) && !sites.iter().any(|s| matches(s, t)));
-        let taken: Vec<bool> = sites.iter().map(|s| targets.iter().any(|t| matches(s, t))).collect();
+        let names = |p: &Projection| targets.iter().any(|t| t == p.name());
+        let fused = sites.iter().filter(|s| !names(&s.projection)).map(|s| (s, s.projection.parts()));
+        let half = |parts: &[Projection]| parts.iter().any(names) && !parts.iter().all(names);
+        if let Some((site, _)) = fused.clone().find(|(_, parts)| half(parts)) {
+            let (what, whole) = (&site.name, site.projection.name());
+            return Err(Error::usage(format!(
+                "gems.targets = {targets:?}: {what} is one matrix for all of {whole}"
+            ))
+            .remedy(format!("name {whole}, or none of its parts")));
+        }
+        // A matrix that is several projections in one is adapted where all of them are named.
+        let whole = |s: &Site| !s.projection.parts().is_empty() && s.projection.parts().iter().all(names);
+        let taken: Vec<bool> =
+            sites.iter().map(|s| whole(s) || targets.iter().any(|t| matches(s, t))).collect();
         if strange.is_some() || !taken.contains(&true) {
             let named = strange.map_or(format!("{targets:?}"), |t| format!("{t:?}"));
-            return Err(Error::usage(format!("gems.targets: no layer is a {named}"))
-                .remedy("name projections (q, k, v, o, gate, up, down) or parts of module names"));
+            return Err(Error::usage(format!("gems.targets: no layer is a {named}")).remedy(
+                "name projections (q, k, v, o, gate, up, down; qkv, gate_up) or parts of module names",
+            ));
         }
         let on = self.gems.method != Method::Rows;
         Ok(taken.into_iter().map(|taken| on && taken).collect())

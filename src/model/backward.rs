@@ -2,13 +2,14 @@
 
 use super::Model;
 use super::forward::{
-    AttentionActivations, FeedForwardActivations, PreNorm, Rows, SavedStack, StackContext,
-    SublayerActivations, Wanted,
+    AttentionActivations, FeedForwardActivations, PreNorm, SavedStack, StackContext, SublayerActivations,
+    Wanted,
 };
 use super::layout::{AttentionBlock, FeedForward, Stack, Sublayer};
+use super::rows::Rows;
 use crate::backend::{
     ActivateBackward, AttentionBackward, ColumnSums, DType, LinearInputGrad, Mat, PerSegment,
-    RmsnormBackward, Rope, RowGroups, ScatterAdd, Tensor, trace,
+    RmsnormBackward, RowGroups, ScatterAdd, Tensor, trace,
 };
 use crate::error::Result;
 use crate::layers::{LinearGradient, Tap, Want};
@@ -80,8 +81,8 @@ impl Backward<'_> {
                     self.model.block(block, context, &s, n.map(|(n, _)| n), &mut None)?.1
                 }
             };
-            // The gradient of the sublayer's output: the stream's own, or through the norm behind.
-            let through = match (block.after, activations.pre_norm) {
+            // The gradient of the sublayer's output: the stream's own, through the norm behind, or scaled.
+            let mut through = match (block.after, activations.pre_norm) {
                 (Some(norm), Some(pre_norm)) => {
                     let mut dx = be.alloc(stream.rows(), stream.cols(), stream.dtype())?;
                     self.norm(norm, &pre_norm, &stream, &mut dx, false, segments)?;
@@ -89,6 +90,15 @@ impl Backward<'_> {
                 }
                 _ => None,
             };
+            let scale = self.model.architecture.residual_scale;
+            if scale != 1.0 {
+                let mut scaled = match through {
+                    Some(through) => through,
+                    None => be.duplicate(stream.mat(), stream.dtype())?,
+                };
+                be.scale(scaled.mat_mut(), scale)?;
+                through = Some(scaled);
+            }
             let (n, g) = (activations.n, through.as_ref().unwrap_or(&stream));
             let (x, need) = (n.as_ref().unwrap_or(&s), need_input || index > 0);
             let dx = match (&block.sublayer, activations.sublayer) {
@@ -210,24 +220,29 @@ impl Backward<'_> {
         let like = |t: &Tensor| be.alloc(t.rows(), t.cols(), t.dtype());
         let mut dact = like(&kept.act)?;
         self.linear(block.down, kept.act.mat(), g.mat(), hd.as_ref(), Some((&mut dact, false)), segments)?;
-        let mut dgate = like(&kept.gate)?;
-        let mut dup = kept.up.as_ref().map(like).transpose()?;
+        let (gate, up) = kept.gate_and_up();
+        let mut dgate = like(&kept.act)?;
+        let mut dup = if up.is_some() { Some(like(&kept.act)?) } else { None };
         be.run(ActivateBackward {
             kind: self.model.architecture.activation,
-            gate: kept.gate.mat(),
-            up: kept.up.as_ref().map(Tensor::mat),
+            gate,
+            up,
             dy: dact.mat(),
             dgate: dgate.mat_mut(),
             dup: dup.as_mut().map(Tensor::mat_mut),
         })?;
         drop(dact);
-        let mut dx = if need_input { Some(like(x)?) } else { None };
-        if let (Some(site), Some(dup)) = (block.up, &dup) {
-            self.linear(site, x.mat(), dup.mat(), hu.as_ref(), dx.as_mut().map(|d| (d, false)), segments)?;
+        if let (None, Some(second)) = (block.inputs.get(1), &dup) {
+            dgate = self.side_by_side(&[&dgate, second])?;
+            dup = None;
         }
-        let added = block.up.is_some();
+        let mut dx = if need_input { Some(like(x)?) } else { None };
+        if let (Some(site), Some(dup)) = (block.inputs.get(1), &dup) {
+            self.linear(*site, x.mat(), dup.mat(), hu.as_ref(), dx.as_mut().map(|d| (d, false)), segments)?;
+        }
+        let added = dup.is_some();
         self.linear(
-            block.gate,
+            block.inputs[0],
             x.mat(),
             dgate.mat(),
             hg.as_ref(),
@@ -247,12 +262,11 @@ impl Backward<'_> {
         (need_input, memory_gradient): (bool, Option<&mut Tensor>),
     ) -> Result<Option<Tensor>> {
         let (model, be) = (self.model, &self.model.backend);
-        let [hq, hk, hv, ho] = &kept.h;
-        let [q_site, k_site, v_site, o_site] = block.sites;
+        let ho = &kept.h[3];
         let like = |t: &Tensor| be.alloc(t.rows(), t.cols(), t.dtype());
         let own = &context.rows.segments;
         let mut dout = like(&kept.out)?;
-        self.linear(o_site, kept.out.mat(), g.mat(), ho.as_ref(), Some((&mut dout, false)), own)?;
+        self.linear(block.o, kept.out.mat(), g.mat(), ho.as_ref(), Some((&mut dout, false)), own)?;
 
         let (mut dq, mut dk, mut dv) = (like(&kept.q)?, like(&kept.k)?, like(&kept.v)?);
         {
@@ -281,12 +295,8 @@ impl Backward<'_> {
             (true, Some((memory, rows))) => (memory.mat(), rows),
             _ => (x.mat(), context.rows),
         };
-        if let Some(number) = block.rotary {
-            let (a, inv_freq) = (&model.architecture, model.rotary[number].mat());
-            let (to_q, to_k) = (&context.rows.positions, &source_rows.positions);
-            be.run(Rope { x: dq.mat_mut(), positions: to_q, inv_freq, heads: a.heads, inverse: true })?;
-            be.run(Rope { x: dk.mat_mut(), positions: to_k, inv_freq, heads: a.kv_heads, inverse: true })?;
-        }
+        let a = &model.architecture;
+        model.rotate(block, [(&mut dq, context.rows, a.heads), (&mut dk, source_rows, a.kv_heads)], true)?;
         let source_segments = &source_rows.segments;
         if let (Some(norms), Some(pre_norms)) = (block.qk_norm, &kept.pre_norm) {
             let gradients = [(&mut dq, own), (&mut dk, source_segments)];
@@ -297,18 +307,33 @@ impl Backward<'_> {
             }
         }
         let mut dx = if need_input { Some(like(x)?) } else { None };
-        self.linear(q_site, x.mat(), dq.mat(), hq.as_ref(), dx.as_mut().map(|d| (d, false)), own)?;
+        let [hq, hk, hv, _] = kept.h.each_ref().map(Option::as_ref);
+        let [q_site, k_site, v_site] = match block.qkv[..] {
+            [q, k, v] => [q, k, v],
+            _ => {
+                let all = self.side_by_side(&[&dq, &dk, &dv])?;
+                self.linear(block.qkv[0], x.mat(), all.mat(), hq, dx.as_mut().map(|d| (d, false)), own)?;
+                return Ok(dx);
+            }
+        };
+        self.linear(q_site, x.mat(), dq.mat(), hq, dx.as_mut().map(|d| (d, false)), own)?;
         let mut to = if block.cross { memory_gradient } else { dx.as_mut() };
-        self.linear(
-            k_site,
-            source,
-            dk.mat(),
-            hk.as_ref(),
-            to.as_deref_mut().map(|d| (d, true)),
-            source_segments,
-        )?;
-        self.linear(v_site, source, dv.mat(), hv.as_ref(), to.map(|d| (d, true)), source_segments)?;
+        let to_k = to.as_deref_mut().map(|d| (d, true));
+        self.linear(k_site, source, dk.mat(), hk, to_k, source_segments)?;
+        self.linear(v_site, source, dv.mat(), hv, to.map(|d| (d, true)), source_segments)?;
         Ok(dx)
+    }
+
+    /// The gradients of what one matrix makes, as that of its output.
+    fn side_by_side(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        let be = &self.model.backend;
+        let width = parts.iter().map(|part| part.cols()).sum();
+        let (mut all, mut at) = (be.alloc(parts[0].rows(), width, parts[0].dtype())?, 0);
+        for part in parts {
+            be.copy(part.mat(), all.mat_mut().col_range(at..at + part.cols()))?;
+            at += part.cols();
+        }
+        Ok(all)
     }
 
     /// Adds the gradient of embedded rows to the embedding table's.

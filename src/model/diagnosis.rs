@@ -245,18 +245,3 @@ pub(crate) fn of_tensors(unknown: &[&str], odd: Option<Dtype>) -> Option<(String
     }
     None
 }
-
-/// What to say of a `model_type` that is not supported but nearly is.
-pub(crate) fn near_family(model_type: &str) -> Option<&'static str> {
-    Some(match model_type {
-        "mistral" => {
-            "llama, qwen2, qwen3, t5; a mistral model whose `sliding_window` is null is a llama: in a copy of the \
-             directory, set model_type to \"llama\" and architectures to [\"LlamaForCausalLM\"]"
-        }
-        "mt5" => {
-            "llama, qwen2, qwen3, t5; an mt5 model is a T5 v1.1: in a copy of the directory, set model_type to \
-             \"t5\" and architectures to [\"T5ForConditionalGeneration\"]"
-        }
-        _ => return None,
-    })
-}

@@ -4,11 +4,12 @@
 //! the stream is written once a block. The last feed-forward block, the final norm and the head only
 //! see the rows that somebody wants: labelled rows in training, the rows asked for in inference.
 
+use super::Model;
 use super::layout::{AttentionBlock, Block, FeedForward, Stack, Sublayer};
-use super::{Model, Packed};
+use super::rows::Rows;
 use crate::backend::{
     Activate, Attention, AttentionSpec, DType, Gather, Indices, Linear, Mask, Mat, RelativeBias, Rmsnorm,
-    Rope, Tensor, trace,
+    Tensor, trace,
 };
 use crate::error::Result;
 use std::ops::Range;
@@ -17,35 +18,6 @@ use std::ops::Range;
 pub trait Observer {
     /// Site number, input `[T x N]`, output `[T x M]`.
     fn linear(&mut self, site: usize, x: Mat, y: Mat) -> Result<()>;
-}
-
-/// A packing on the device.
-pub(super) struct Rows {
-    pub tokens: Indices,
-    pub positions: Indices,
-    pub offsets: Indices,
-    pub segments: Vec<Range<usize>>,
-}
-
-impl Rows {
-    pub fn new(model: &Model, packed: &Packed) -> Result<Self> {
-        let be = &model.backend;
-        Ok(Self {
-            tokens: be.indices(&packed.tokens)?,
-            positions: be.indices(&packed.positions)?,
-            offsets: be.indices(&packed.offsets)?,
-            segments: packed.segments.clone(),
-        })
-    }
-    pub fn count(&self) -> usize {
-        self.tokens.len()
-    }
-    /// The sequences of every task, for sums over sequences.
-    pub fn sequence_segments(&self) -> Vec<Range<usize>> {
-        let starts = &self.offsets.host;
-        let at = |row: usize| starts.partition_point(|o| (*o as usize) < row);
-        self.segments.iter().map(|s| at(s.start)..at(s.end)).collect()
-    }
 }
 
 /// What a stack's blocks read besides the residual stream.
@@ -91,7 +63,7 @@ pub(super) enum SublayerActivations {
 
 /// Keys and values have the rows `T_k` of the sequence they are read from: the stack's own, or the encoder's.
 pub(super) struct AttentionActivations {
-    /// `x Aᵀ` of q, k, v, o: `[T x R]`, `[T_k x R]` twice, `[T x R]`.
+    /// `x Aᵀ` of q (or q, k and v in one), k, v, o: `[T x R]`, `[T_k x R]` twice, `[T x R]`.
     pub h: [Option<Tensor>; 4],
     /// q and k before their norms.
     pub pre_norm: Option<[PreNorm; 2]>,
@@ -107,12 +79,30 @@ pub(super) struct AttentionActivations {
     pub lse: Tensor,
 }
 
+impl FeedForwardActivations {
+    /// What is gated, and by what.
+    pub fn gate_and_up(&self) -> (Mat<'_>, Option<Mat<'_>>) {
+        halves(&self.gate, self.up.as_ref(), self.act.cols())
+    }
+}
+
+/// Gate and up, `[T x F]` each: two matrices, the halves of one, or a gate alone.
+fn halves<'a>(gate: &'a Tensor, up: Option<&'a Tensor>, width: usize) -> (Mat<'a>, Option<Mat<'a>>) {
+    match up {
+        None if gate.cols() > width => {
+            let both = gate.mat();
+            (both.col_range(0..width), Some(both.col_range(width..2 * width)))
+        }
+        up => (gate.mat(), up.map(Tensor::mat)),
+    }
+}
+
 pub(super) struct FeedForwardActivations {
-    /// `x Aᵀ` of gate, up, down: `[T x R]`.
+    /// `x Aᵀ` of gate (or gate and up in one), up, down: `[T x R]`.
     pub h: [Option<Tensor>; 3],
-    /// `[T x F]`, before the nonlinearity.
+    /// `[T x F]`, before the nonlinearity; `[T x 2 F]` where gate and up are one.
     pub gate: Tensor,
-    /// `[T x F]`, where gated.
+    /// `[T x F]`, where gated by a matrix of its own.
     pub up: Option<Tensor>,
     /// `[T x F]`: what down reads.
     pub act: Tensor,
@@ -300,7 +290,7 @@ impl Model {
         observer: &mut Option<&mut dyn Observer>,
     ) -> Result<(Tensor, Activations)> {
         let x = n.as_ref().unwrap_or(s);
-        let (out, sublayer) = match &block.sublayer {
+        let (mut out, sublayer) = match &block.sublayer {
             Sublayer::Attention(a) => {
                 let (out, kept) = self.attention(a, context, x, observer)?;
                 (out, SublayerActivations::Attention(kept))
@@ -310,6 +300,10 @@ impl Model {
                 (out, SublayerActivations::FeedForward(kept))
             }
         };
+        let scale = self.architecture.residual_scale;
+        if scale != 1.0 {
+            self.backend.scale(out.mat_mut(), scale)?;
+        }
         let Some(norm) = block.after else { return Ok((out, Activations { n, sublayer, pre_norm: None })) };
         let (y, inv_rms) = self.norm(&out, norm)?;
         Ok((y, Activations { n, sublayer, pre_norm: Some(PreNorm { x: out, inv_rms }) }))
@@ -327,10 +321,7 @@ impl Model {
             (true, Some((memory, rows))) => (memory, rows),
             _ => (x, context.rows),
         };
-        let [q_site, k_site, v_site, o_site] = block.sites;
-        let (mut q, hq) = self.linear(q_site, x, observer)?;
-        let (mut k, hk) = self.linear(k_site, source, observer)?;
-        let (v, hv) = self.linear(v_site, source, observer)?;
+        let ([mut q, mut k, v], [hq, hk, hv]) = self.qkv(block, x, source, observer)?;
         let pre_norm = match block.qk_norm {
             Some([q_norm, k_norm]) => {
                 let (normed_q, inv_q) = self.norm(&q, q_norm)?;
@@ -342,12 +333,7 @@ impl Model {
             }
             None => None,
         };
-        if let Some(number) = block.rotary {
-            let inv_freq = self.rotary[number].mat();
-            let (to_q, to_k) = (&context.rows.positions, &source_rows.positions);
-            be.run(Rope { x: q.mat_mut(), positions: to_q, inv_freq, heads: a.heads, inverse: false })?;
-            be.run(Rope { x: k.mat_mut(), positions: to_k, inv_freq, heads: a.kv_heads, inverse: false })?;
-        }
+        self.rotate(block, [(&mut q, context.rows, a.heads), (&mut k, source_rows, a.kv_heads)], false)?;
         let mut out = be.alloc(q.rows(), q.cols(), q.dtype())?;
         let mut lse = be.alloc(q.rows(), a.heads, DType::F32)?;
         let spec = self.attention_spec(block, context);
@@ -359,8 +345,28 @@ impl Model {
             out: out.mat_mut(),
             lse: lse.mat_mut(),
         })?;
-        let (y, ho) = self.linear(o_site, &out, observer)?;
+        let (y, ho) = self.linear(block.o, &out, observer)?;
         Ok((y, AttentionActivations { h: [hq, hk, hv, ho], pre_norm, q, k, v, out, lse }))
+    }
+
+    /// Queries, keys and values, and the `x Aᵀ` of their layers.
+    fn qkv(
+        &self,
+        block: &AttentionBlock,
+        x: &Tensor,
+        source: &Tensor,
+        observer: &mut Option<&mut dyn Observer>,
+    ) -> Result<([Tensor; 3], [Option<Tensor>; 3])> {
+        if let [q, k, v] = block.qkv[..] {
+            let (q, hq) = self.linear(q, x, observer)?;
+            let (k, hk) = self.linear(k, source, observer)?;
+            let (v, hv) = self.linear(v, source, observer)?;
+            return Ok(([q, k, v], [hq, hk, hv]));
+        }
+        let (all, h) = self.linear(block.qkv[0], x, observer)?;
+        let part = |columns| self.backend.duplicate(all.mat().col_range(columns), all.dtype());
+        let [q, k, v] = self.architecture.qkv_columns();
+        Ok(([part(q)?, part(k)?, part(v)?], [h, None, None]))
     }
 
     pub(super) fn attention_spec<'a>(
@@ -406,21 +412,13 @@ impl Model {
         observer: &mut Option<&mut dyn Observer>,
     ) -> Result<(Tensor, FeedForwardActivations)> {
         let be = &self.backend;
-        let (gate, hg) = self.linear(block.gate, x, observer)?;
-        let (up, hu) = match block.up {
-            Some(site) => {
-                let (up, h) = self.linear(site, x, observer)?;
-                (Some(up), h)
-            }
-            None => (None, None),
-        };
-        let mut act = be.alloc(gate.rows(), gate.cols(), gate.dtype())?;
-        be.run(Activate {
-            kind: self.architecture.activation,
-            gate: gate.mat(),
-            up: up.as_ref().map(Tensor::mat),
-            y: act.mat_mut(),
-        })?;
+        let (gate, hg) = self.linear(block.inputs[0], x, observer)?;
+        let up = block.inputs.get(1).map(|site| self.linear(*site, x, observer)).transpose()?;
+        let (up, hu) = up.map_or((None, None), |(up, h)| (Some(up), h));
+        let (kind, width) = (self.architecture.activation, self.architecture.intermediate);
+        let mut act = be.alloc(gate.rows(), width, gate.dtype())?;
+        let (gates, ups) = halves(&gate, up.as_ref(), width);
+        be.run(Activate { kind, gate: gates, up: ups, y: act.mat_mut() })?;
         let (y, hd) = self.linear(block.down, &act, observer)?;
         Ok((y, FeedForwardActivations { h: [hg, hu, hd], gate, up, act }))
     }

@@ -1,8 +1,9 @@
 //! Forward passes without gradients: hidden states of chosen rows, logits.
 
-use super::forward::{Keep, Observer, Rows, StackContext};
+use super::forward::{Keep, Observer, StackContext};
+use super::rows::Rows;
 use super::{Inference, Model, Visible};
-use crate::backend::{DType, Indices, Tensor};
+use crate::backend::{DType, Indices, Mat, Softcap, Tensor};
 use crate::error::Result;
 
 impl Model {
@@ -56,11 +57,17 @@ impl Model {
 
     /// Logits of hidden states, *f32* `[rows x V]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.logits_of(hidden.mat(), self.parameter(self.head()))
+    }
+
+    /// The same over some rows of a head, which need not be the model's present one.
+    pub fn logits_of(&self, hidden: Mat, head: Mat) -> Result<Tensor> {
         let be = &self.backend;
-        let head = self.parameter(self.head());
-        let mut logits = be.alloc(hidden.rows(), head.rows, DType::F32)?;
-        let scale = self.architecture.logit_scale;
-        be.product(logits.mat_mut(), 0.0, scale, hidden.mat().n(), head.t())?;
+        let mut logits = be.alloc(hidden.rows, head.rows, DType::F32)?;
+        be.product(logits.mat_mut(), 0.0, self.architecture.logit_scale, hidden.n(), head.t())?;
+        if let Some(cap) = self.architecture.logit_softcap {
+            be.run(Softcap { x: logits.mat_mut(), cap })?;
+        }
         Ok(logits)
     }
 }

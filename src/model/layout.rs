@@ -4,7 +4,8 @@
 //! layer is two of them, T5's decoder layer three. What a family is, is said here and in [`Architecture`]; the
 //! passes follow it.
 
-use super::architecture::{Architecture, Family, Norms};
+use super::architecture::{Architecture, Norms, QueryKeyNorms};
+use super::rotary::Rotary;
 use crate::layers::{Projection, Site};
 
 /// What a dense (not low-rank) parameter is.
@@ -38,9 +39,11 @@ pub struct DenseSpec {
 /// The attention of a block.
 #[derive(Debug, Clone)]
 pub struct AttentionBlock {
-    /// Sites of q, k, v, o.
-    pub sites: [usize; 4],
-    /// Norms of q and k per head (dense parameters).
+    /// Sites of q, k and v: three, or one whose outputs are all of them, side by side.
+    pub qkv: Vec<usize>,
+    /// Site of o.
+    pub o: usize,
+    /// Norms of q and k (dense parameters).
     pub qk_norm: Option<[usize; 2]>,
     /// Reads keys and values from the encoder.
     pub cross: bool,
@@ -48,7 +51,7 @@ pub struct AttentionBlock {
     pub causal: bool,
     /// And of those the last so many.
     pub window: Option<usize>,
-    /// Number of the rotary frequencies, or none.
+    /// Number of the rotation, or none.
     pub rotary: Option<usize>,
     /// Relative position bias table (dense parameter).
     pub bias: Option<usize>,
@@ -57,10 +60,8 @@ pub struct AttentionBlock {
 /// The feed-forward part of a block.
 #[derive(Debug, Clone)]
 pub struct FeedForward {
-    /// Site of the gate (or only) input matrix.
-    pub gate: usize,
-    /// Site of the second input matrix, where gated.
-    pub up: Option<usize>,
+    /// Sites of the input matrices: one; gate and up; or one whose outputs are both, side by side.
+    pub inputs: Vec<usize>,
     /// Site of the output matrix.
     pub down: usize,
 }
@@ -117,17 +118,16 @@ pub struct Layout {
     pub decoder: Option<Stack>,
     /// An untied head (dense parameter).
     pub head: Option<usize>,
-    /// Rotary frequencies, `head_dim / 2` each.
-    pub rotary: Vec<Vec<f32>>,
+    /// Rotations of queries and keys.
+    pub rotary: Vec<Rotary>,
     groups: usize,
 }
 
 /// The names of an attention's modules in a family's checkpoints.
 struct Names {
     attention: String,
-    q: &'static str,
-    k: &'static str,
-    v: &'static str,
+    /// Of q, k and v, or of one for all.
+    qkv: &'static [&'static str],
     o: &'static str,
 }
 
@@ -138,7 +138,7 @@ impl Layout {
     /// The layout of an architecture.
     pub fn new(a: &Architecture) -> Self {
         let mut layout = Layout::default();
-        if a.family == Family::T5 {
+        if a.family.is_t5() {
             layout.t5(a)
         } else {
             layout.decoder_only(a)
@@ -157,17 +157,13 @@ impl Layout {
         let mut found = vec![false; self.sites.len()];
         for block in self.encoder.iter().flat_map(|stack| &stack.blocks) {
             match &block.sublayer {
-                Sublayer::Attention(a) => a.sites.iter().for_each(|s| found[*s] = true),
-                Sublayer::FeedForward(f) => {
-                    [Some(f.gate), f.up, Some(f.down)].into_iter().flatten().for_each(|s| found[s] = true);
-                }
+                Sublayer::Attention(a) => a.qkv.iter().chain([&a.o]).for_each(|s| found[*s] = true),
+                Sublayer::FeedForward(f) => f.inputs.iter().chain([&f.down]).for_each(|s| found[*s] = true),
             }
         }
         for block in &self.decoder().blocks {
-            if let Sublayer::Attention(AttentionBlock { cross: true, sites: [_, k, v, _], .. }) =
-                &block.sublayer
-            {
-                (found[*k], found[*v]) = (true, true);
+            if let Sublayer::Attention(AttentionBlock { cross: true, qkv, .. }) = &block.sublayer {
+                qkv[1..].iter().for_each(|s| found[*s] = true);
             }
         }
         found
@@ -215,15 +211,31 @@ impl Layout {
         let source = cross.unwrap_or(own);
         let (queries, keys) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let name = |part: &str| format!("{}.{part}", n.attention);
-        let q = self.site(name(n.q), Projection::Q, queries, a.hidden, own, a.qkv_bias);
-        let k = self.site(name(n.k), Projection::K, keys, a.hidden, source, a.qkv_bias);
-        let v = self.site(name(n.v), Projection::V, keys, a.hidden, source, a.qkv_bias);
+        let parts: &[_] = match n.qkv {
+            [one] => &[(*one, Projection::Qkv, queries + 2 * keys, own)],
+            [q, k, v] => &[
+                (*q, Projection::Q, queries, own),
+                (*k, Projection::K, keys, source),
+                (*v, Projection::V, keys, source),
+            ],
+            _ => unreachable!("q, k and v are three matrices or one"),
+        };
+        let of = |(part, projection, outputs, group): &(&str, Projection, usize, usize)| {
+            self.site(name(part), *projection, *outputs, a.hidden, *group, a.qkv_bias)
+        };
+        let qkv = parts.iter().map(of).collect();
         let group = self.group();
         let o = self.site(name(n.o), Projection::O, a.hidden, queries, group, a.o_bias);
+        let widths = match a.qk_norm {
+            QueryKeyNorms::Absent => None,
+            QueryKeyNorms::PerHead => Some([a.head_dim; 2]),
+            QueryKeyNorms::Whole => Some([queries, keys]),
+        };
         let qk_norm =
-            a.qk_norm.then(|| ["q_norm", "k_norm"].map(|norm| self.norm(&n.attention, norm, a.head_dim)));
+            widths.map(|[q, k]| [self.norm(&n.attention, "q_norm", q), self.norm(&n.attention, "k_norm", k)]);
         AttentionBlock {
-            sites: [q, k, v, o],
+            qkv,
+            o,
             qk_norm,
             cross: cross.is_some(),
             causal,
@@ -233,21 +245,26 @@ impl Layout {
         }
     }
 
-    fn feed_forward(&mut self, a: &Architecture, module: &str, names: [&str; 3]) -> FeedForward {
+    /// `inputs`: the names of gate and up, or of one for both.
+    fn feed_forward(&mut self, a: &Architecture, module: &str, inputs: &[&str], down: &str) -> FeedForward {
         let (input, inner) = (self.group(), self.group());
         let name = |part: &str| format!("{module}.{part}");
-        let gate = self.site(name(names[0]), Projection::Gate, a.intermediate, a.hidden, input, a.mlp_bias);
-        let up = a
-            .gated
-            .then(|| self.site(name(names[1]), Projection::Up, a.intermediate, a.hidden, input, a.mlp_bias));
-        let down = self.site(name(names[2]), Projection::Down, a.hidden, a.intermediate, inner, a.mlp_bias);
-        FeedForward { gate, up, down }
+        let projections: &[_] = match a.fused {
+            true => &[(Projection::GateUp, 2 * a.intermediate)],
+            false => &[(Projection::Gate, a.intermediate), (Projection::Up, a.intermediate)],
+        };
+        let of = |(part, (projection, outputs)): (&&str, &(Projection, usize))| {
+            self.site(name(part), *projection, *outputs, a.hidden, input, a.mlp_bias)
+        };
+        let inputs = inputs.iter().zip(projections).map(of).collect();
+        let down = self.site(name(down), Projection::Down, a.hidden, a.intermediate, inner, a.mlp_bias);
+        FeedForward { inputs, down }
     }
 
     fn decoder_only(&mut self, a: &Architecture) {
         self.dense("model.embed_tokens.weight".into(), DenseKind::Embedding, a.vocabulary, a.hidden);
-        let of_windows = a.sliding.as_ref().and_then(|s| s.inv_freq.clone());
-        self.rotary = a.inv_freq.clone().into_iter().chain(of_windows).collect();
+        let of_windows = a.sliding.as_ref().and_then(|s| s.rotary.clone());
+        self.rotary = a.rotary.clone().into_iter().chain(of_windows).collect();
         // Before and after attention, before and after the feed-forward part.
         let [attention_before, attention_after, mlp_before, mlp_after] = match a.norms {
             Norms::Before => [Some("input_layernorm"), None, Some("post_attention_layernorm"), None],
@@ -261,16 +278,14 @@ impl Layout {
                 Some("post_feedforward_layernorm"),
             ],
         };
+        let (qkv, inputs): (&[_], &[_]) = match a.fused {
+            true => (&["qkv_proj"], &["gate_up_proj"]),
+            false => (&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]),
+        };
         let mut blocks = Vec::new();
         for layer in 0..a.layers {
             let module = format!("model.layers.{layer}");
-            let names = Names {
-                attention: format!("{module}.self_attn"),
-                q: "q_proj",
-                k: "k_proj",
-                v: "v_proj",
-                o: "o_proj",
-            };
+            let names = Names { attention: format!("{module}.self_attn"), qkv, o: "o_proj" };
             let before = attention_before.map(|name| self.norm(&module, name, a.hidden));
             let mut attention = self.attention(a, &names, None, true);
             if let Some(sliding) = a.sliding.as_ref().filter(|s| s.layers[layer]) {
@@ -281,8 +296,8 @@ impl Layout {
             blocks.push(Block { before, sublayer: Sublayer::Attention(attention), after });
 
             let before = mlp_before.map(|name| self.norm(&module, name, a.hidden));
-            let parts = ["gate_proj", "up_proj", "down_proj"];
-            let sublayer = Sublayer::FeedForward(self.feed_forward(a, &format!("{module}.mlp"), parts));
+            let mlp = self.feed_forward(a, &format!("{module}.mlp"), inputs, "down_proj");
+            let sublayer = Sublayer::FeedForward(mlp);
             let after = mlp_after.map(|name| self.norm(&module, name, a.hidden));
             blocks.push(Block { before, sublayer, after });
         }
@@ -310,14 +325,13 @@ impl Layout {
             let module = |sub: usize| format!("{stack}.block.{layer}.layer.{sub}");
             let names = |sub: usize, attention: &str| Names {
                 attention: format!("{}.{attention}", module(sub)),
-                q: "q",
-                k: "k",
-                v: "v",
+                qkv: &["q", "k", "v"],
                 o: "o",
             };
             let before = Some(self.norm(&module(0), "layer_norm", a.hidden));
             let mut own = self.attention(a, &names(0, "SelfAttention"), None, memory.is_some());
             let buckets = a.relative.map_or(0, |r| r.buckets);
+            table = table.filter(|_| !a.relative.is_some_and(|r| r.every_layer));
             own.bias = Some(*table.get_or_insert_with(|| {
                 let name = format!("{}.SelfAttention.relative_attention_bias.weight", module(0));
                 self.dense(name, DenseKind::RelativeBias, buckets, a.heads)
@@ -330,8 +344,8 @@ impl Layout {
             }
             let last = module(if memory.is_some() { 2 } else { 1 });
             let before = Some(self.norm(&last, "layer_norm", a.hidden));
-            let parts = if a.gated { ["wi_0", "wi_1", "wo"] } else { ["wi", "", "wo"] };
-            let ff = self.feed_forward(a, &format!("{last}.DenseReluDense"), parts);
+            let inputs: &[_] = if a.gated { &["wi_0", "wi_1"] } else { &["wi"] };
+            let ff = self.feed_forward(a, &format!("{last}.DenseReluDense"), inputs, "wo");
             blocks.push(Block { before, sublayer: Sublayer::FeedForward(ff), after: None });
         }
         let final_norm = self.norm(stack, "final_layer_norm", a.hidden);

@@ -2,6 +2,7 @@
 
 use super::layout::{DenseKind, Layout};
 use super::names::Names;
+use super::rotary::Longer;
 use super::{Architecture, Checked, Model, Norms, Weights};
 use crate::backend::{AdaptedLinear, Backend, DType, Tensor};
 use crate::error::Result;
@@ -155,7 +156,7 @@ impl Model {
                 bias_of[site] = Some(index);
             }
         }
-        let frequencies = layout.rotary.iter();
+        let frequencies = layout.rotary.iter().map(|r| &r.inv_freq);
         let rotary = frequencies.map(|f| backend.tensor(f, 1, f.len(), DType::F32)).collect::<Result<_>>()?;
         Ok(Self { backend, architecture, layout, linears, dense, bias_of, rotary, fingerprint })
     }
@@ -254,11 +255,17 @@ fn fingerprint(a: &Architecture, layout: &Layout, source: &Source) -> Result<Str
     let mut hasher = blake3::Hasher::new();
     let shape =
         (a.family, a.vocabulary, a.hidden, a.intermediate, a.layers, a.encoder_layers, a.heads, a.kv_heads);
-    hasher.update(format!("{shape:?} {} {:?}", a.head_dim, a.inv_freq).as_bytes());
+    hasher
+        .update(format!("{shape:?} {} {:?}", a.head_dim, a.rotary.as_ref().map(|r| &r.inv_freq)).as_bytes());
     // What the first families do not have, where a model has it: their fingerprints stay what they were.
     let beyond = (a.norms, a.norm_offset, a.embedding_scale, a.softcap, &a.sliding);
     if beyond != (Norms::Before, 0.0, 1.0, None, &None) {
         hasher.update(format!("{beyond:?}").as_bytes());
+    }
+    let turned = a.rotary.as_ref().map(|r| (r.factor, &r.longer)).filter(|t| *t != (1.0, &Longer::Same));
+    let scales = (a.residual_scale, a.logit_softcap, turned);
+    if scales != (1.0, None, None) {
+        hasher.update(format!("{scales:?}").as_bytes());
     }
     match source.stored {
         None => {

@@ -1,6 +1,7 @@
 //! The transformer: architecture, weights, explicit forward and backward, over [`crate::backend`].
 //!
-//! Read in this order: `architecture` (what config.json says), `layout` (blocks and numbered layers),
+//! Read in this order: `architecture` (what a model is), `families` (what each family's config.json says of it), `layout`
+//! (blocks and numbered layers),
 //! `forward`, `backward` (the same upwards), `infer`.
 
 mod architecture;
@@ -8,24 +9,30 @@ mod backward;
 mod batch;
 mod checked;
 mod diagnosis;
+mod families;
+mod fields;
 mod forward;
 pub mod hub;
 mod infer;
 mod layout;
 mod load;
 mod names;
+mod nearest;
+mod rotary;
+mod rows;
 mod save;
 pub mod shapes;
 mod text;
 mod weights;
 
-pub use architecture::{Architecture, Family, Norms, Relative, Sliding};
+pub use architecture::{Architecture, Family, Norms, QueryKeyNorms, Relative, Sliding};
 pub use batch::{Batch, Inference, Labels, Packed, Visible};
 pub use checked::Checked;
 pub(crate) use diagnosis::no_pointer;
 pub use forward::{Keep, Observer};
 pub use layout::{DenseKind, DenseSpec, Layout};
 pub use load::LoadOptions;
+pub use rotary::{Longer, Rotary};
 pub use save::{StoredType, write_safetensors};
 pub use text::{general_pass, passes};
 pub use weights::Weights;
@@ -37,7 +44,8 @@ use crate::backend::{
 use crate::error::Result;
 use crate::layers::{Layers, Tap, Want};
 use backward::{Backward, DenseSums};
-use forward::{Rows, SavedStack, StackContext};
+use forward::{SavedStack, StackContext};
+use rows::Rows;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -233,6 +241,7 @@ impl Model {
             x: x.mat(),
             head: self.parameter(self.head()).row_range(0..vocabulary),
             logit_scale: self.architecture.logit_scale,
+            softcap: self.architecture.logit_softcap,
             targets: &targets,
             weights: weights.mat(),
             nll: nll.mat_mut(),

@@ -34,7 +34,7 @@ impl Names {
         let mut expected = shapes(&untied);
         let table = untied.dense[Layout::EMBEDDING].name.clone();
         let copies: &[&str] = match architecture.family {
-            Family::T5 => &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+            family if family.is_t5() => &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
             _ => &[],
         };
         let own: BTreeSet<&str> =
@@ -104,8 +104,10 @@ impl Names {
         if !architecture.tied || weights.same(table, head)? {
             return Ok(architecture.tied);
         }
-        // transformers 5 writes `tie_word_embeddings: true` for every T5, and whether it scales beside it.
-        if architecture.family == Family::T5 && architecture.raw["scale_decoder_outputs"] == false {
+        // transformers 5 writes `tie_word_embeddings: true` for every T5, and whether it scales beside it (not for mT5,
+        // which never scales there).
+        let five = architecture.raw["scale_decoder_outputs"] == false || architecture.family == Family::Mt5;
+        if architecture.family.is_t5() && five {
             return Ok(false);
         }
         let what = format!(
@@ -129,7 +131,7 @@ fn shapes(layout: &Layout) -> Vec<(String, Vec<usize>)> {
 
 /// A stored name as the model's: one base prefix more or less is allowed, as in transformers.
 fn canonical(stored: &str, family: Family, own: &BTreeSet<&str>) -> String {
-    let prefix = if family == Family::T5 { "transformer." } else { "model." };
+    let prefix = if family.is_t5() { "transformer." } else { "model." };
     if let Some(inner) = stored.strip_prefix(prefix).filter(|inner| own.contains(inner)) {
         return inner.to_string();
     }
@@ -153,7 +155,7 @@ fn misfit(
     odd: Option<Dtype>,
 ) -> Error {
     let headless = problems.len() == 1 && problems[0].starts_with(HEAD) && unknown.is_empty();
-    let encoder_alone = architecture.family == Family::T5 && !weights.names().any(|n| n.contains("decoder."));
+    let encoder_alone = architecture.family.is_t5() && !weights.names().any(|n| n.contains("decoder."));
     let found = match encoder_alone {
         true => Some((
             "an encoder alone (T5EncoderModel): there is no decoder".to_string(),

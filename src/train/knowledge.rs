@@ -1,6 +1,6 @@
 //! What a base model knows, learned from general text streamed through it.
 
-use crate::backend::{Backend, DType, Indices, Mat, Tensor};
+use crate::backend::{Backend, Indices, Mat, Tensor};
 use crate::distributed::{Tree, World};
 use crate::error::{Error, Kind, Result};
 use crate::gems::{Knowledge, NullSide, NullSpaceSettings, Spectrum, Sums, WHOLE};
@@ -231,9 +231,7 @@ impl KnowledgePass<'_> {
         let mut tokens = Vec::with_capacity(states.rows());
         for start in (0..states.rows()).step_by(LOGIT_ROWS) {
             let rows = start..(start + LOGIT_ROWS).min(states.rows());
-            let mut logits = be.alloc(rows.len(), head.rows, DType::F32)?;
-            let scale = self.model.architecture.logit_scale;
-            be.product(logits.mat_mut(), 0.0, scale, states.mat().row_range(rows.clone()).n(), head.t())?;
+            let logits = self.model.logits_of(states.mat().row_range(rows.clone()), head)?;
             if !be.info().computes {
                 tokens.resize(rows.end, 0);
                 continue;

@@ -140,18 +140,16 @@ impl Rehearsal {
         let (be, old) = (&model.backend, self.old);
         let head = model.parameter(model.head()).row_range(0..old);
         let head_before = self.head.as_ref().map_or(head, Tensor::mat);
-        let scale = model.architecture.logit_scale;
+        let softcap = model.architecture.logit_softcap;
         let mut kl = be.alloc(now.rows, 1, DType::F32)?;
         let mut dx = be.alloc(now.rows, now.cols, now.dtype)?;
         let step = (be.info().max_logits / old.max(1)).clamp(1, now.rows.max(1));
         for start in (0..now.rows).step_by(step) {
             let rows = start..(start + step).min(now.rows);
-            let mut logits = be.alloc(rows.len(), old, DType::F32)?;
-            let mut then = be.alloc(rows.len(), old, DType::F32)?;
-            be.product(logits.mat_mut(), 0.0, scale, now.row_range(rows.clone()).n(), head.t())?;
-            be.product(then.mat_mut(), 0.0, scale, before.row_range(rows.clone()).n(), head_before.t())?;
+            let mut logits = model.logits_of(now.row_range(rows.clone()), head)?;
+            let then = model.logits_of(before.row_range(rows.clone()), head_before)?;
             let to = kl.mat_mut().row_range(rows.clone());
-            be.run(Divergence { logits: logits.mat_mut(), before: then.mat(), factor, kl: to })?;
+            be.run(Divergence { logits: logits.mat_mut(), before: then.mat(), factor, softcap, kl: to })?;
             drop(then);
             // In compute type, in rows of a multiple of 8 columns, which tensor cores take.
             let narrow = match now.dtype {

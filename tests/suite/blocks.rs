@@ -36,8 +36,8 @@ impl Plain<'_> {
     }
     fn rotate(&self, layer: usize, x: &mut [f64], position: usize) {
         let a = &self.0.architecture;
-        let own = a.sliding.as_ref().filter(|s| s.layers[layer]).and_then(|s| s.inv_freq.as_ref());
-        let frequencies = own.or(a.inv_freq.as_ref()).unwrap();
+        let own = a.sliding.as_ref().filter(|s| s.layers[layer]).and_then(|s| s.rotary.as_ref());
+        let frequencies = &own.or(a.rotary.as_ref()).unwrap().inv_freq;
         for head in x.chunks_mut(a.head_dim) {
             let (first, second) = head.split_at_mut(a.head_dim / 2);
             for ((x, y), f) in first.iter_mut().zip(second).zip(frequencies) {

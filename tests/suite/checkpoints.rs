@@ -343,11 +343,19 @@ fn unusable() -> Vec<(&'static str, &'static str, Damage<'static>, &'static [&'s
         ),
         (
             "llama_tied",
-            "mistral",
-            &|m| config(m, "model_type", json!("mistral")),
-            &["mistral", "LlamaForCausalLM"],
+            "mixtral",
+            &|m| config(m, "model_type", json!("mixtral")),
+            &["mixtral", "a mixture of experts", "the nearest is mistral"],
         ),
-        ("t5_v11", "mt5", &|m| config(m, "model_type", json!("mt5")), &["mt5", "T5 v1.1"]),
+        (
+            "t5_v11",
+            "tied mt5",
+            &|m| {
+                config(m, "model_type", json!("mt5"));
+                config(m, "tie_word_embeddings", json!(true));
+            },
+            &["tie_word_embeddings", "transformers 4 and 5 read a tied mt5 differently"],
+        ),
         (
             "llama_tied",
             "infinite",

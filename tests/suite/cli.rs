@@ -89,7 +89,9 @@ fn the_kernels_train_as_the_cpu_does() {
     for model in ["qwen2_bias", "t5_v11"] {
         let run = |name: &str, more: &[&str]| {
             let out = dir.path().join(format!("{model}-{name}"));
-            let all = [&["--steps", "7"], more].concat();
+            // The machine takes its time: little general text.
+            let few = ["--set", "null_space.tokens=200", "--set", "rehearsal.texts=4"];
+            let all = [&["--steps", "7"], &few[..], more].concat();
             let done = train(model, &data, &out, &all).assert().success();
             (result(&done.get_output().stdout), logged(&out, "loss"))
         };
@@ -103,7 +105,9 @@ fn the_kernels_train_as_the_cpu_does() {
             }
             let perplexity = |r: &Value| r["after"]["general"]["perplexity"].as_f64().unwrap();
             let (a, b) = (perplexity(&cpu), perplexity(&simt));
-            assert!((a - b).abs() < 5.0 * tolerance * a, "{model} {name}: perplexity {a}, {b}");
+            // As the losses: in nats a token.
+            let (a, b) = (a.ln(), b.ln());
+            assert!((a - b).abs() < tolerance * a, "{model} {name}: log perplexity {a}, {b}");
         }
     }
     train("qwen2_bias", &data, &dir.path().join("x"), &["--device", "cpu", "--set", "precision=bf16"])

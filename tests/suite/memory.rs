@@ -1,5 +1,6 @@
 //! What a run is said to need before it is run, against what it needs.
 
+use crate::cli::{engine, golden_model, world};
 use gems_engine::backend::cuda::{Cuda, DeviceSpec};
 use gems_engine::backend::{Backend, cpu::Cpu};
 use gems_engine::gems::{Method, MethodSettings, NullSide, Optimizer, Refresh, Scales, StepInput};
@@ -8,7 +9,8 @@ use gems_engine::train::{
     Averaging, MemoryPlan, PlannedRun, gradients, largest_knowledge, micro_step, probe,
 };
 use gems_engine::train::{Rehearsal, rehearse};
-use serde_json::json;
+use predicates::prelude::*;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 fn architecture(family: &str) -> Architecture {
@@ -162,4 +164,36 @@ fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
     };
     let (whole, again) = (peak(false), peak(true));
     assert!(again < whole * 7 / 10, "{again} of {whole}");
+}
+
+/// A run that the machine has no room for is refused before its weights are looked at, with the plan and the way out.
+#[test]
+fn a_run_that_does_not_fit_is_refused_before_it_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (world(dir.path()), dir.path().join("run"));
+    let train = |memory: &str, more: &[&str]| {
+        let mut command = engine();
+        command.env("GEMS_MEMORY", memory).args(["train", "--json", "--steps", "1", "--device", "cpu"]);
+        command.args(["--set", "gems.rank=4"]);
+        command.arg("--model").arg(golden_model("llama_tied")).arg("--data").arg(&data).args(more);
+        command.arg("--out").arg(&out);
+        command
+    };
+    let plan = train("100000", &["--dry-run"]).assert().success();
+    let plan: Value = serde_json::from_slice(&plan.get_output().stdout).unwrap();
+    assert_eq!((&plan["fits"], &plan["memory_mb"]["available"]), (&json!(false), &json!(0.1)));
+    let needed = (plan["memory_mb"]["total"].as_f64().unwrap() * 1e6) as usize;
+    let refused = train(&(needed - 1000).to_string(), &[]).assert().code(1);
+    for part in
+        ["more memory than", "available", "weights", "train.micro_batch_tokens", "gems.rank", "in all"]
+    {
+        assert!(
+            predicate::str::contains(part).eval(&String::from_utf8_lossy(&refused.get_output().stderr)),
+            "{part}"
+        );
+    }
+    assert!(!out.exists(), "nothing is begun");
+    let plan = train(&(needed + 1000).to_string(), &["--dry-run"]).assert().success();
+    let plan: Value = serde_json::from_slice(&plan.get_output().stdout).unwrap();
+    assert_eq!(plan["fits"], true);
 }

@@ -105,7 +105,7 @@ fn it_answers_as_rank_does() {
     assert_eq!(status, 200, "{answer}");
     assert!(same(&answer, &ranked(&run, &["--history", "i1,i2", "--query", "red desk", "--top", "4"])));
     // Many at a time, each with its own wishes: none gets another's answer.
-    let ask = |k: usize| json!({"history": [format!("i{}", k % 12)], "top": 1 + k % 5, "exclude_history": k % 2 == 0});
+    let ask = |k: usize| json!({"history": [format!("i{}", k % 12)], "top": 1 + k % 5, "exclude_history": k.is_multiple_of(2)});
     let server = &server;
     let all: Vec<Value> = std::thread::scope(|scope| {
         let asked: Vec<_> = (0..40).map(|k| scope.spawn(move || server.rank(&ask(k)))).collect();
@@ -115,12 +115,12 @@ fn it_answers_as_rank_does() {
             .map(|(status, a)| (status == 200).then_some(a).unwrap())
             .collect()
     });
-    for k in 0..12 {
+    for (k, answered) in all.iter().enumerate().take(12) {
         let (history, top) = (format!("i{}", k % 12), (1 + k % 5).to_string());
         let mut args = vec!["--history", &history, "--top", &top];
-        args.extend((k % 2 == 0).then_some("--exclude-history"));
+        args.extend(k.is_multiple_of(2).then_some("--exclude-history"));
         let alone = ranked(&run, &args);
-        assert!(same(&all[k], &alone), "{k}: {} {alone}", all[k]);
+        assert!(same(answered, &alone), "{k}: {answered} {alone}");
         assert!(k % 2 == 1 || !ids(&alone).contains(&&*history));
     }
     let (status, answer) =

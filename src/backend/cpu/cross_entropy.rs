@@ -3,16 +3,17 @@
 use super::matmul::matmul;
 use super::rows::softmax;
 use super::simd::fast;
-use super::{host, host_mut};
+use super::{elementwise, host, host_mut};
 use crate::backend::ops::chunk_end;
-use crate::backend::{CrossEntropy, HostPool, Matmul, Storage, Tensor};
+use crate::backend::{CrossEntropy, HostPool, Matmul, Softcap, Storage, Tensor};
 use rayon::prelude::*;
 
 /// Most logits held at once (16 MB).
 pub const LOGITS: usize = 4 << 20;
 
 pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
-    let CrossEntropy { x, head, logit_scale, targets, weights, mut nll, mut dx, mut head_gradient } = op;
+    let CrossEntropy { x, head, logit_scale, softcap, targets, weights, mut nll, mut dx, mut head_gradient } =
+        op;
     let (labels, vocabulary) = (x.rows, head.rows);
     let weight = host(weights);
     let nll_ld = nll.ld;
@@ -27,6 +28,9 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
         let rows = x.row_range(start..end);
         let scores = Matmul { c: logits.mat_mut(), beta: 0.0, alpha: logit_scale, a: rows.n(), b: head.t() };
         matmul(threads, scores);
+        if let Some(cap) = softcap {
+            elementwise::softcap(Softcap { x: logits.mat_mut(), cap });
+        }
         {
             let mut view = logits.mat_mut();
             let values = host_mut(&mut view);
@@ -38,11 +42,16 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
                     fast(|| {
                         let target = targets.host[start + i] as usize;
                         let at_target = row[target];
+                        let slopes: Vec<f32> = match softcap.filter(|_| gradients) {
+                            Some(cap) => row.iter().map(|z| 1.0 - (z / cap).powi(2)).collect(),
+                            None => Vec::new(),
+                        };
                         let loss = softmax(row) - at_target;
                         if gradients {
                             let w = weight[(start + i) * weights.ld] * logit_scale;
                             row.iter_mut().for_each(|p| *p *= w);
                             row[target] -= w;
+                            row.iter_mut().zip(&slopes).for_each(|(p, slope)| *p *= slope);
                         }
                         loss
                     })

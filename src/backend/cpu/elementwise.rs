@@ -2,7 +2,7 @@
 
 use super::host;
 use super::rows::{each_row, row};
-use crate::backend::{Axpy, Copy, Fill, Scale};
+use crate::backend::{Axpy, Copy, Fill, Scale, Softcap};
 
 pub fn copy(op: Copy) {
     let Copy { from, mut to } = op;
@@ -16,6 +16,11 @@ pub fn fill(mut op: Fill) {
 
 pub fn scale(mut op: Scale) {
     each_row(&mut op.x, |_, row| row.iter_mut().for_each(|v| *v *= op.alpha));
+}
+
+pub fn softcap(mut op: Softcap) {
+    let cap = op.cap;
+    each_row(&mut op.x, |_, row| row.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh()));
 }
 
 pub fn axpy(op: Axpy) {

@@ -147,6 +147,7 @@ impl Backend for Cpu {
             Operation::Fill(op) => elementwise::fill(op),
             Operation::Scale(op) => elementwise::scale(op),
             Operation::Axpy(op) => elementwise::axpy(op),
+            Operation::Softcap(op) => elementwise::softcap(op),
             Operation::Gather(op) => gather::gather(op),
             Operation::ScatterAdd(op) => gather::scatter_add(op),
             Operation::Matmul(op) => matmul::matmul(threads, op),

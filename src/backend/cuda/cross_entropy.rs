@@ -60,6 +60,9 @@ impl Cuda {
         let x = call.x.row_range(rows.clone());
         let c = logits.mat_mut().col_range(0..vocabulary);
         self.matmul(Matmul { c, beta: 0.0, alpha: call.logit_scale, a: x.n(), b: head.t() })?;
+        if let Some(cap) = call.softcap {
+            self.softcap(cap, &logits.mat_mut().col_range(0..vocabulary))?;
+        }
         let dtype = gradient.as_ref().map_or(DType::F32, |g| g.dtype());
         let logits = logits.mat().col_range(0..vocabulary);
         let part = gradient.map_or(logits, |g| g.mat().col_range(0..vocabulary));
@@ -70,7 +73,7 @@ impl Cuda {
             nll: view_mut(&call.nll.reborrow().row_range(rows.clone())),
             targets: address(call.targets) + 4 * rows.start as u64,
             logit_scale: call.logit_scale,
-            unused: 0.0,
+            softcap: call.softcap.unwrap_or(0.0),
         };
         let shape = Launch::line(rows.len(), 256).shared(256);
         // Logits read once; their gradient written (in place, or beside them).

@@ -18,7 +18,7 @@ impl Cuda {
             before: view(op.before),
             kl: view_mut(&op.kl),
             factor: op.factor,
-            unused: 0.0,
+            softcap: op.softcap.unwrap_or(0.0),
         };
         self.launch(kernels::DIVERGENCE, Launch::line(op.before.rows, 256).shared(512), &arguments, work)
     }

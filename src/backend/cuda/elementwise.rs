@@ -1,7 +1,7 @@
 //! Copies, fills, scales and sums, element by element: `kernels/elementwise.cu`.
 
 use super::Cuda;
-use super::abi::{CombineArguments, FillArguments};
+use super::abi::{CombineArguments, FillArguments, SoftcapArguments};
 use super::kernels;
 use super::launch::{chunks, view, view_mut};
 use crate::backend::work::{Work, bytes, bytes_mut};
@@ -18,6 +18,16 @@ impl Cuda {
         }
         let work = Work::new(bytes(x) + bytes_mut(y) * if beta == 0.0 { 1 } else { 2 }, 0);
         self.launch(kernels::combine(x.dtype, y.dtype), chunks(&arguments.y), &arguments, work)
+    }
+
+    /// `y = cap tanh(y / cap)`.
+    pub(super) fn softcap(&self, cap: f32, y: &MatMut) -> Result<()> {
+        if y.rows == 0 || y.cols == 0 {
+            return Ok(());
+        }
+        let arguments = SoftcapArguments { y: view_mut(y), softcap: cap, inverse: cap.recip() };
+        let work = Work::new(2 * bytes_mut(y), 4 * (y.rows * y.cols) as u64);
+        self.launch(kernels::SOFTCAP, chunks(&arguments.y), &arguments, work)
     }
 
     /// `y = value`.

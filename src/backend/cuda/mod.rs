@@ -228,6 +228,7 @@ impl Backend for Cuda {
             Operation::Fill(op) => self.fill(&op.x, op.value),
             Operation::Scale(op) => self.combine(op.alpha, op.x.as_mat(), 0.0, &op.x),
             Operation::Axpy(op) => self.combine(op.alpha, op.x, 1.0, &op.y),
+            Operation::Softcap(op) => self.softcap(op.cap, &op.x),
             Operation::Gather(op) => self.gather(op),
             Operation::ScatterAdd(op) => self.scatter_add(op),
             Operation::Matmul(op) => self.matmul(op),

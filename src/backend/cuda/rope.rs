@@ -10,7 +10,7 @@ use crate::error::Result;
 impl Cuda {
     pub(super) fn rope(&self, op: Rope) -> Result<()> {
         let work = op.work();
-        let Rope { x, positions, inv_freq, heads, inverse } = op;
+        let Rope { x, positions, inv_freq, heads, factor, inverse } = op;
         if x.rows == 0 {
             return Ok(());
         }
@@ -19,7 +19,9 @@ impl Cuda {
             inv_freq: view(inv_freq),
             positions: address(positions),
             heads: heads as i32,
+            head_dim: (x.cols / heads) as i32,
             sign: if inverse { -1.0 } else { 1.0 },
+            factor,
         };
         let shape = Launch::cover(x.rows * inv_freq.cols);
         self.launch(kernels::rope(x.dtype), shape, &arguments, work)

@@ -5,7 +5,7 @@ use crate::backend::work::{Work, bytes};
 use crate::backend::{Indices, Mat, MatMut};
 use std::ops::Range;
 
-/// Cross entropy of `softmax(logit_scale * x headᵀ)` against `targets`, never holding all logits; with `dx` and
+/// Cross entropy of `softmax(cap(logit_scale * x headᵀ))` against `targets`, never holding all logits; with `dx` and
 /// `head_gradient` the gradients of `sum_i weights[i] nll[i]`.
 pub struct CrossEntropy<'a> {
     /// `[L x D]`.
@@ -14,6 +14,8 @@ pub struct CrossEntropy<'a> {
     pub head: Mat<'a>,
     /// Factor on the logits.
     pub logit_scale: f32,
+    /// Scaled logits become `softcap * tanh(logit / softcap)` (Gemma 2).
+    pub softcap: Option<f32>,
     /// `L` token ids.
     pub targets: &'a Indices,
     /// *f32* `[L x 1]`.
@@ -39,6 +41,7 @@ impl CrossEntropy<'_> {
         let labels = self.x.rows;
         assert!(self.targets.len() == labels && self.nll.rows == labels, "cross_entropy");
         assert!(self.x.cols == self.head.cols && self.weights.rows == labels, "cross_entropy");
+        assert!(self.softcap.is_none_or(|cap| cap > 0.0), "cross_entropy: softcap");
     }
     pub(in crate::backend) fn work(&self) -> Work {
         let trained = self.head_gradient.as_ref().map_or(0, |h| self.head.rows - h.first_row);

@@ -5,7 +5,7 @@ use crate::backend::work::{Work, bytes};
 use crate::backend::{Mat, MatMut};
 
 /// `kl = KL(softmax(before) || softmax(logits))` of every row, whose gradient takes the place of the logits:
-/// `logits <- factor (softmax(logits) - softmax(before))`.
+/// `logits <- factor (softmax(logits) - softmax(before)) slope`, where slope is 1, or that of the cap that the logits had.
 pub struct Divergence<'a> {
     /// *f32* `[L x V]`, in place.
     pub logits: MatMut<'a>,
@@ -13,6 +13,8 @@ pub struct Divergence<'a> {
     pub before: Mat<'a>,
     /// Factor on the gradient.
     pub factor: f32,
+    /// What both were capped by: the slope is `1 - (logit / softcap)²`.
+    pub softcap: Option<f32>,
     /// *f32* `[L x 1]`, written; in nats.
     pub kl: MatMut<'a>,
 }

@@ -1,5 +1,6 @@
 //! Element by element, between any types.
 
+use super::is_f32;
 use crate::backend::work::{Work, bytes, bytes_mut};
 use crate::backend::{Mat, MatMut};
 
@@ -47,6 +48,23 @@ impl Scale<'_> {
     pub(in crate::backend) fn check(&self) {}
     pub(in crate::backend) fn work(&self) -> Work {
         Work::each(2 * bytes_mut(&self.x), 1, self.x.shape())
+    }
+}
+
+/// `x = cap tanh(x / cap)`: logits that are capped softly (Gemma 2).
+pub struct Softcap<'a> {
+    /// *f32*, any shape, in place.
+    pub x: MatMut<'a>,
+    /// Above 0.
+    pub cap: f32,
+}
+
+impl Softcap<'_> {
+    pub(in crate::backend) fn check(&self) {
+        assert!(is_f32(self.x.as_mat()) && self.cap > 0.0, "softcap");
+    }
+    pub(in crate::backend) fn work(&self) -> Work {
+        Work::each(2 * bytes_mut(&self.x), 4, self.x.shape())
     }
 }
 

@@ -39,7 +39,7 @@ pub use column_sums::ColumnSums;
 pub use cross_entropy::{CrossEntropy, HeadGradient, chunk_end};
 pub use divergence::Divergence;
 pub use dots::Dots;
-pub use elementwise::{Axpy, Copy, Fill, Scale};
+pub use elementwise::{Axpy, Copy, Fill, Scale, Softcap};
 pub use fold::{Fold, Rounding};
 pub use gather::{Gather, RowGroups, ScatterAdd};
 pub use linear::{AdaptedLinear, Branch, Linear, LinearInputGrad};
@@ -100,6 +100,7 @@ operations! {
     Fill "fill",
     Scale "scale",
     Axpy "axpy",
+    Softcap "softcap",
     Gather "gather",
     ScatterAdd "scatter_add",
     Matmul "matmul",

@@ -209,6 +209,7 @@ impl Look<'_> {
                 x: x.mat(),
                 head,
                 logit_scale: 1.0,
+                softcap: None,
                 targets: &targets,
                 weights: weights.mat(),
                 nll: nll.mat_mut(),

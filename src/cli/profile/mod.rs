@@ -167,12 +167,12 @@ impl ProfileArgs {
         }
         let open = |config: &Config| self.backend(config);
         if self.model.is_some() {
-            return Subject::of_session(Session::open_on(self.config(Vec::new())?, open)?);
+            return Subject::of_session(Session::open_on(self.config(Vec::new())?, open, false)?);
         }
         let dir = tempfile::tempdir().map_err(|e| Error::io("make", std::env::temp_dir(), e))?;
         demo::unpack(dir.path())?;
         let config = self.config(demo::settings(dir.path())?)?;
-        Subject::of_session(Session::open_on(config, open)?)
+        Subject::of_session(Session::open_on(config, open, false)?)
     }
 
     fn measure(&self, subject: &mut Subject, backend: &Arc<dyn Backend>, start: f64) -> Result<Measured> {

@@ -158,7 +158,10 @@ fn start(args: &TrainArgs) -> Result<()> {
     }
     let matched = Some(&config.train.match_step).filter(|run| !run.is_empty());
     let norms = matched.map(|run| StepNorms::of(&whole(Path::new(run)))).transpose()?;
-    let mut session = Session::open(config, &args.device)?;
+    let mut session = match args.dry_run {
+        true => Session::open(config, &args.device)?,
+        false => Session::open_to_train(config, &args.device)?,
+    };
     ranks::settle_shards(&mut session.config)?;
     session.same_on_all_ranks()?;
     session.states = args.base_states.as_deref().map(KeptStates::new);

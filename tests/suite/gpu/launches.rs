@@ -104,8 +104,16 @@ fn profile_of_every_device_has_times_floors_and_a_trace() {
     let trace = dir.path().join("trace.json").display().to_string();
     let model = golden_model("llama_tied");
     for device in ["cpu", "simt", "null"] {
-        let sizes =
-            ["--set", "gems.rank=4", "--set", "train.batch=4", "--set", "train.micro_batch_tokens=4096"];
+        let sizes = [
+            "--set",
+            "gems.rank=4",
+            "--set",
+            "train.batch=4",
+            "--set",
+            "train.micro_batch_tokens=4096",
+            "--set",
+            "rehearsal.every=0",
+        ];
         let run =
             ["--model", &model, "--data", &data, "--device", device, "--trace", &trace, "--warmup", "1"];
         let report = profile(&[&run[..], &sizes[..]].concat());
@@ -151,7 +159,8 @@ fn profile_of_every_device_has_times_floors_and_a_trace() {
 #[test]
 fn a_known_shape_on_the_null_device_launches_what_the_arithmetic_needs() {
     let tokens = 1024;
-    let report = profile(&["--shape", "t5-base", "--tokens", "1024", "--length", "128", "--device", "null"]);
+    let run = ["--shape", "t5-base", "--tokens", "1024", "--length", "128", "--device", "null"];
+    let report = profile(&[&run[..], &["--set", "rehearsal.every=0"]].concat());
     assert_eq!(report["what"], "t5-base");
     let encoder = 12 * (4 * 768 * 768 + 2 * 768 * 3072);
     // The decoder's cross attention projects the encoder's rows too.

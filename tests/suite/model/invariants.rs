@@ -50,7 +50,17 @@ fn loss(model: &Model, batch: &Batch) -> f64 {
 #[test]
 fn finite_differences_of_every_parameter_and_branch() {
     on_every_device(|| {
-        for family in ["llama", "qwen2", "qwen3", "t5", "norms after", "norms on both sides"] {
+        for family in [
+            "llama",
+            "qwen2",
+            "qwen3",
+            "t5",
+            "phi3",
+            "granite",
+            "gemma2",
+            "norms after",
+            "norms on both sides",
+        ] {
             let mut model = tiny_model(family);
             let batch = tiny_batch(&model.architecture);
             let (_, tap) = gradients(&model, &batch, false, false);
@@ -106,7 +116,9 @@ fn finite_differences_of_every_parameter_and_branch() {
 #[test]
 fn checkpointing_changes_no_bit() {
     on_every_device(|| {
-        for family in ["llama", "qwen3", "t5", "norms after", "norms on both sides"] {
+        for family in
+            ["llama", "qwen3", "t5", "phi3", "granite", "gemma2", "norms after", "norms on both sides"]
+        {
             let model = tiny_model(family);
             let batch = tiny_batch(&model.architecture);
             let (nll, whole) = gradients(&model, &batch, true, false);
@@ -153,7 +165,7 @@ fn a_packed_batch_equals_its_sequences_one_by_one() {
 #[test]
 fn a_trie_gives_every_path_what_it_gets_alone() {
     on_every_device(|| {
-        for family in ["qwen3", "t5", "norms after"] {
+        for family in ["qwen3", "t5", "phi3", "gemma2", "norms after"] {
             let model = tiny_model(family);
             let t5 = model.architecture.is_encoder_decoder();
             // Prompt 3 5, then the trie {7 -> {1, 2}, 9 -> {1}}.

@@ -13,13 +13,12 @@ fn unsupported_configurations_name_field_value_and_remedy() {
         Architecture::from_json(json, "config.json").err().map(|e| e.to_string()).unwrap_or_default()
     };
     for (key, value, base, expect) in [
-        ("model_type", "gpt2".into(), "llama", "llama, qwen2, qwen3, t5"),
+        ("model_type", "gpt2".into(), "llama", "the nearest is llama"),
         ("hidden_act", "gelu".into(), "llama", "silu"),
         ("hidden_size", (-3).into(), "llama", "hidden_size"),
         ("num_hidden_layers", 1e12.into(), "llama", "num_hidden_layers"),
         ("num_key_value_heads", 3.into(), "llama", "divisor"),
-        ("use_sliding_window", true.into(), "qwen2", "full_attention"),
-        ("rope_scaling", serde_json::json!({"rope_type": "yarn", "factor": 2.0}), "llama", "llama3"),
+        ("rope_scaling", serde_json::json!({"rope_type": "yarn"}), "llama", "factor"),
         ("feed_forward_proj", "gated-tanh".into(), "t5", "gated-gelu"),
         ("rms_norm_eps", "x".into(), "llama", "positive number"),
     ] {

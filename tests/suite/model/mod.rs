@@ -2,6 +2,7 @@
 
 mod golden;
 pub mod invariants;
+mod kinds;
 mod loading;
 
 use crate::support::{Golden, Reference, backend};
@@ -166,6 +167,26 @@ fn tiny(family: &str) -> serde_json::Value {
             "d_ff": 7, "num_layers": 2, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false,
             "relative_attention_num_buckets": 6, "relative_attention_max_distance": 9})
         }
+        "granite" => {
+            let mut json = tiny("llama");
+            let multipliers = [("embedding", 3.0), ("attention", 0.4), ("residual", 0.6)];
+            multipliers.iter().for_each(|(of, by)| json[format!("{of}_multiplier")] = (*by).into());
+            (json["model_type"], json["logits_scaling"]) = ("granite".into(), 0.5.into());
+            json
+        }
+        "gemma2" => {
+            let mut json = tiny("llama");
+            json["model_type"] = "gemma2".into();
+            for (key, value) in [
+                ("attn_logit_softcapping", 0.8),
+                ("final_logit_softcapping", 1.5),
+                ("query_pre_attn_scalar", 5.0),
+            ] {
+                json[key] = value.into();
+            }
+            json["sliding_window"] = 3.into();
+            json
+        }
         family => {
             serde_json::json!({"model_type": family, "vocab_size": 19, "hidden_size": 12, "head_dim": 6,
             "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 7, "num_hidden_layers": 2,
@@ -185,8 +206,10 @@ pub fn tiny_architecture(family: &str) -> Architecture {
     let mut architecture = Architecture::from_json(tiny(base), "tiny").unwrap();
     architecture.initializer_range = 0.3; // flat models have nothing to differentiate
     if norms != Norms::Before {
-        let (layers, inv_freq) = (vec![true, false, true], Some(vec![1.0, 0.4, 0.15]));
-        architecture.sliding = Some(Sliding { window: 3, layers, inv_freq });
+        let inv_freq = vec![1.0, 0.4, 0.15];
+        let (layers, rotary) =
+            (vec![true, false, true], Some(Rotary { inv_freq, factor: 1.0, longer: Longer::Same }));
+        architecture.sliding = Some(Sliding { window: 3, layers, rotary });
         (architecture.layers, architecture.norms, architecture.embedding_scale) = (3, norms, 12f32.sqrt());
     }
     if norms == Norms::Both {

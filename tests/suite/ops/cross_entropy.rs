@@ -3,10 +3,18 @@
 use super::*;
 
 const SCALE: f32 = 0.3;
+const CAP: f32 = 1.1;
 
 /// The head's rows from `trained` on have a gradient; from the vocabulary's end on: none has. `gradients`: whether x has
 /// one.
-pub fn of_labels(l: usize, d: usize, v: usize, gradients: bool, trained: usize) -> Case {
+pub fn of_labels(
+    l: usize,
+    d: usize,
+    v: usize,
+    softcap: Option<f32>,
+    gradients: bool,
+    trained: usize,
+) -> Case {
     let what = ["loss", "head and loss"][usize::from(gradients)];
     Case::new(format!("{what} {l}x{d}->{v}"), move |on| {
         let (x, head) = (on.compute(1, l, d), on.compute(2, v, d));
@@ -24,6 +32,7 @@ pub fn of_labels(l: usize, d: usize, v: usize, gradients: bool, trained: usize) 
                 x: x.mat(),
                 head: head.mat(),
                 logit_scale: SCALE,
+                softcap,
                 targets: &targets,
                 weights: weights.mat(),
                 nll,
@@ -37,7 +46,7 @@ pub fn of_labels(l: usize, d: usize, v: usize, gradients: bool, trained: usize) 
 
 pub fn at(s: &Sizes) -> Vec<Timed> {
     let (l, v) = (s.labels, s.vocabulary);
-    vec![of_labels(l, s.hidden, v, true, v).into()]
+    vec![of_labels(l, s.hidden, v, None, true, v).into()]
 }
 
 const SIZES: [(usize, usize, usize, usize); 3] = [(1, 8, 3, 0), (9, 16, 50, 40), (40, 24, 331, 328)];
@@ -45,28 +54,33 @@ const SIZES: [(usize, usize, usize, usize); 3] = [(1, 8, 3, 0), (9, 16, 50, 40),
 #[test]
 fn cross_entropy_and_its_gradients() {
     for (l, d, v, trained) in SIZES {
-        parity(of_labels(l, d, v, true, trained));
-        parity(of_labels(l, d, v, false, v));
+        for softcap in [None, Some(CAP)] {
+            parity(of_labels(l, d, v, softcap, true, trained));
+            parity(of_labels(l, d, v, softcap, false, v));
+        }
     }
 }
 
 #[test]
 fn cross_entropy_by_its_formula() {
-    for (l, d, v, trained) in SIZES {
+    for ((l, d, v, trained), softcap) in SIZES.into_iter().flat_map(|size| [(size, None), (size, Some(CAP))])
+    {
         let (x, head) = (exactly(1, l * d), exactly(2, v * d));
         let (mut nll, mut dx, mut dhead) =
             (vec![0.0; l], vec![0.0; l * d], exactly(3, 2 * (v - trained) * d));
         for i in 0..l {
             let logit =
                 |j: usize| f64::from(SCALE) * (0..d).map(|c| x[i * d + c] * head[j * d + c]).sum::<f64>();
-            let logits: Vec<f64> = (0..v).map(logit).collect();
+            let capped = |z: f64| softcap.map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh());
+            let slope = |z: f64| softcap.map_or(1.0, |cap| 1.0 - (z / f64::from(cap)).powi(2));
+            let logits: Vec<f64> = (0..v).map(|j| capped(logit(j))).collect();
             let most = logits.iter().fold(f64::MIN, |m, z| m.max(*z));
             let sum = most + logits.iter().map(|z| (z - most).exp()).sum::<f64>().ln();
             let (target, weight) = (i * 7919 % v, 0.5 + i as f64 / l as f64);
             nll[i] = sum - logits[target];
             for j in 0..v {
                 let p = (logits[j] - sum).exp() - f64::from(u8::from(j == target));
-                let dlogit = weight * f64::from(SCALE) * p;
+                let dlogit = weight * f64::from(SCALE) * p * slope(logits[j]);
                 (0..d).for_each(|c| dx[i * d + c] += dlogit * head[j * d + c]);
                 if j >= trained {
                     let row = usize::from(i >= l / 3) * (v - trained) + j - trained;
@@ -74,6 +88,6 @@ fn cross_entropy_by_its_formula() {
                 }
             }
         }
-        follows(&of_labels(l, d, v, true, trained), &[nll, dx, dhead]);
+        follows(&of_labels(l, d, v, softcap, true, trained), &[nll, dx, dhead]);
     }
 }

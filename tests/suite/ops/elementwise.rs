@@ -32,6 +32,13 @@ pub fn scale((rows, cols): Shape, pad: usize, alpha: f32) -> Case {
     })
 }
 
+pub fn softcap((rows, cols): Shape, pad: usize, cap: f32) -> Case {
+    Case::new(format!("softcap {rows}x{cols}"), move |on| {
+        let x = on.view(1, (rows, cols), pad, DType::F32);
+        Prepared::new([("x", x)], move |[x], run| run(Softcap { x, cap }.into()))
+    })
+}
+
 /// Of the compute type into f32.
 pub fn axpy((rows, cols): Shape, pad: usize) -> Case {
     Case::new(format!("axpy {rows}x{cols}"), move |on| {
@@ -44,7 +51,9 @@ pub fn axpy((rows, cols): Shape, pad: usize) -> Case {
 pub fn at(s: &Sizes) -> Vec<Timed> {
     let shape = (s.tokens, s.hidden);
     // A factor of 1: a bench repeats it.
-    [copy_and_back(shape, 0), fill(shape, 0), scale(shape, 0, 1.0), axpy(shape, 0)].map(Timed::from).into()
+    [copy_and_back(shape, 0), fill(shape, 0), scale(shape, 0, 1.0), axpy(shape, 0), softcap(shape, 0, 30.0)]
+        .map(Timed::from)
+        .into()
 }
 
 #[test]
@@ -56,6 +65,7 @@ fn elementwise() {
             (copy_and_back(shape, pad), vec![x.clone(), x.clone()]),
             (fill(shape, pad), vec![all(&|_| 3.0)]),
             (scale(shape, pad, 0.75), vec![all(&|e| 0.75 * x[e])]),
+            (softcap(shape, pad, 0.8), vec![all(&|e| f64::from(0.8f32) * (x[e] / f64::from(0.8f32)).tanh())]),
             (axpy(shape, pad), vec![all(&|e| y[e] - 1.5 * x[e])]),
         ] {
             follows(&case, &formula);

@@ -80,7 +80,14 @@ fn golden_from_logs_to_a_tuned_model_and_back_to_its_numbers() {
     );
     assert_eq!(made["card"]["leak_rate"], 0.0);
     let run = |name: &str, seed: &str| {
-        let set = ["gems.rank=4", "gems.refresh_every=4", "train.batch=8", "data.item_token=<new_{}>", seed];
+        let set = [
+            "gems.rank=4",
+            "gems.refresh_every=4",
+            "train.batch=8",
+            "data.item_token=<new_{}>",
+            "null_space.side=input",
+            seed,
+        ];
         let mut command = engine();
         command.args(["train", "--json", "--device", "cpu", "--steps", "6", "--model"]).arg(&golden);
         command.arg("--data").arg(&data).arg("--out").arg(join(name));
