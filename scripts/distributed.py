@@ -309,7 +309,8 @@ def asked_to_stop():
             (running.run / "stop").touch()
         code, _ = running.end(20)
         said = running.said()
-        assert code == 130 and said.count("error: stopped") == 3, (code, said)
+        # Of each rank a message, and the same as JSON.
+        assert code == 130 and said.count("everything is saved") == 6, (code, said)
         assert not (running.run / "stop").exists()
 
 

@@ -166,7 +166,8 @@ fn say(text: &str) {
 
 /// Prints an error the way every command does: what, where, what to do.
 fn report(error: &Error) {
-    let _ = writeln!(std::io::stderr(), "error: {error}");
+    // In one piece: ranks share a terminal.
+    let _ = std::io::stderr().write_all(format!("error: {error}\n").as_bytes());
     if for_machines() {
         tell_machines(error);
     }
@@ -179,7 +180,7 @@ fn for_machines() -> bool {
 
 /// The error as the last line of standard error: what was told on standard output before stays the result.
 fn tell_machines(error: &Error) {
-    let _ = writeln!(std::io::stderr(), "{}", error.json());
+    let _ = std::io::stderr().write_all(format!("{}\n", error.json()).as_bytes());
 }
 
 /// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once. So does SIGUSR1,
