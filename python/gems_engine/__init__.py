@@ -7,7 +7,7 @@
     run.rank(["B0003", "B0110"], query="warm scarf", top=5)
     run                     # in a notebook: the report
 
-Everything is done by the program `gems-engine`, which this package carries; nothing is imported but the standard library.
+Everything is done by the program `gems-engine`; nothing is imported but the standard library, and pandas where it is there.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class EngineError(RuntimeError):
 
 
 def program() -> str:
-    """Where the program is: `$GEMS_ENGINE`, what this package installed, or what the PATH has."""
+    """Where the program is: `$GEMS_ENGINE`, beside this Python, or on the PATH."""
     given = os.environ.get("GEMS_ENGINE")
     if given:
         return given
     beside = Path(sysconfig.get_path("scripts")) / "gems-engine"
     found = str(beside) if beside.is_file() else shutil.which("gems-engine")
     if not found:
-        raise FileNotFoundError("there is no program gems-engine: pip install gems-engine, or set GEMS_ENGINE to its path")
+        raise FileNotFoundError("there is no program gems-engine: cargo install it, or set GEMS_ENGINE to its path")
     return found
 
 
