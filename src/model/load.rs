@@ -3,7 +3,7 @@
 use super::layout::{DenseKind, Layout};
 use super::names::Names;
 use super::rotary::Longer;
-use super::{Architecture, Checked, Model, Norms, Weights};
+use super::{Architecture, Checked, Family, Model, Norms, Weights};
 use crate::backend::{AdaptedLinear, Backend, DType, Tensor};
 use crate::error::Result;
 use crate::random::{self, Purpose};
@@ -266,6 +266,10 @@ fn fingerprint(a: &Architecture, layout: &Layout, source: &Source) -> Result<Str
     let scales = (a.residual_scale, a.logit_softcap, turned);
     if scales != (1.0, None, None) {
         hasher.update(format!("{scales:?}").as_bytes());
+    }
+    // Given by the configuration, where the others' follow from the sizes.
+    if matches!(a.family, Family::Granite | Family::Gemma2 | Family::Gemma3) {
+        hasher.update(format!("{} {}", a.attention_scale, a.logit_scale).as_bytes());
     }
     match source.stored {
         None => {
