@@ -48,6 +48,14 @@ real-models *ARGS:
     cargo build --release --locked --bin gems-engine
     python3 scripts/real-models.py {{ARGS}}
 
+# The wheel: built, looked into, tried (`--check`: its metadata only).
+wheel *ARGS:
+    scripts/wheel.sh {{ARGS}}
+
+# The documents as a site (needs mdbook).
+book:
+    mdbook build
+
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).
 cuda-toolchain:
     scripts/cuda-toolchain.sh

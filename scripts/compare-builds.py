@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 MODELS = Path(__file__).resolve().parent.parent / "tests/golden/models"
-TIME_AND_MEMORY = {"tokens_per_second", "step_ms", "seconds", "memory_bytes", "peak_memory_bytes", "run"}
+TIME_AND_MEMORY = {"tokens_per_second", "step_ms", "seconds", "memory_bytes", "peak_memory_bytes", "phases", "run"}
 
 # Short, with two refreshes, a checkpoint inside a window and one at the end. Settings of a case win over these.
 SHORT = """

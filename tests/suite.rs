@@ -15,6 +15,8 @@ mod cli;
 mod data;
 #[path = "suite/distributed/mod.rs"]
 mod distributed;
+#[path = "suite/documents.rs"]
+mod documents;
 #[path = "suite/drivers.rs"]
 mod drivers;
 #[path = "suite/eval.rs"]
@@ -51,6 +53,8 @@ mod settings;
 mod simt;
 #[path = "suite/tables.rs"]
 mod tables;
+#[path = "suite/terminal.rs"]
+mod terminal;
 #[path = "suite/ties.rs"]
 mod ties;
 #[path = "suite/tokens.rs"]

@@ -1,5 +1,6 @@
 //! What is shown and kept while a run goes on: progress, `metrics.jsonl`, TensorBoard events, `log.txt`.
 
+use super::page;
 use crate::error::Result;
 use crate::gems::RefreshReport;
 use crate::report::{EventWriter, Journal, Line, MetricsLog, Progress, training_message};
@@ -7,10 +8,11 @@ use crate::train::{Listener, StepRecord, refresh_json};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Listens to a training run.
 pub struct Console<'a> {
+    run: PathBuf,
     journal: &'a Journal,
     tasks: Vec<String>,
     log: MetricsLog,
@@ -35,6 +37,7 @@ impl<'a> Console<'a> {
         let events = run.join("tensorboard");
         let resumed = events.is_dir().then_some(done);
         Ok(Self {
+            run: run.to_path_buf(),
             journal,
             tasks: tasks.to_vec(),
             log: MetricsLog::open(&run.join("metrics.jsonl"), done)?,
@@ -85,12 +88,23 @@ impl Listener for Console<'_> {
         if record.validates { Ok(()) } else { self.write() }
     }
     fn validated(&mut self, step: u64, metrics: &BTreeMap<String, f64>, best: bool) -> Result<()> {
+        // Before the first step there is no line to join.
+        let first = (step == 0).then(|| std::mem::take(&mut self.held));
+        if first.is_some() {
+            self.held.insert("step".into(), json!(step));
+        }
         self.held.insert("best".into(), json!(best));
         self.held.extend(metrics.iter().map(|(k, v)| (format!("valid.{k}"), json!(v))));
         let list: Vec<String> = metrics.iter().map(|(k, v)| format!("{k} {v:.4}")).collect();
         let best = if best { ", the best so far" } else { "" };
         self.journal.keep(&format!("validated after step {step}{best}: {}", list.join(", ")));
-        self.write()
+        self.write()?;
+        self.held.extend(first.unwrap_or_default());
+        // A page that cannot be written is no reason to stop.
+        if let Err(error) = page::write(&self.run, None) {
+            self.journal.keep(&format!("no report yet: {error}"));
+        }
+        Ok(())
     }
     fn saved(&mut self, step: u64) -> Result<()> {
         self.journal.keep(&format!("saved a checkpoint after step {step}"));

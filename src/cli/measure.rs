@@ -4,7 +4,7 @@ use super::ranks::world;
 use super::session::Session;
 use crate::data::{Record, Split};
 use crate::error::Result;
-use crate::eval::{EvaluateSettings, Metrics, Rankings, Reference, compared, rank_split_over};
+use crate::eval::{EvaluateSettings, Metrics, Ranked, Rankings, Reference, compared, rank_split_over};
 use crate::model::{Inference, general_pass};
 use crate::report::Progress;
 use serde_json::{Map, Value, json};
@@ -53,6 +53,9 @@ pub const PER_REQUEST: &str = "per_request";
 /// The key of the divergence of every text among the tasks of a summary.
 pub const PER_TEXT: &str = "per_text";
 
+/// The key of [`answers`] among the tasks of a summary.
+pub const ANSWERS: &str = "answers";
+
 /// `{task: {metric: value}, "SPLIT.task": .., "per_request": {task: {metric: [value ..]}}, "general": ..,
 /// "per_text": {"divergence": [nats ..], "tokens": [n ..]}}`; single requests are of the test split, for tests of what a
 /// run changed.
@@ -71,6 +74,7 @@ pub fn summary(
         }
         if split.name == "test" {
             all.insert(PER_REQUEST.into(), per_request(session, settings, rankings));
+            all.insert(ANSWERS.into(), answers(session, split, rankings));
         }
     }
     if let Some(reference) = reference {
@@ -91,6 +95,38 @@ fn per_request(session: &Session, settings: &EvaluateSettings, rankings: &Rankin
             (metric, json!(each))
         };
         (task.clone(), Value::Object(compared(settings).into_iter().map(values).collect()))
+    });
+    Value::Object(tasks.collect())
+}
+
+/// Requests of a task whose answers are kept.
+const KEPT: usize = 200;
+/// Items of a history that are told, and answers of a request.
+const TOLD: usize = 3;
+
+/// The first requests of every task as people read them: what was asked and wanted, at which rank it stands, the best
+/// answers.
+fn answers(session: &Session, split: &Split, rankings: &Rankings) -> Value {
+    let items = &session.data.items;
+    let name = |item: &u32| {
+        let text = items.text(*item).unwrap_or_else(|| items.id(*item));
+        let short: String = text.chars().take(60).collect();
+        if short.len() < text.len() { short + "…" } else { short }
+    };
+    let answer = |ranked: &&Ranked| {
+        let record = &split.records[ranked.record];
+        let newest = &record.history[record.history.len().saturating_sub(TOLD)..];
+        let history = newest.iter().map(name).collect::<Vec<_>>().join(" · ");
+        let query = record.query.as_ref().map(|query| format!("“{query}”"));
+        let asked: Vec<String> = query.into_iter().chain((!history.is_empty()).then_some(history)).collect();
+        // In the middle of those that are equally good.
+        let rank = ranked.places.first().map(|place| place.ahead + place.tied.div_ceil(2).max(1));
+        let top: Vec<String> = ranked.top.iter().take(TOLD).map(|(item, _)| name(item)).collect();
+        json!({"asked": asked.join(" after "), "wanted": record.target.first().map(name), "rank": rank, "top": top})
+    };
+    let tasks = session.data.tasks.iter().enumerate().map(|(number, task)| {
+        let of_task = rankings.requests.iter().filter(|ranked| ranked.task as usize == number);
+        (task.clone(), of_task.take(KEPT).map(|ranked| answer(&ranked)).collect::<Value>())
     });
     Value::Object(tasks.collect())
 }

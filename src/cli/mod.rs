@@ -14,6 +14,7 @@ mod licences;
 mod measure;
 mod needs;
 mod options;
+mod page;
 mod plan;
 mod prepare;
 mod products;
@@ -25,10 +26,12 @@ mod ranks;
 mod schema;
 mod serve;
 mod session;
+mod shell;
 mod summary;
 mod train;
 
 use crate::error::{Error, Result};
+use crate::report;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -43,6 +46,12 @@ use std::sync::{Arc, LazyLock};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Nothing on standard error but errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Terminal")]
+    quiet: bool,
+    /// On standard error too what otherwise only the log of a run keeps.
+    #[arg(short, long, global = true, help_heading = "Terminal")]
+    verbose: bool,
 }
 
 #[derive(Subcommand)]
@@ -58,14 +67,18 @@ enum Command {
     Race(Box<race::RaceArgs>),
     Doctor(doctor::DoctorArgs),
     Profile(profile::ProfileArgs),
-    /// Print the JSON schema of all settings, for editors and for reading.
-    ConfigSchema,
+    ConfigSchema(schema::SchemaArgs),
     /// Print the licences of the program, of the demo's data, and of every crate in it.
     Licences,
     /// Print the completion script of a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one a command.
+    Man {
+        /// Where they go, such as ~/.local/share/man/man1.
+        directory: std::path::PathBuf,
     },
 }
 
@@ -84,6 +97,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    report::set_talk(match (cli.quiet, cli.verbose) {
+        (true, _) => report::Talk::Errors,
+        (_, true) => report::Talk::All,
+        _ => report::Talk::Usual,
+    });
     let (name, shared) = cli.command.name();
     let done = ranks::open(name, shared).and_then(|()| run_or_panic(cli.command));
     // All ranks end together: one that is done waits for the others, and hears of their errors.
@@ -92,7 +110,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             ranks::world().fail(&error, || {
                 ranks::keep(&error);
-                report(&error);
+                tell(&error);
             });
             ExitCode::from(error.exit_code())
         }
@@ -127,9 +145,10 @@ impl Command {
             Command::Race(_) => ("race", false),
             Command::Doctor(_) => ("doctor", true),
             Command::Profile(_) => ("profile", false),
-            Command::ConfigSchema => ("config-schema", false),
+            Command::ConfigSchema(_) => ("config-schema", false),
             Command::Licences => ("licences", false),
             Command::Completions { .. } => ("completions", false),
+            Command::Man { .. } => ("man", false),
         }
     }
 }
@@ -147,25 +166,23 @@ fn run(command: Command) -> Result<()> {
         Command::Race(args) => race::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Profile(args) => profile::run(&args),
-        Command::ConfigSchema => schema::print(),
+        Command::ConfigSchema(args) => schema::print(&args),
         Command::Licences => licences::print(),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "gems-engine", &mut std::io::stdout());
-            Ok(())
-        }
+        Command::Completions { shell } => shell::completions(shell, Cli::command()),
+        Command::Man { directory } => shell::man(&directory, Cli::command()),
     }
 }
 
 /// Tells the user something on standard error, once for all ranks, if anybody listens.
 fn say(text: &str) {
-    if !ranks::world().is_first() {
+    if !ranks::world().is_first() || report::talk() == report::Talk::Errors {
         return;
     }
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints an error the way every command does: what, where, what to do.
-fn report(error: &Error) {
+fn tell(error: &Error) {
     // In one piece: ranks share a terminal.
     let _ = std::io::stderr().write_all(format!("error: {error}\n").as_bytes());
     if for_machines() {

@@ -4,12 +4,13 @@ use super::needs;
 use super::session::Session;
 use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, DeviceSpec};
+use crate::config::Config;
 use crate::data::StepSize;
 use crate::error::{Error, Kind, Result};
 use crate::gems::Knowledge;
 use crate::model::{Batch, Model};
 use crate::train::{KnowledgePass, largest_knowledge, planned_peak};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -72,7 +73,66 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
             "base_weights_on_the_host": mb(pulled), "available": available.map(mb),
         },
     });
-    let text =
-        if json { facts.to_string() } else { serde_json::to_string_pretty(&facts).unwrap_or_default() };
+    let text = if json { facts.to_string() } else { described(&facts, config) };
     writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("write", "standard output", e))
+}
+
+/// The plan in lines for people.
+fn described(facts: &Value, config: &Config) -> String {
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let memory = |part: &str| number(&facts["memory_mb"][part]);
+    let mb = |part: &str| format!("{part} {:.1}", memory(part));
+    let examples = number(&facts["steps"]) * number(&facts["examples_a_step"]);
+    let epochs = examples / number(&facts["training_records"]).max(1.0);
+    let parts = ["weights", "activations", "workspace", "method", "idle"].map(mb).join(", ");
+    let room = facts["memory_mb"]["available"].as_f64().map_or(String::new(), |available| {
+        let fits = if facts["fits"] == true { "it fits" } else { "IT DOES NOT FIT" };
+        format!("; {available:.0} MB available: {fits}")
+    });
+    let model = number(&facts["parameters"]) * 4.0 / 1e6;
+    let saved = memory("weights") + memory("method");
+    let kept = config.checkpoint.keep + 1;
+    let mut lines = vec![
+        (
+            "run",
+            format!(
+                "{} on {}, {} layers adapted of a model of {:.1} M parameters",
+                facts["method"].as_str().unwrap_or_default(),
+                facts["device"].as_str().unwrap_or_default(),
+                facts["adapted_layers"],
+                number(&facts["parameters"]) / 1e6,
+            ),
+        ),
+        (
+            "steps",
+            format!(
+                "{} of {} examples each; {} training records are seen {epochs:.1} times",
+                facts["steps"], facts["examples_a_step"], facts["training_records"],
+            ),
+        ),
+        (
+            "largest step",
+            format!(
+                "{} tokens in a pass, {} passes",
+                facts["tokens_of_the_largest_pass"], facts["passes_of_the_largest_step"],
+            ),
+        ),
+        ("memory, MB", format!("{parts}; {:.1} in all{room}", memory("total"))),
+    ];
+    if facts["learns_a_knowledge_basis"] == true {
+        lines.push((
+            "",
+            format!("learning the knowledge basis before, at most {:.1}", memory("learning_the_basis")),
+        ));
+    }
+    lines.push((
+        "disk, MB",
+        format!(
+            "at most {:.0} for {kept} checkpoints, {} for model/",
+            saved * kept as f64,
+            if config.train.export { format!("{model:.0}") } else { "nothing".into() },
+        ),
+    ));
+    lines.push(("time", "not known before a step is done: `gems-engine profile` does a few".into()));
+    lines.iter().map(|(name, text)| format!("{name:<14}{text}")).collect::<Vec<_>>().join("\n")
 }

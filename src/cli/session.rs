@@ -348,6 +348,18 @@ impl Session {
         Ok(Protected::of(knowledge, &protection, sites, &rooms))
     }
 
+    /// Names of the adapted layers, in order.
+    pub fn adapted(&self) -> Result<Vec<&str>> {
+        let sites = &self.model.layout.sites;
+        let adapted = self.config.tuner().adapted(sites)?;
+        Ok(sites
+            .iter()
+            .zip(adapted)
+            .filter(|(_, adapted)| *adapted)
+            .map(|(site, _)| site.name.as_str())
+            .collect())
+    }
+
     /// What is rehearsed while the model is tuned; to be asked for while it is still the base model.
     pub fn rehearsal(&self) -> Result<Option<Rehearsal>> {
         let settings = self.config.tuner();

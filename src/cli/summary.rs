@@ -1,9 +1,8 @@
-//! What a run comes to: numbers of its training, the table at the end, its report.
+//! What a run comes to: numbers of its training, and the table at the end.
 
-use super::measure::{PER_REQUEST, PER_TEXT, few_requests};
+use super::measure::{ANSWERS, PER_REQUEST, PER_TEXT, few_requests};
 use crate::error::{Error, Result};
-use crate::eval::significance;
-use crate::report::{self, Line, ReportData, ReportTable, Tested, before_after};
+use crate::report::{self, Line, before_after};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -61,12 +60,12 @@ pub fn print(result: &Value, json: bool, legend: &str) -> Result<()> {
     written.map_err(|e| Error::io("write", "standard output", e))
 }
 
-/// A result without the values of every single request and text.
+/// A result without the values and answers of every single request and text.
 pub fn without_requests(result: &Value) -> Value {
     let mut result = result.clone();
     for when in ["before", "after", "result"] {
         if let Some(measured) = result.get_mut(when).and_then(Value::as_object_mut) {
-            [PER_REQUEST, PER_TEXT].iter().for_each(|key| drop(measured.remove(*key)));
+            [PER_REQUEST, PER_TEXT, ANSWERS].iter().for_each(|key| drop(measured.remove(*key)));
         }
     }
     result
@@ -99,102 +98,4 @@ fn describe(result: &Value, legend: &str) -> String {
     }
     let model = if Path::new(run).join("model").is_dir() { "model/ (Hugging Face), " } else { "" };
     text + &format!("{run}: report.html, result.json, {model}checkpoints/, tensorboard/\n")
-}
-
-/// Writes `report.html` of a run from its result and its metrics log.
-pub fn write_report(run: &Path) -> Result<()> {
-    let read = |name: &str| -> Result<String> {
-        let path = run.join(name);
-        std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))
-    };
-    let result: Value = serde_json::from_str(&read("result.json")?)
-        .map_err(|e| Error::data(e.to_string()).at(run.join("result.json").display()))?;
-    let config: toml::Table = read("config.toml")?.parse().unwrap_or_default();
-    let data = ReportData {
-        title: run.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned()),
-        run: facts(&config, &result["training"]),
-        before: result.get("before").filter(|b| b.is_object()).cloned(),
-        after: result.get("after").cloned(),
-        tested: tested(&result["before"], &result["after"]),
-        history: report::read(&run.join("metrics.jsonl"))?,
-        tables: vec![settings_table(&config)],
-        notes: NOTES.iter().map(|n| n.to_string()).collect(),
-    };
-    report::write(&data, &run.join("report.html"))
-}
-
-/// Paired tests of what a run changed, request by request.
-fn tested(before: &Value, after: &Value) -> Vec<Tested> {
-    let numbers = |value: &Value| -> Vec<f64> {
-        value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
-    };
-    let mut tests = Vec::new();
-    for (task, metrics) in after[PER_REQUEST].as_object().into_iter().flatten() {
-        for (metric, values) in metrics.as_object().into_iter().flatten() {
-            let (before, after) = (numbers(&before[PER_REQUEST][task][metric]), numbers(values));
-            if before.is_empty() || before.len() != after.len() {
-                continue;
-            }
-            let differences: Vec<f64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
-            // Of many requests fewer patterns are enough, and soon done.
-            let patterns = (200_000_000 / differences.len()).clamp(2000, 10_000);
-            let p = significance::randomisation(&differences, patterns, 0);
-            tests.push(Tested { task: task.clone(), metric: metric.clone(), p });
-        }
-    }
-    let p: Vec<f64> = tests.iter().map(|t| t.p).collect();
-    tests.iter_mut().zip(significance::holm(&p)).for_each(|(test, p)| test.p = p);
-    tests
-}
-
-const NOTES: [&str; 4] = [
-    "Better and worse are said only where a paired randomisation test over the requests finds a difference \
-     (p below 0.05 after Holm's correction for all tests of this page).",
-    "Ranking metrics are means over test requests, by the standard definitions, over all candidates.",
-    "Perplexity, KL (base to tuned, nats) and item mass are of held-out general text; perplexity and KL are over \
-     the base model's own vocabulary.",
-    "Compare forgetting of two methods at equal ranking quality or equal step length: a longer step changes both.",
-];
-
-fn facts(config: &toml::Table, training: &Value) -> Vec<(String, String)> {
-    let setting = |section: &str, key: &str| {
-        let value = config.get(section).and_then(|s| s.get(key));
-        value.map_or(String::new(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_string))
-    };
-    let number = |key: &str| training[key].as_f64().unwrap_or(0.0);
-    let mut facts = vec![
-        ("model".to_string(), setting("model", "path")),
-        ("data".into(), setting("data", "path")),
-        ("method".into(), setting("gems", "method")),
-        ("null space".into(), setting("null_space", "side")),
-        ("steps".into(), format!("{}", number("steps"))),
-        ("tokens".into(), format!("{:.0}", number("tokens"))),
-        ("seconds in steps".into(), format!("{:.1}", number("seconds"))),
-        ("peak memory of tensors".into(), format!("{:.1} MB", number("peak_memory_bytes") / 1e6)),
-    ];
-    let cosines = training.as_object().into_iter().flatten().filter(|(k, _)| k.starts_with("cosine."));
-    facts.extend(cosines.map(|(k, v)| {
-        (format!("mean {}", k.replace('.', " ")), format!("{:+.3}", v.as_f64().unwrap_or(0.0)))
-    }));
-    facts
-}
-
-fn settings_table(config: &toml::Table) -> ReportTable {
-    let mut rows = Vec::new();
-    collect("", config, &mut rows);
-    ReportTable {
-        title: "Settings".into(),
-        caption: "As resolved; config.toml of the run has them too.".into(),
-        header: vec!["setting".into(), "value".into()],
-        rows,
-    }
-}
-
-fn collect(prefix: &str, table: &toml::Table, rows: &mut Vec<Vec<String>>) {
-    for (key, value) in table {
-        match value {
-            toml::Value::Table(inner) => collect(&format!("{prefix}{key}."), inner, rows),
-            other => rows.push(vec![format!("{prefix}{key}"), other.to_string()]),
-        }
-    }
 }

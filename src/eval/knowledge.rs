@@ -102,7 +102,25 @@ impl Reference {
     /// # Errors
     /// The device; ranks that do something else, or are silent.
     pub fn measure_each_over(&self, world: &World, model: &Model) -> Result<(General, PerText)> {
-        let groups = passes(&self.chunks);
+        self.measure_over(world, model, usize::MAX)
+    }
+
+    /// The same of the first passes only, which reach `most` tokens: a look while training goes on.
+    ///
+    /// # Errors
+    /// As [`Self::measure_each_over`].
+    pub fn sample_over(&self, world: &World, model: &Model, most: usize) -> Result<General> {
+        self.measure_over(world, model, most).map(|(all, _)| all)
+    }
+
+    fn measure_over(&self, world: &World, model: &Model, most: usize) -> Result<(General, PerText)> {
+        let mut groups = passes(&self.chunks);
+        let mut tokens = 0;
+        groups.retain(|group| {
+            let wanted = tokens < most;
+            tokens += group.iter().map(Vec::len).sum::<usize>();
+            wanted
+        });
         let compared = world.in_turns(groups.len(), |number| match &self.hidden[number] {
             Some(base) => self.compare_group(model, groups[number], base),
             None => Ok(Vec::new()),

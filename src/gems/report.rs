@@ -58,6 +58,8 @@ pub struct RefreshReport {
     pub room: f64,
     /// The same per adapted layer: (site, room).
     pub rooms: Vec<(usize, f64)>,
+    /// Of every adapted layer the energy of each subspace; NaN where it had no gradient.
+    pub energies: Vec<Vec<f64>>,
 }
 
 impl StepReport {
@@ -90,6 +92,7 @@ impl RefreshReport {
             energy: (0..subspaces).map(|s| mean(known(s))).collect(),
             room: mean(rooms.iter().map(|r| r.1).collect()),
             rooms,
+            energies: found.into_iter().map(|(_, f)| f.energy).collect(),
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod alignment;
 mod amazon;
+mod bm25;
 mod bounds;
 mod build;
 mod card;

@@ -1,9 +1,9 @@
 //! Items to rank a request's targets among: drawn once, stored in the data, the same on every machine.
 
+use super::bm25::Bm25;
 use super::requests::Request;
 use super::settings::{NegativeKind, Settings};
 use crate::random::{Purpose, stream};
-use bm25::{Embedder, EmbedderBuilder, Scorer, Tokenizer};
 use rand::RngExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,23 +104,14 @@ const REMEMBERED: usize = 1 << 15;
 
 /// Items' texts under BM25.
 struct Texts {
-    embedder: Embedder<u32, Words>,
-    scorer: Scorer<u32>,
+    scorer: Bm25,
     answers: Mutex<HashMap<Box<str>, Arc<Vec<u32>>>>,
 }
 
 impl Texts {
     fn new(items: &[u32], texts: &[Option<Box<str>>]) -> Self {
-        let of = |item: &u32| texts.get(*item as usize).and_then(|t| t.as_deref());
-        let corpus: Vec<&str> = items.iter().filter_map(of).collect();
-        let embedder = EmbedderBuilder::with_tokenizer_and_fit_to_corpus(Words, &corpus).build();
-        let mut scorer = Scorer::new();
-        for item in items {
-            if let Some(text) = of(item) {
-                scorer.upsert(item, embedder.embed(text));
-            }
-        }
-        Self { embedder, scorer, answers: Mutex::default() }
+        let of = |item: &u32| Some((*item, texts.get(*item as usize)?.as_deref()?));
+        Self { scorer: Bm25::new(items.iter().filter_map(of)), answers: Mutex::default() }
     }
 
     fn best(&self, query: &str) -> Arc<Vec<u32>> {
@@ -129,9 +120,10 @@ impl Texts {
             return Arc::clone(known);
         }
         // Scores that differ by less than their rounding would order items differently on another machine.
-        let rough = |score: f32| (score * 1024.0).round() as i64;
-        let matches = self.scorer.matches(&self.embedder.embed(query));
-        let mut found: Vec<(i64, u32)> = matches.into_iter().map(|m| (-rough(m.score), m.id)).collect();
+        let rough = |score: f64| (score * 1024.0).round() as i64;
+        let scores = self.scorer.scores(query);
+        let mut found: Vec<(i64, u32)> =
+            scores.into_iter().map(|(item, score)| (-rough(score), item)).collect();
         found.sort_unstable();
         found.truncate(DEPTH);
         let found = Arc::new(found.into_iter().map(|(_, item)| item).collect::<Vec<_>>());
@@ -141,34 +133,5 @@ impl Texts {
         }
         answers.insert(query.into(), Arc::clone(&found));
         found
-    }
-}
-
-/// Words in lower case; scripts without spaces by character and by pairs of characters.
-struct Words;
-
-impl Tokenizer for Words {
-    fn tokenize(&self, text: &str) -> Vec<String> {
-        let (mut tokens, mut word, mut before) = (Vec::new(), String::new(), None);
-        for c in text.chars().flat_map(char::to_lowercase) {
-            let dense =
-                matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{ac00}'..='\u{d7af}' | '\u{f900}'..='\u{faff}');
-            if c.is_alphanumeric() && !dense {
-                word.push(c);
-            } else if !word.is_empty() {
-                tokens.push(std::mem::take(&mut word));
-            }
-            if dense {
-                tokens.push(c.to_string());
-                if let Some(before) = before {
-                    tokens.push(format!("{before}{c}"));
-                }
-            }
-            before = dense.then_some(c);
-        }
-        if !word.is_empty() {
-            tokens.push(word);
-        }
-        tokens
     }
 }

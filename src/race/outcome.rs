@@ -171,6 +171,7 @@ impl Outcome {
 fn competition(history: &[report::Line]) -> Map<String, Value> {
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     let mut lists: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    let of_layers = |key: &str| key.starts_with("layers.cosine.") || key.starts_with("layers.alignment.");
     let add = |sum: &mut (f64, f64), value: &Value| {
         if let Some(value) = value.as_f64() {
             *sum = (sum.0 + value, sum.1 + 1.0);
@@ -179,7 +180,7 @@ fn competition(history: &[report::Line]) -> Map<String, Value> {
     for (key, value) in history.iter().flatten() {
         if key.starts_with("task_norm.") || key.starts_with("alignment.") {
             add(sums.entry(key).or_default(), value);
-        } else if let (true, Some(values)) = (key.starts_with("layers."), value.as_array()) {
+        } else if let (true, Some(values)) = (of_layers(key), value.as_array()) {
             let list = lists.entry(key).or_default();
             list.resize(values.len().max(list.len()), (0.0, 0.0));
             list.iter_mut().zip(values).for_each(|(sum, value)| add(sum, value));

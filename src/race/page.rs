@@ -12,6 +12,8 @@ pub fn page(race: &Race) -> CurvePage {
     let folded = [gradients(race), layers(race), Some(cells(race))];
     let tables = open.into_iter().flatten().map(|t| (t, false));
     CurvePage {
+        kind: "race".into(),
+        heading: "Ranking against divergence".into(),
         title: race.title.clone(),
         facts: race.facts.clone(),
         verdict: verdict(race),
@@ -59,6 +61,7 @@ fn figure(
                   intervals, the ring is the rate that validation chose."
             .into(),
         x: "KL from the base model on held-out text, nats a token".into(),
+        linear: false,
         curves: race.grid.methods.iter().map(|m| curve(&m.name)).collect(),
     }
 }

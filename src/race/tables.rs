@@ -38,7 +38,6 @@ fn printed(table: &ReportTable) -> String {
     let mut shown = Table::new();
     shown
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .force_no_tty()
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(WIDTH)
         .set_header(table.header.clone());

@@ -1,13 +1,17 @@
 //! A page of curves: one measure against another, a curve a method, with intervals; tables and notes beside them.
 
-use super::format::compact;
-use super::html::ReportTable;
-use super::plot::{DASHED_WIDTH, LINE_WIDTH, SERIES, SIZE, Tone, axes, frame, span};
+use super::format::{compact, number};
+use super::hover::{Spot, with_spots};
+use super::plot::{DASHED_WIDTH, DOTS, LINE_WIDTH, SERIES, SIZE, Tone, axes, frame, span, spread};
+use super::report_table::ReportTable;
 use super::template::{self, RACE};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use minijinja::{Value, context};
 use plotters::coord::Shift;
+use plotters::coord::cartesian::Cartesian2d;
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -16,7 +20,7 @@ use std::path::Path;
 pub struct CurvePoint {
     /// What stands for it in words, such as a learning rate.
     pub label: String,
-    /// On the logarithmic axis; above 0.
+    /// Along the horizontal axis; above 0 where that is logarithmic.
     pub x: f64,
     /// On the other one.
     pub y: f64,
@@ -46,6 +50,8 @@ pub struct CurveFigure {
     pub caption: String,
     /// What the horizontal axis is.
     pub x: String,
+    /// Whether that axis is linear; else logarithmic.
+    pub linear: bool,
     /// The curves; those without points keep their colour and are not drawn.
     pub curves: Vec<Curve>,
 }
@@ -53,7 +59,11 @@ pub struct CurveFigure {
 /// A page. Whatever is empty is left out of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CurvePage {
-    /// What raced, in a few words.
+    /// What kind of page it is: `race`, `comparison`.
+    pub kind: String,
+    /// Heading of the figures.
+    pub heading: String,
+    /// What is compared, in a few words.
     pub title: String,
     /// (name, value).
     pub facts: Vec<(String, String)>,
@@ -82,6 +92,8 @@ impl CurvePage {
         template::render(
             RACE,
             context! {
+                kind => &self.kind,
+                heading => &self.heading,
                 title => &self.title,
                 facts => facts.collect::<Vec<_>>(),
                 verdict => &self.verdict,
@@ -111,7 +123,7 @@ fn stroke(number: usize) -> u32 {
 }
 
 impl CurveFigure {
-    fn values(&self) -> Result<Value> {
+    pub(super) fn values(&self) -> Result<Value> {
         let shown = self.curves.iter().enumerate().filter(|(_, c)| !c.points.is_empty());
         let series = shown
             .map(|(n, c)| context! { label => &c.label, color => tone(n).hex(), stroke => stroke(n) })
@@ -140,11 +152,11 @@ impl CurveFigure {
     /// When the plot cannot be drawn.
     fn svg(&self) -> Result<String> {
         let mut text = String::new();
-        {
+        let spots = {
             let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-            self.draw(&area).map_err(|e| Error::numeric(format!("cannot draw {:?}: {e}", self.title)))?;
-        }
-        Ok(text)
+            self.draw(&area).map_err(|e| Error::numeric(format!("cannot draw {:?}: {e}", self.title)))?
+        };
+        Ok(with_spots(text, &spots))
     }
 
     /// Ranges of both axes with some air; neither is empty.
@@ -154,35 +166,68 @@ impl CurveFigure {
             let (low, high) = interval.unwrap_or((value, value));
             [low, value, high]
         };
-        let logs = points().flat_map(|p| ends(p.x, p.x_interval)).filter(|x| *x > 0.0).map(f64::ln);
-        let (x, _) = span(logs);
+        let along = |x: f64| if self.linear { x } else { x.ln() };
+        let all = points().flat_map(|p| ends(p.x, p.x_interval)).filter(|x| self.linear || *x > 0.0);
+        let (x, _) = span(all.map(along));
         let (y, _) = span(points().flat_map(|p| ends(p.y, p.y_interval)));
         let (wide, high) = (0.04 * (x.1 - x.0), 0.06 * (y.1 - y.0));
-        (((x.0 - wide).exp(), (x.1 + wide).exp()), (y.0 - high, y.1 + high))
+        let x = (x.0 - wide, x.1 + wide);
+        (if self.linear { x } else { (x.0.exp(), x.1.exp()) }, (y.0 - high, y.1 + high))
     }
 
     fn draw(
         &self,
         area: &DrawingArea<SVGBackend, Shift>,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    ) -> std::result::Result<Vec<Spot>, DrawingAreaErrorKind<std::io::Error>> {
         let (x, y) = self.ranges();
-        let mut chart = frame(area).build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?;
-        axes(&mut chart, &self.x)?;
+        let spots = match self.linear {
+            true => self.lines(&mut frame(area).build_cartesian_2d(x.0..x.1, y.0..y.1)?, x.0)?,
+            false => {
+                self.lines(&mut frame(area).build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?, x.0)?
+            }
+        };
+        area.present()?;
+        Ok(spots)
+    }
+
+    /// Curves, intervals and rings; nothing goes beyond `left`.
+    fn lines<'a, X>(
+        &self,
+        chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, RangedCoordf64>>,
+        left: f64,
+    ) -> std::result::Result<Vec<Spot>, DrawingAreaErrorKind<std::io::Error>>
+    where
+        X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    {
+        axes(chart, &self.x)?;
+        let dotted = self.curves.iter().all(|curve| curve.points.len() <= DOTS);
+        let mut spots = Vec::new();
         for (number, curve) in self.curves.iter().enumerate() {
             let color = tone(number).color();
             let line = color.stroke_width(stroke(number));
             let points = curve.points.iter();
             chart.draw_series(LineSeries::new(points.clone().map(|p| (p.x, p.y)), line))?;
             let bars = points.clone().flat_map(|p| {
-                let across = p.x_interval.map(|(low, high)| vec![(low.max(x.0), p.y), (high, p.y)]);
+                let across = p.x_interval.map(|(low, high)| vec![(low.max(left), p.y), (high, p.y)]);
                 let upright = p.y_interval.map(|(low, high)| vec![(p.x, low), (p.x, high)]);
                 across.into_iter().chain(upright)
             });
             chart.draw_series(bars.map(|bar| PathElement::new(bar, color.mix(0.45).stroke_width(3))))?;
-            chart.draw_series(points.clone().map(|p| Circle::new((p.x, p.y), 6, color.filled())))?;
+            let dots = points.clone().filter(|_| dotted);
+            chart.draw_series(dots.map(|p| Circle::new((p.x, p.y), 6, color.filled())))?;
             let marked = points.filter(|p| p.marked);
             chart.draw_series(marked.map(|p| Circle::new((p.x, p.y), 13, color.stroke_width(3))))?;
+            spots.extend(
+                spread(&curve.points, DOTS)
+                    .map(|p| Spot { at: chart.backend_coord(&(p.x, p.y)), text: curve.tells(p) }),
+            );
         }
-        area.present()
+        Ok(spots)
+    }
+}
+
+impl Curve {
+    fn tells(&self, point: &CurvePoint) -> String {
+        format!("{}, {}: {} at {}", self.label, point.label, number(point.y), number(point.x))
     }
 }

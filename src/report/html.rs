@@ -2,9 +2,11 @@
 
 use super::Line;
 use super::comparison::{Comparison, Group, Measure, Verdict};
-use super::figures::figures;
+use super::figures::{figures, trade_off};
 use super::format::{number, optional, percent, signed};
+use super::heat::{HeatMap, maps};
 use super::plot::{Figure, Series};
+use super::report_table::ReportTable;
 use super::template::{self, REPORT};
 use crate::error::Result;
 use crate::files::write_atomically;
@@ -26,6 +28,10 @@ pub struct ReportData {
     pub tested: Vec<Tested>,
     /// The lines of `metrics.jsonl`.
     pub history: Vec<Line>,
+    /// Names of the adapted layers, in the order of the lists in `history`.
+    pub layers: Vec<String>,
+    /// Requests with their answers before and after: tables of texts.
+    pub examples: Vec<ReportTable>,
     /// Further tables: slices, significance, comparisons.
     pub tables: Vec<ReportTable>,
     /// What the reader should know: warnings, limits, how to read the numbers.
@@ -41,23 +47,12 @@ pub struct Tested {
     pub metric: String,
     /// The p-value, corrected for all tests of the report.
     pub p: f64,
+    /// 95 % interval of the mean change over requests.
+    pub interval: Option<(f64, f64)>,
 }
 
 /// The largest p-value of a difference that is called one.
 const SIGNIFICANT: f64 = 0.05;
-
-/// A table of its own section.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct ReportTable {
-    /// Heading of the section.
-    pub title: String,
-    /// How to read it.
-    pub caption: String,
-    /// Names of the columns; the first one names the rows.
-    pub header: Vec<String>,
-    /// The cells, row by row.
-    pub rows: Vec<Vec<String>>,
-}
 
 /// Renders the report and writes it to `path`, whole or not at all.
 ///
@@ -74,6 +69,7 @@ pub fn write(data: &ReportData, path: &Path) -> Result<()> {
 pub fn render(data: &ReportData) -> Result<String> {
     let comparison = Comparison::new(data.before.as_ref(), data.after.as_ref());
     let figures = figures(&data.history).iter().map(figure).collect::<Result<Vec<_>>>()?;
+    let trade_off = trade_off(&data.history).map(|figure| figure.values()).transpose()?;
     let general = (!comparison.general.measures.is_empty())
         .then(|| Group { name: "general knowledge".into(), measures: comparison.general.measures });
     let groups: Vec<&Group> = comparison.tasks.iter().chain(&general).collect();
@@ -82,8 +78,10 @@ pub fn render(data: &ReportData) -> Result<String> {
         facts => data.run.iter().map(|(name, value)| context! { name, value }).collect::<Vec<_>>(),
         headlines => groups.iter().filter_map(|group| headline(group, &data.tested)).collect::<Vec<_>>(),
         groups => groups.iter().map(|group| rows(group, &data.tested)).collect::<Vec<_>>(),
-        steps => data.history.len(),
         figures,
+        trade_off,
+        maps => maps(&data.history, &data.layers).iter().map(map).collect::<Vec<_>>(),
+        examples => data.examples.iter().map(table).collect::<Vec<_>>(),
         tables => data.tables.iter().map(table).collect::<Vec<_>>(),
         notes => &data.notes,
     };
@@ -116,6 +114,7 @@ fn cells(group: &Group, measure: &Measure, tested: &[Tested]) -> Value {
         has_before => measure.before.is_some(),
         change => measure.change().map(signed),
         relative => measure.relative().map(percent),
+        interval => test.and_then(|t| t.interval).map(|(low, high)| format!("{} to {}", signed(low), signed(high))),
         class,
         mark,
         verdict,
@@ -159,6 +158,16 @@ fn legend(series: &Series) -> Value {
         last => end(series.points.last()),
         least => number(values().fold(f64::INFINITY, f64::min)),
         most => number(values().fold(f64::NEG_INFINITY, f64::max)),
+    }
+}
+
+fn map(map: &HeatMap) -> Value {
+    context! {
+        title => &map.title,
+        caption => &map.caption,
+        legend => map.legend(),
+        description => map.described(),
+        svg => Value::from_safe_string(map.svg()),
     }
 }
 

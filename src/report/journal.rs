@@ -1,5 +1,6 @@
 //! `log.txt`: what a run told its user, with the time since it was opened; a resumed run appends to it.
 
+use super::talk::{Talk, talk};
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -35,14 +36,22 @@ impl Journal {
 
     /// Tells and keeps.
     pub fn say(&self, text: &str) {
-        if !self.quiet {
+        if !self.quiet && talk() != Talk::Errors {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
-        self.keep(text);
+        self.note(text);
     }
 
-    /// Keeps only: what was shown in another way. A log that cannot be written is no reason to stop the work.
+    /// Keeps, and tells only who wants to hear everything: it was shown in another way.
     pub fn keep(&self, text: &str) {
+        if !self.quiet && talk() == Talk::All {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+        self.note(text);
+    }
+
+    /// A log that cannot be written is no reason to stop the work.
+    fn note(&self, text: &str) {
         if let Some(mut file) = self.file.as_ref() {
             let _ = writeln!(file, "{:9.1} s  {text}", self.opened.elapsed().as_secs_f64());
         }

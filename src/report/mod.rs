@@ -11,23 +11,29 @@ mod comparison;
 mod curves;
 mod figures;
 mod format;
+mod heat;
+mod hover;
 mod html;
 mod journal;
 mod log;
 mod plot;
 mod progress;
+mod report_table;
 mod runs;
 mod table;
+mod talk;
 mod template;
 mod tensorboard;
 
 pub use curves::{Curve, CurveFigure, CurvePage, CurvePoint};
-pub use html::{ReportData, ReportTable, Tested, render, write};
+pub use html::{ReportData, Tested, render, write};
 pub use journal::Journal;
 pub use log::{MetricsLog, read};
 pub use progress::{Progress, training_message};
+pub use report_table::ReportTable;
 pub use runs::side_by_side;
 pub use table::{before_after, print_before_after};
+pub use talk::{Talk, set_talk, talk};
 pub use tensorboard::EventWriter;
 
 /// One line of `metrics.jsonl`.

@@ -3,7 +3,8 @@
 //! Colours are written as presentation attributes, which any style sheet overrides: the report's dark
 //! mode restyles `[stroke="#0072B2"]` and so on, and the file still looks right without it.
 
-use super::format::compact;
+use super::format::{compact, number};
+use super::hover::{Spot, with_spots};
 use crate::error::{Error, Result};
 use plotters::coord::Shift;
 use plotters::coord::cartesian::Cartesian2d;
@@ -50,9 +51,11 @@ pub(super) const SIZE: (u32, u32) = (1120, 520);
 pub(super) const FONT_SIZE: f64 = 29.0;
 
 /// From so many points on, each is shown by a dot of its own no more.
-const DOTS: usize = 40;
+pub(super) const DOTS: usize = 40;
 /// From so many points on, a moving average is drawn over the points.
 const SMOOTHED: usize = 200;
+/// Points of a series that tell their value where the pointer is.
+const SPOTS: usize = 40;
 /// More points than this a plot of this width cannot show.
 const RESOLUTION: usize = 500;
 
@@ -66,6 +69,10 @@ pub(super) struct Series {
     pub points: Vec<(f64, f64)>,
     /// Steps whose value was NaN or infinite.
     pub missing: usize,
+    /// Measured beside training, not in it: drawn dashed.
+    pub dashed: bool,
+    /// Noise of single steps, which a moving average may stand for.
+    pub noisy: bool,
 }
 
 /// Plots over the same steps, in one frame.
@@ -101,11 +108,12 @@ impl Series {
     }
     /// The stroke width of the line, which also says whether it is dashed.
     pub(super) fn stroke(&self) -> u32 {
-        if self.hue.is_some_and(|hue| hue >= SERIES.len()) { DASHED_WIDTH } else { LINE_WIDTH }
+        let again = self.hue.is_some_and(|hue| hue >= SERIES.len());
+        if again || self.dashed { DASHED_WIDTH } else { LINE_WIDTH }
     }
     /// Whether a moving average stands for the points.
     pub(super) fn is_smoothed(&self) -> bool {
-        self.points.len() >= SMOOTHED
+        self.noisy && self.points.len() >= SMOOTHED
     }
     /// The number of points a moving average runs over.
     pub(super) fn window(&self) -> usize {
@@ -120,20 +128,21 @@ impl Figure {
     /// When the plot cannot be drawn.
     pub(super) fn svg(&self) -> Result<String> {
         let mut text = String::new();
-        {
+        let spots = {
             let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-            self.draw(&area).map_err(|e| Error::numeric(format!("cannot draw {:?}: {e}", self.title)))?;
-        }
-        Ok(text)
+            self.draw(&area).map_err(|e| Error::numeric(format!("cannot draw {:?}: {e}", self.title)))?
+        };
+        Ok(with_spots(text, &spots))
     }
 
     fn draw(
         &self,
         area: &DrawingArea<SVGBackend, Shift>,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    ) -> std::result::Result<Vec<Spot>, DrawingAreaErrorKind<std::io::Error>> {
         let (x, y) = self.ranges();
         let mut chart = frame(area).build_cartesian_2d(x.0..x.1, y.0..y.1)?;
         axes(&mut chart, "step")?;
+        let mut spots = Vec::new();
         for series in &self.series {
             let color = series.tone().color();
             let line = color.stroke_width(series.stroke());
@@ -143,13 +152,19 @@ impl Figure {
                 let smooth = moving_average(&series.points, series.window());
                 chart.draw_series(LineSeries::new(thinned(smooth), line))?;
             } else {
-                chart.draw_series(LineSeries::new(series.points.iter().copied(), line))?;
+                chart.draw_series(LineSeries::new(thinned_keeping_extremes(&series.points), line))?;
             }
             if series.points.len() <= DOTS {
                 chart.draw_series(series.points.iter().map(|p| Circle::new(*p, 6, color.filled())))?;
             }
+            let told = spread(&series.points, SPOTS).map(|point| Spot {
+                at: chart.backend_coord(point),
+                text: format!("{}, step {}: {}", series.label, compact(point.0), number(point.1)),
+            });
+            spots.extend(told);
         }
-        area.present()
+        area.present()?;
+        Ok(spots)
     }
 
     /// The ranges of the two axes; neither is empty.
@@ -186,8 +201,14 @@ fn moving_average(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
 
 /// At most [`RESOLUTION`] points at equal distances, the last one among them.
 fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
-    let stride = points.len().div_ceil(RESOLUTION).max(1);
-    points.iter().rev().step_by(stride).rev().copied().collect()
+    let mut kept: Vec<(f64, f64)> = spread(&points, RESOLUTION).copied().collect();
+    kept.reverse();
+    kept
+}
+
+/// At most `most` of the points at equal distances, the last one among them.
+pub(super) fn spread<T>(points: &[T], most: usize) -> impl Iterator<Item = &T> {
+    points.iter().rev().step_by(points.len().div_ceil(most).max(1))
 }
 
 /// The lowest and the highest point of each of at most [`RESOLUTION`] stretches: no spike is lost.

@@ -1,6 +1,7 @@
 //! Progress of anything that takes a while, on standard error only: standard output belongs to results.
 
 use super::Line;
+use super::talk::{Talk, talk};
 use indicatif::{BinaryBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::io::Write;
@@ -28,7 +29,7 @@ impl Progress {
     /// Progress of work of `total` units (0: unknown), called `label`. `quiet` shows nothing.
     pub fn new(label: &str, total: u64, quiet: bool) -> Self {
         let target = ProgressDrawTarget::stderr();
-        if quiet {
+        if quiet || talk() == Talk::Errors {
             Self { sink: Sink::Silent }
         } else if target.is_hidden() {
             Self::to_writer(label, total, Box::new(std::io::stderr()))

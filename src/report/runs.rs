@@ -13,7 +13,7 @@ const MEASURED: [&str; 5] = ["ndcg@10", "hit@10", "perplexity", "kl", "item_mass
 /// are the same in all of several runs are left out.
 pub fn side_by_side(runs: &[(String, Value)]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY).force_no_tty();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(std::iter::once(String::new()).chain(runs.iter().map(|(name, _)| name.clone())));
     for (group, key) in keys(runs) {
         let values: Vec<Option<&Value>> = runs.iter().map(|(_, v)| v.get(&group)?.get(&key)).collect();

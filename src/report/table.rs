@@ -40,7 +40,6 @@ fn block(corner: &str, groups: &[&Group], metrics: &[String]) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .force_no_tty()
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(WIDTH)
         .set_header(std::iter::once(corner.to_string()).chain(metrics.iter().cloned()));

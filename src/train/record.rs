@@ -112,14 +112,29 @@ fn by_layer(layers: &[(usize, Competition)], tasks: &[String]) -> Map<String, Va
     if tasks.len() > 1 && !layers.is_empty() { all } else { Map::new() }
 }
 
-/// What a refresh found, as keys of a metrics line.
+/// What a refresh found, as keys of a metrics line: means, and of several layers their lists, to four digits.
 pub fn refresh_json(refresh: &RefreshReport, tasks: &[String]) -> Map<String, Value> {
     let mut line = Map::from_iter([("room".to_string(), number(refresh.room))]);
+    let list =
+        |values: &mut dyn Iterator<Item = f64>| Value::Array(values.map(|v| number(digits(v))).collect());
+    let several = refresh.rooms.len() > 1;
+    if several {
+        line.insert("layers.room".into(), list(&mut refresh.rooms.iter().map(|r| r.1)));
+    }
     for (s, energy) in refresh.energy.iter().enumerate() {
         let name = if s == 0 { "shared" } else { tasks.get(s - 1).map_or("?", String::as_str) };
         line.insert(format!("energy.{name}"), number(*energy));
+        if several {
+            let of_layers = &mut refresh.energies.iter().map(|of| of.get(s).copied().unwrap_or(f64::NAN));
+            line.insert(format!("layers.energy.{name}"), list(of_layers));
+        }
     }
     line
+}
+
+/// To four digits.
+fn digits(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 fn number(value: f64) -> Value {

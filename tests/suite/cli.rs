@@ -137,9 +137,10 @@ fn train_evaluate_rank_and_export_on_every_family() {
         assert!(result["before"]["general"]["kl"].as_f64().unwrap() < 1e-6);
         let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let steps: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        // A line a step, whatever else belongs to it.
+        // A line a step, whatever else belongs to it, and one of the validation before the first.
         let numbers: Vec<u64> = steps.iter().map(|l| l["step"].as_u64().unwrap()).collect();
-        assert_eq!(numbers, (1..=8).collect::<Vec<u64>>());
+        assert_eq!(numbers, (0..=8).collect::<Vec<u64>>());
+        let steps = &steps[1..];
         assert!(steps.iter().all(|l| l["loss"].is_number()));
         for loss in ["valid.loss", "valid.rec.loss", "valid.search.loss"] {
             assert!(steps[3][loss].as_f64().is_some_and(|v| v > 0.0), "{loss} in {}", steps[3]);
@@ -542,9 +543,9 @@ fn machines_get_a_line_a_step_the_result_last_and_errors_as_json() {
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let kept: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(kept.len(), 5);
-    assert_eq!(lines[..5], kept[..], "the lines of the log, as they are written");
-    assert!(lines.len() == 6 && lines[5].get("after").is_some(), "{text}");
+    assert_eq!(kept.len(), 6, "five steps, and the validation before them");
+    assert_eq!(lines[..6], kept[..], "the lines of the log, as they are written");
+    assert!(lines.len() == 7 && lines[6].get("after").is_some(), "{text}");
 
     for (args, what) in [
         (vec!["train", "--json", "--out", out.to_str().unwrap()], "already holds a run"),

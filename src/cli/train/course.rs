@@ -5,7 +5,7 @@ use crate::cli::console::Console;
 use crate::cli::demo::{self, Source};
 use crate::cli::measure::{example, measure, probe};
 use crate::cli::session::Session;
-use crate::cli::{catch_interrupts, plan, ranks, summary};
+use crate::cli::{catch_interrupts, page, plan, ranks, summary};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{EvaluateSettings, Reference};
 use crate::export::write_merged;
@@ -19,7 +19,9 @@ use crate::train::{
     validation,
 };
 use serde_json::{Map, Value, json};
+use std::cell::Cell;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Everything that a run needs to go on.
 pub(super) struct Course {
@@ -33,8 +35,29 @@ pub(super) struct Course {
     /// What the base model could do.
     pub before: Option<Value>,
     pub source: Source,
+    pub phases: Phases,
     pub quiet: bool,
 }
+
+/// Seconds of every phase of this process, in order.
+#[derive(Default)]
+pub(super) struct Phases(Map<String, Value>);
+
+impl Phases {
+    /// Does the work of a phase.
+    pub fn time<T>(&mut self, phase: &str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let done = work();
+        self.add(phase, start.elapsed());
+        done
+    }
+    fn add(&mut self, phase: &str, spent: Duration) {
+        self.0.insert(phase.into(), json!((spent.as_secs_f64() * 1e3).round() / 1e3));
+    }
+}
+
+/// Tokens of general text that a validation reads.
+const SAMPLE: usize = 4096;
 
 /// Keeps what was measured before training.
 pub(super) fn keep_before(run: &Path, value: &Value) -> Result<()> {
@@ -60,22 +83,27 @@ impl Course {
         }
         self.use_best(&outcome)?;
         let after = match self.session.config.train.evaluate_after {
-            true => measure(&self.session, self.reference.as_ref(), self.quiet)?,
+            true => {
+                let measure = || measure(&self.session, self.reference.as_ref(), self.quiet);
+                self.phases.time("measuring after", measure)?
+            }
             false => Value::Object(Map::new()),
         };
         if !ranks::world().is_first() {
             return Ok(());
         }
         if self.session.config.train.export {
+            let start = Instant::now();
             self.export()?;
+            self.phases.add("export", start.elapsed());
         }
         let run = &self.directory.path;
         let result = json!({
             "run": run.display().to_string(), "before": self.before, "after": after,
-            "training": summary::training(run)?, "example": example(&self.session, run),
+            "training": summary::training(run)?, "phases": self.phases.0, "example": example(&self.session, run),
         });
         write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
-        summary::write_report(run)?;
+        page::write(run, Some(&result))?;
         end.note(&self.kept.path)?;
         summary::print(&result, self.quiet, legend(&self.source))
     }
@@ -83,6 +111,11 @@ impl Course {
     fn tune(&mut self, mut tuner: Optimizer, at: Standing) -> Result<Outcome> {
         let interrupted = catch_interrupts()?;
         let run = &self.directory.path;
+        let start = Instant::now();
+        let adapted = self.session.adapted()?;
+        let device = self.session.model.backend.info().name.clone();
+        ranks::world().by_first(|| page::keep_about(run, &device, &adapted))?;
+        drop(adapted);
         let Session { config, data, vocabulary, prompts, model, prompt_side, .. } = &mut self.session;
         let encoder = crate::data::Encoder::new(vocabulary, prompts, &data.tasks, *prompt_side, &config.data);
         let (averaging, t) = (Averaging::from(config.gems.side), &config.train);
@@ -97,7 +130,20 @@ impl Course {
             None => &mut silent,
         };
         let evaluate = EvaluateSettings { records: t.validate_records, ..config.evaluate.clone() };
-        let mut validate = |model: &Model| validation::measure((model, world), &encoder, data, &evaluate);
+        let (reference, spent) = (self.reference.as_ref(), Cell::new(Duration::ZERO));
+        let mut validate = |model: &Model| {
+            let start = Instant::now();
+            let mut found = validation::measure((model, world), &encoder, data, &evaluate)?;
+            if let Some(general) = reference.map(|r| r.sample_over(world, model, SAMPLE)).transpose()? {
+                let of = [("kl", general.kl), ("perplexity", general.perplexity)];
+                found.extend(of.map(|(name, value)| (format!("general.{name}"), value)));
+            }
+            spent.set(spent.get() + start.elapsed());
+            Ok(found)
+        };
+        if at.step == 0 && t.validate_every > 0 && t.steps > 0 {
+            listener.validated(0, &validate(model)?, false)?;
+        }
         let mut trainer = Trainer {
             model,
             tuner: &mut tuner,
@@ -116,6 +162,8 @@ impl Course {
         };
         let outcome = trainer.run(at, listener, &mut validate);
         let told = console.as_mut().map_or(Ok(()), Console::finish);
+        self.phases.add("training", start.elapsed().saturating_sub(spent.get()));
+        self.phases.add("validating", spent.get());
         let outcome = outcome?;
         told.map(|()| outcome)
     }

@@ -7,7 +7,7 @@ use super::demo::{self, Source};
 use super::measure::{measure, reference};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Session, configuration};
-use super::{plan, ranks};
+use super::{plan, ranks, say};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
 use crate::eval::KeptStates;
@@ -15,7 +15,7 @@ use crate::gems::{Knowledge, NullSide};
 use crate::run::{RunDirectory, StepNorms, whole};
 use crate::train::{Standing, validation};
 use clap::Args;
-use course::Course;
+use course::{Course, Phases};
 use std::path::{Path, PathBuf};
 
 /// Tune a model for search and recommendation together.
@@ -152,7 +152,7 @@ fn start(args: &TrainArgs) -> Result<()> {
     let quiet = args.output.json || !world.is_first();
     if let Source::Demo(directory) = &source {
         if !quiet {
-            eprintln!("no --model and no --data: running the embedded demo (see docs/demo.md)");
+            say("no --model and no --data: running the embedded demo (see docs/demo.md)");
         }
         world.by_first(|| demo::unpack(directory))?;
     }
@@ -185,7 +185,9 @@ fn start(args: &TrainArgs) -> Result<()> {
     }
     kept.norms.iter().filter_map(|norms| norms.ends_before(steps)).for_each(|note| journal.say(&note));
     session.text_warnings()?.iter().for_each(|warning| journal.say(warning));
-    let knowledge = knowledge(&session, &directory, args.basis.as_deref(), quiet)?;
+    let mut phases = Phases::default();
+    let learn = || knowledge(&session, &directory, args.basis.as_deref(), quiet);
+    let knowledge = phases.time("learning the knowledge basis", learn)?;
     if let Some(knowledge) = &knowledge {
         let protected = session.protected(knowledge)?;
         journal.keep(&format!("what is known of the layers, and protected of it:\n{}", protected.table()));
@@ -196,14 +198,29 @@ fn start(args: &TrainArgs) -> Result<()> {
     // Before anything of the model changes.
     let rehearsal = session.rehearsal()?;
     let before = match session.config.train.evaluate_before {
-        true => Some(measure(&session, reference.as_ref(), quiet)?),
+        true => {
+            let measure = || measure(&session, reference.as_ref(), quiet);
+            Some(phases.time("measuring before", measure)?)
+        }
         false => None,
     };
     world.by_first(|| before.iter().try_for_each(|value| course::keep_before(&out, value)))?;
     let tuner = session.tuner(knowledge.as_ref()).map_err(|error| plan::explain(error, &session))?;
     let at = Standing::default();
-    Course { session, kept, directory, journal, knowledge, reference, before, rehearsal, source, quiet }
-        .go(tuner, at)
+    Course {
+        session,
+        kept,
+        directory,
+        journal,
+        knowledge,
+        reference,
+        before,
+        rehearsal,
+        source,
+        phases,
+        quiet,
+    }
+    .go(tuner, at)
 }
 
 /// The basis given, or one that is learned now; the run keeps it.

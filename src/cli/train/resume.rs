@@ -1,7 +1,7 @@
 //! `train --resume`: nothing of a run is written before everything is known to fit.
 
 use super::TrainArgs;
-use super::course::{Course, keep_before, legend};
+use super::course::{Course, Phases, keep_before, legend};
 use crate::cli::demo::Source;
 use crate::cli::measure::{measure, reference};
 use crate::cli::session::{Session, device_layer};
@@ -85,8 +85,21 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         say(&note);
         journal.keep(&note);
     }
-    Course { session, kept, directory, journal, knowledge, reference, before, rehearsal, source, quiet }
-        .go(tuner, at)
+    let phases = Phases::default();
+    Course {
+        session,
+        kept,
+        directory,
+        journal,
+        knowledge,
+        reference,
+        before,
+        rehearsal,
+        source,
+        phases,
+        quiet,
+    }
+    .go(tuner, at)
 }
 
 /// The settings given with the command.

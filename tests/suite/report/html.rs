@@ -18,7 +18,7 @@ fn run(tasks: &[&str], steps: u64) -> ReportData {
             }
         }
         values.extend(line(json!({"energy.shared": 0.9, "room": 0.7, "update_norm": 0.01,
-            "tokens_per_second": 1e4, "memory_bytes": 1e9, "gate.x": 0.5})));
+            "tokens_per_second": 1e4, "memory_bytes": 1e9, "gate.x": 0.5 + 0.1 * t})));
         history.push(values);
         if step % 10 == 0 {
             let valid = tasks.iter().map(|task| (format!("valid.{task}.ndcg@10"), json!(t)));
@@ -38,13 +38,13 @@ fn run(tasks: &[&str], steps: u64) -> ReportData {
         after: results(2.0),
         tested: tasks.first().map(|task| tested(task, 0.01)).into_iter().collect(),
         history,
-        tables: Vec::new(),
         notes: vec!["One seed.".into()],
+        ..ReportData::default()
     }
 }
 
 fn tested(task: &str, p: f64) -> Tested {
-    Tested { task: task.into(), metric: "ndcg@10".into(), p }
+    Tested { task: task.into(), metric: "ndcg@10".into(), p, interval: Some((0.05, 0.15)) }
 }
 
 /// Checks that every element is closed in its order (HTML's void elements aside), and that the page
@@ -91,7 +91,9 @@ fn a_run_has_its_results_and_all_its_figures() {
         assert_eq!(page.matches(&format!("<h3>{title}</h3>")).count(), 1, "{title}");
     }
     assert_eq!(page.matches("</svg></div>").count() + page.matches("</svg>\n</div>").count(), titles.len());
-    for text in ["GEMS on a test", "<dd>tiny</dd>", "+100 %", "0.1000", "0.2000", "+9.1 %", "One seed."] {
+    for text in
+        ["GEMS on a test", "<dd>tiny</dd>", "+100 %", "0.1000", "0.2000", "+0.0500 to +0.1500", "One seed."]
+    {
         assert!(page.contains(text), "{text}");
     }
     assert!(page.contains("rec · search"), "a pair of tasks is named as one");

@@ -4,6 +4,7 @@ mod html;
 pub use html::check;
 mod log;
 mod progress;
+mod run;
 mod table;
 mod tensorboard;
 

@@ -4,6 +4,7 @@ mod changed;
 mod moved;
 mod overlay;
 mod resume;
+mod saving;
 mod threads;
 
 use crate::cli::{FAST, engine, train, world};
@@ -38,11 +39,12 @@ fn told(command: &mut assert_cmd::Command) -> (Value, String) {
     (serde_json::from_str(last).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// A result as it is printed: without the values of every single request and text.
+/// A result as it is printed: without the values and answers of single requests and texts, which are for the report.
 fn as_printed(mut result: Value) -> Value {
     let without = |value: &mut Value| {
         let all = value.as_object_mut()?;
         all.remove("per_text");
+        all.remove("answers");
         all.remove("per_request")
     };
     without(&mut result);

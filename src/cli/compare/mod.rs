@@ -1,5 +1,8 @@
 //! `gems-engine compare`.
 
+mod page;
+
+use super::measure::ANSWERS;
 use super::options::OutputArgs;
 use crate::error::{Error, Result};
 use crate::report::side_by_side;
@@ -14,12 +17,15 @@ const SAME_STEP: f64 = 0.1;
 
 /// Put finished runs side by side: settings, step length, ranking, what was forgotten.
 ///
-/// Example: gems-engine compare runs/gems runs/galore runs/lora
+/// Example: gems-engine compare runs/gems runs/galore runs/lora --report comparison.html
 #[derive(Args)]
 pub struct CompareArgs {
     /// Run directories.
     #[arg(required = true, num_args = 1.., value_name = "RUN")]
     runs: Vec<PathBuf>,
+    /// Write a page too: curves over each other, ranking against forgetting, paired tests.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -38,6 +44,9 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     }
     notes.extend(unlike(&runs));
     notes.extend(steps(&runs));
+    if let Some(path) = &args.report {
+        page::write(&runs, &notes, path)?;
+    }
     let text = match args.output.json {
         true => json!({"runs": runs.iter().map(|(_, v)| v).collect::<Vec<_>>(), "notes": notes}).to_string(),
         false => side_by_side(&runs) + "\n" + &notes.join("\n") + &advice(args),
@@ -85,7 +94,8 @@ fn column(run: &Path) -> Result<Value> {
     let mut settings = Map::new();
     flatten("", &config, &mut settings);
     all.insert("settings".into(), Value::Object(settings));
-    let after = result["after"].as_object().cloned().unwrap_or_default();
+    let mut after = result["after"].as_object().cloned().unwrap_or_default();
+    after.remove(ANSWERS);
     let tasks: Vec<&String> = after.keys().collect();
     all.insert("training".into(), training(&result["training"], &tasks));
     all.extend(after);
