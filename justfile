@@ -64,6 +64,14 @@ cuda-toolchain:
 distributed *ARGS:
     scripts/distributed.sh {{ARGS}}
 
+# Runs killed, starved and cut off at every file call, then given again: the same bits, or a name for why not (docs/faults.md).
+faults *ARGS:
+    scripts/faults.sh {{ARGS}}
+
+# A bill of materials of the program, as CycloneDX.
+sbom:
+    scripts/sbom.py
+
 # Registers, spills and machine code of every kernel (needs the CUDA compiler, no GPU).
 kernel-report *ARCHITECTURES:
     scripts/kernel-report.sh {{ARCHITECTURES}}

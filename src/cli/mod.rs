@@ -84,6 +84,8 @@ enum Command {
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static CATCHING: AtomicBool = AtomicBool::new(false);
+/// Set by a signal that asks for a checkpoint.
+static SAVE_ASKED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Parses the command line, runs the command, prints an error once, returns its exit code.
 pub fn main() -> ExitCode {
@@ -200,12 +202,25 @@ fn tell_machines(error: &Error) {
     let _ = std::io::stderr().write_all(format!("{}\n", error.json()).as_bytes());
 }
 
-/// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once. So does SIGUSR1,
-/// which launchers pass on.
+/// From now on SIGUSR1, which launchers pass on, asks to save and stop, and SIGUSR2 to save and go on. Neither ends a program
+/// that is not there yet: schedulers send them whenever it suits them.
+fn catch_requests() -> Result<()> {
+    #[cfg(unix)]
+    for (signal, flag) in
+        [(signal_hook::consts::SIGUSR1, &*INTERRUPTED), (signal_hook::consts::SIGUSR2, &*SAVE_ASKED)]
+    {
+        signal_hook::flag::register(signal, Arc::clone(flag))
+            .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot catch signals: {e}")))?;
+    }
+    Ok(())
+}
+
+/// From now on Ctrl-C (and SIGTERM) asks the running command to save and stop; a second one ends it at once.
 fn catch_interrupts() -> Result<&'static AtomicBool> {
     if CATCHING.swap(true, Ordering::SeqCst) {
         return Ok(&INTERRUPTED);
     }
+    catch_requests()?;
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
@@ -213,8 +228,5 @@ fn catch_interrupts() -> Result<&'static AtomicBool> {
         say("\nstopping after this step; press Ctrl-C again to stop without saving");
     })
     .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot catch interrupts: {e}")))?;
-    #[cfg(unix)]
-    signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&INTERRUPTED))
-        .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot catch SIGUSR1: {e}")))?;
     Ok(&INTERRUPTED)
 }

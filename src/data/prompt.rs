@@ -24,6 +24,8 @@ const CUE_TITLE_TO_ITEM: &str = "item {{ query }} :";
 const CUE_ITEM_TO_TITLE: &str = "title {{ history }} :";
 
 const CHAT: &str = "chat";
+/// What a template may cost, in its steps or in units of 64 bytes: far more than any needs. Checkpoints bring theirs.
+const FUEL: u64 = 1_000_000;
 
 /// The prompt of every task.
 pub struct Prompts {
@@ -92,6 +94,7 @@ impl Prompts {
     ) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+        environment.set_fuel(Some(FUEL));
         let mut sources = BTreeMap::from(
             match settings.prompts {
                 PromptPreset::Published => [
@@ -270,6 +273,7 @@ impl ChatTemplate {
 impl Chat {
     fn new(template: ChatTemplate) -> Result<Self> {
         let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // As transformers sets its own environment.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

@@ -1,8 +1,8 @@
 //! A directory that is written aside and appears whole, or not at all.
 
 use crate::error::{Error, Result};
-use crate::files::directory_aside;
-use std::fs::{self, File};
+use crate::files::{create_directory, directory_aside, put_into_place};
+use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -34,7 +34,7 @@ impl Staging {
             return Err(Error::usage("this directory is not empty").at(out.display()).remedy(remedy));
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+        create_directory(parent).map_err(|e| Error::io("create", parent, e))?;
         let new = directory_aside(parent, ".prepare-")
             .map_err(|e| Error::io("create a directory in", parent, e))?;
         Ok(Self { out: out.into(), new, overwrite })
@@ -43,28 +43,9 @@ impl Staging {
     pub fn path(&self) -> &Path {
         self.new.path()
     }
-    /// Lets the directory appear.
+    /// Lets the directory appear, in the place of an older one that may be there.
     pub fn commit(self) -> Result<()> {
-        let failed = |e| Error::io("put into place", &self.out, e);
-        let mut old = None;
-        if self.out.is_dir() {
-            if self.overwrite && fs::read_dir(&self.out).map_err(failed)?.next().is_some() {
-                let aside = self.new.path().with_extension("old");
-                fs::rename(&self.out, &aside).map_err(failed)?;
-                old = Some(aside);
-            } else {
-                fs::remove_dir(&self.out).map_err(failed)?;
-            }
-        }
-        let new = self.new.keep();
-        fs::rename(&new, &self.out).map_err(failed)?;
-        if let Some(parent) = self.out.parent().and_then(|p| File::open(p).ok()) {
-            // Where directories cannot be flushed, the rename is as durable as it gets.
-            let _ = parent.sync_all();
-        }
-        match old {
-            Some(old) => fs::remove_dir_all(&old).map_err(|e| Error::io("remove", &old, e)),
-            None => Ok(()),
-        }
+        put_into_place(self.new, &self.out, self.overwrite)
+            .map_err(|e| Error::io("put into place", &self.out, e))
     }
 }

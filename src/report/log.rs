@@ -6,7 +6,7 @@
 
 use super::Line;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{sync_directory, write_atomically};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -27,6 +27,8 @@ impl MetricsLog {
     /// When the file cannot be opened, or a line other than the last is not a JSON object.
     pub fn open(path: &Path, keep: u64) -> Result<Self> {
         let mut log = Self { path: path.to_path_buf(), file: append_to(path)? };
+        sync_directory(path.parent().unwrap_or(Path::new(".")))
+            .map_err(|e| Error::io("open the metrics log", path, e))?;
         log.truncate_after(keep)?;
         Ok(log)
     }

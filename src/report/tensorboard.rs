@@ -9,8 +9,9 @@
 
 use super::Line;
 use crate::error::{Error, Result};
+use crate::files::create_last;
 use serde_json::Value;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,7 +30,7 @@ impl EventWriter {
     /// # Errors
     /// When the directory or the file cannot be written.
     pub fn open(directory: &Path, resumed_after: Option<u64>) -> Result<Self> {
-        fs::create_dir_all(directory).map_err(|e| Error::io("create the log directory", directory, e))?;
+        create_last(directory).map_err(|e| Error::io("create the log directory", directory, e))?;
         let (path, file) = create_file(directory)?;
         let mut writer = Self { path, file };
         writer.record(&Event::new(0).version())?;

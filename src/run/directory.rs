@@ -1,7 +1,8 @@
 //! The run directory: one place for everything a run writes, and one run at a time in it.
 
 use crate::error::{Error, Result};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use crate::files::{create_directory, remove_left_aside};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ impl RunDirectory {
                 .at(path.display())
                 .remedy("give the directory of an earlier run with --out, or leave --resume out"));
         }
-        fs::create_dir_all(path).map_err(|e| Error::io("create the run directory", path, e))?;
+        create_directory(path).map_err(|e| Error::io("create the run directory", path, e))?;
         let lock_path = path.join(".lock");
         let mut lock = OpenOptions::new()
             .create(true)
@@ -48,6 +49,9 @@ impl RunDirectory {
                 .at(path.display())
                 .remedy("continue it with --resume, or choose another directory with --out"));
         }
+        // Nobody else is here: what lies aside is of a process that was killed.
+        remove_left_aside(path);
+        remove_left_aside(&path.join("checkpoints"));
         let _ = lock.set_len(0);
         let _ = writeln!(lock, "{}", std::process::id());
         Ok(Self { path: path.to_path_buf(), _lock: Some(lock) })

@@ -6,10 +6,10 @@
 //! ```
 //! A tensor's file says what it is ([`StateKind`]). All files are read together, so it does not matter that
 //! older builds filed LoRA's moments among the weights. `state.json` is written last and names the blake3 sum
-//! of each file; the directory is written aside, flushed to disk and renamed.
+//! of each file; the directory is written aside, flushed to disk and renamed. An older one is deleted only after that is safe.
 
-use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::error::{Error, Kind, Result};
+use crate::files::{self, write_atomically};
 use crate::gems::{Optimizer, StateKind, StateTensor};
 use crate::model::Model;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,13 @@ struct Manifest {
     state: Value,
 }
 
+/// What comes first of a manifest of any version.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// Counted up when an older program could not read what is written, or would misread it.
 const FORMAT: u32 = 1;
 
 /// A checkpoint read back.
@@ -73,27 +80,22 @@ pub fn directory(root: &Path, step: u64) -> PathBuf {
 /// Writes a checkpoint and returns its directory. Nothing that was there before is touched until the
 /// new one is whole on the disk.
 pub fn save(root: &Path, step: u64, tensors: &[StateTensor], state: Value) -> Result<PathBuf> {
-    fs::create_dir_all(root).map_err(|e| Error::io("create the checkpoint directory", root, e))?;
-    let aside = crate::files::directory_aside(root, ".writing-")
-        .map_err(|e| Error::io("write a checkpoint", root, e))?;
-    let mut files = BTreeMap::new();
+    // Not those above it: a run whose directory was removed must not go on in half of one.
+    files::create_last(root).map_err(|e| Error::io("create the checkpoint directory", root, e))?;
+    files::check_room(root, tensors.iter().map(|t| 4 * t.values.len() as u64).sum::<u64>() + (1 << 20))?;
+    let aside =
+        files::directory_aside(root, files::ASIDE).map_err(|e| Error::io("write a checkpoint", root, e))?;
+    let mut sums = BTreeMap::new();
     for kind in [StateKind::Weight, StateKind::Optimizer] {
         let path = aside.path().join(file_of(kind));
         write_tensors(&path, tensors.iter().filter(|t| t.kind == kind))?;
-        files.insert(file_of(kind).to_string(), checksum(&path)?);
+        sums.insert(file_of(kind).to_string(), checksum(&path)?);
     }
-    let manifest = Manifest { format: FORMAT, step, files, state };
+    let manifest = Manifest { format: FORMAT, step, files: sums, state };
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::data(format!("state: {e}")))?;
     write_atomically(&aside.path().join("state.json"), &text)?;
     let target = directory(root, step);
-    if target.exists() {
-        fs::remove_dir_all(&target).map_err(|e| Error::io("replace the checkpoint", &target, e))?;
-    }
-    let aside = aside.keep();
-    fs::rename(&aside, &target).map_err(|e| Error::io("write the checkpoint", &target, e))?;
-    if let Ok(directory) = File::open(root) {
-        let _ = directory.sync_all();
-    }
+    files::put_into_place(aside, &target, true).map_err(|e| Error::io("write the checkpoint", &target, e))?;
     Ok(target)
 }
 
@@ -127,7 +129,7 @@ fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = &'a StateTensor>
         safetensors::SafeTensorError::IoError(e) => Error::io("write", path, e),
         e => Error::data(e.to_string()).at(path.display()),
     })?;
-    crate::files::permit(path).map_err(|e| Error::io("write", path, e))?;
+    files::permit(path).map_err(|e| Error::io("write", path, e))?;
     let file = File::open(path).map_err(|e| Error::io("read back", path, e))?;
     file.sync_all().map_err(|e| Error::io("write", path, e))
 }
@@ -139,10 +141,14 @@ fn checksum(path: &Path) -> Result<String> {
 }
 
 /// The newest whole checkpoint below `root`; broken ones are reported through `warn` and passed over.
+///
+/// # Errors
+/// None that is whole; one of a newer version, which is not passed over: it would be deleted as if it were broken.
 pub fn load_latest(root: &Path, mut warn: impl FnMut(&Error)) -> Result<Checkpoint> {
     for (_, path) in list(root)?.into_iter().rev() {
         match load(&path) {
             Ok(checkpoint) => return Ok(checkpoint),
+            Err(error) if error.kind == Kind::Usage => return Err(error),
             Err(error) => warn(&error),
         }
     }
@@ -192,10 +198,14 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
     };
     let state_path = path.join("state.json");
     let text = fs::read(&state_path).map_err(|e| Error::io("read the checkpoint", &state_path, e))?;
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| broken(format!("state.json: {e}")))?;
-    if manifest.format != FORMAT {
-        return Err(broken(format!("format {} is not the {FORMAT} this version reads", manifest.format)));
+    let Format { format } = serde_json::from_slice(&text).map_err(|e| broken(format!("state.json: {e}")))?;
+    if format > FORMAT {
+        let what = format!(
+            "this checkpoint was written by a newer version: its format is {format}, this reads {FORMAT}"
+        );
+        return Err(Error::usage(what).at(path.display()).remedy("go on with the version that wrote it"));
     }
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| broken(format!("state.json: {e}")))?;
     let mut tensors = Vec::new();
     for (name, expected) in &manifest.files {
         let file = path.join(name);
@@ -248,5 +258,9 @@ pub fn prune(root: &Path, keep: usize, spare: &[u64]) -> Result<()> {
             fs::remove_dir_all(path).map_err(|e| Error::io("delete an old checkpoint", path, e))?;
         }
     }
-    Ok(())
+    // Gone for good: what was deleted must not come back beside what follows.
+    match old {
+        0 => Ok(()),
+        _ => files::sync_directory(root).map_err(|e| Error::io("delete old checkpoints", root, e)),
+    }
 }

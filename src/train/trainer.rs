@@ -70,6 +70,8 @@ pub struct Trainer<'a> {
     pub norms: Option<&'a [Option<f64>]>,
     /// Set when the user asks to stop.
     pub interrupted: &'a AtomicBool,
+    /// Set when the user asks for a checkpoint now.
+    pub save_asked: &'a AtomicBool,
 }
 
 /// Where a run stands besides model and method.
@@ -135,6 +137,10 @@ impl Trainer<'_> {
         if let Some((step, _)) = at.best {
             self.mark_best(step)?;
         }
+        if at.saved.is_some() {
+            // What the checkpoint that is gone on from had no time for.
+            self.world.by_first(|| self.prune(&at))?;
+        }
         if at.step == 0 && self.settings.steps > 0 {
             self.largest_first()?;
             self.probe(listener)?;
@@ -191,6 +197,13 @@ impl Trainer<'_> {
         self.interrupted.load(Ordering::SeqCst) || asked()
     }
 
+    /// Whether somebody asks for a checkpoint now: by a signal, or by a file `save` in the run's directory.
+    fn wants_to_save(&self) -> bool {
+        let file = self.run.join("save");
+        let asked = || self.world.is_first() && file.exists() && std::fs::remove_file(&file).is_ok();
+        self.save_asked.swap(false, Ordering::SeqCst) || asked()
+    }
+
     /// Every so many steps, that all ranks hold the same numbers.
     fn check_ranks(&mut self, step: u64) -> Result<()> {
         if self.world.is_alone() || self.check_every == 0 || !step.is_multiple_of(self.check_every) {
@@ -224,12 +237,15 @@ impl Trainer<'_> {
                 self.world.at_step(at.step + 1);
                 self.one_step(at, data?, validates, listener)?;
                 self.check_ranks(at.step)?;
-                let stops = self.world.any(self.wants_to_stop())?;
+                // One question to all ranks where nobody asks anything.
+                let wants_to_save = self.wants_to_save();
+                let asks = self.world.any(wants_to_save || self.wants_to_stop())?;
+                let stops = asks && self.world.any(self.wants_to_stop())?;
                 if validates && !self.validate(at, listener, validate)? {
                     self.save(at, listener)?;
                     return Ok(Ending::Early);
                 }
-                let saves = self.checkpoints.every > 0 && at.step.is_multiple_of(self.checkpoints.every);
+                let due = self.checkpoints.every > 0 && at.step.is_multiple_of(self.checkpoints.every);
                 if stops || self.world.is_alone() && self.wants_to_stop() {
                     self.save(at, listener)?;
                     if self.world.is_first() {
@@ -237,7 +253,7 @@ impl Trainer<'_> {
                     }
                     return Ok(Ending::Interrupted);
                 }
-                if saves {
+                if (due || asks) && at.saved != Some(at.step) {
                     self.save(at, listener)?;
                 }
             }
@@ -406,9 +422,14 @@ impl Trainer<'_> {
         let root = self.run.join("checkpoints");
         checkpoint::save(&root, at.step, &tensors, state)?;
         checkpoint::forget_after(&root, at.step)?;
-        let best: Vec<u64> = at.best.iter().map(|b| b.0).collect();
-        checkpoint::prune(&root, self.checkpoints.keep, &best)?;
+        self.prune(at)?;
         listener.saved(at.step)
+    }
+
+    /// Deletes old checkpoints. The newest one is safe by now.
+    fn prune(&self, at: &Standing) -> Result<()> {
+        let best: Vec<u64> = at.best.iter().map(|b| b.0).collect();
+        checkpoint::prune(&self.run.join("checkpoints"), self.checkpoints.keep, &best)
     }
 }
 

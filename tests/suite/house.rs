@@ -391,3 +391,22 @@ fn every_crate_that_is_used_has_its_notice() {
         used.filter(|name| !named.iter().any(|n| n.split(' ').next() == Some(name))).collect();
     assert!(missing.is_empty(), "without a notice (scripts/licences.py writes them): {missing:?}");
 }
+
+// ---- unsafe ---------------------------------------------------------------------------------------
+
+#[test]
+fn the_table_of_unsafe_is_true() {
+    let count = |path: &String| words(&text(path)).iter().filter(|word| *word == "unsafe").count();
+    let found: BTreeMap<String, usize> = files("src", &[".rs"])
+        .into_iter()
+        .map(|path| (path.clone(), count(&path)))
+        .filter(|(_, n)| *n > 0)
+        .collect();
+    let table = text("docs/security.md");
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| `")?.split(" | ");
+        Some((cells.next()?.trim_end_matches('`').to_string(), cells.next()?.parse().ok()?))
+    };
+    let listed: BTreeMap<String, usize> = table.lines().filter_map(row).collect();
+    assert_eq!(found, listed, "docs/security.md lists every `unsafe` by file");
+}

@@ -90,7 +90,7 @@ fn memory() -> Check {
 }
 
 fn disk(out: &Path) -> Check {
-    let Some(free) = free_space(&existing(out)) else {
+    let Some(free) = crate::files::free_space(&existing(out)) else {
         return pass("disk", "free space is unknown on this system");
     };
     let found = format!("{:.1} GiB free for {}", free as f64 / f64::from(1 << 30), out.display());
@@ -104,17 +104,6 @@ fn disk(out: &Path) -> Check {
 fn existing(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     absolute.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_path_buf()
-}
-
-#[cfg(unix)]
-fn free_space(path: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(path).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-#[cfg(not(unix))]
-fn free_space(_path: &Path) -> Option<u64> {
-    None
 }
 
 /// Writes, reads back and removes a file where runs would go.

@@ -5,11 +5,11 @@ use crate::cli::console::Console;
 use crate::cli::demo::{self, Source};
 use crate::cli::measure::{example, measure, probe};
 use crate::cli::session::Session;
-use crate::cli::{catch_interrupts, page, plan, ranks, summary};
+use crate::cli::{SAVE_ASKED, catch_interrupts, page, plan, ranks, summary};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{EvaluateSettings, Reference};
 use crate::export::write_merged;
-use crate::files::write_atomically;
+use crate::files::{ASIDE, directory_aside, put_into_place, write_atomically};
 use crate::gems::{Knowledge, Optimizer, Side};
 use crate::model::{Model, StoredType};
 use crate::report::Journal;
@@ -159,6 +159,7 @@ impl Course {
             warmup_from_zero: config.gems.side == Side::Published,
             norms: self.kept.norms.as_ref().map(|norms| norms.update_norms.as_slice()),
             interrupted,
+            save_asked: &SAVE_ASKED,
         };
         let outcome = trainer.run(at, listener, &mut validate);
         let told = console.as_mut().map_or(Ok(()), Console::finish);
@@ -183,17 +184,13 @@ impl Course {
     /// Writes `model/`; an older one stays until the new one is whole.
     fn export(&self) -> Result<()> {
         let (session, dir) = (&self.session, self.directory.join("model"));
-        let aside = self.directory.join(".model-written");
-        let remove = |dir: &Path| match std::fs::remove_dir_all(dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("replace", dir, e)),
-            _ => Ok(()),
-        };
-        remove(&aside)?;
+        let failed = |e| Error::io("write", &dir, e);
+        let aside = directory_aside(&self.directory.path, ASIDE).map_err(failed)?;
         let beside = |dir: &Path| card::write(session, &self.directory.path, true, dir);
         let probe = probe(session)?;
-        let worst = write_merged(&session.model, &session.base, &aside, StoredType::F32, &beside, &probe)?;
-        remove(&dir)?;
-        std::fs::rename(&aside, &dir).map_err(|e| Error::io("write", &dir, e))?;
+        let worst =
+            write_merged(&session.model, &session.base, aside.path(), StoredType::F32, &beside, &probe)?;
+        put_into_place(aside, &dir, true).map_err(failed)?;
         self.journal
             .say(&format!("wrote {} (largest logit difference on reading back: {worst:.1e})", dir.display()));
         Ok(())

@@ -127,6 +127,7 @@ impl TrainArgs {
 
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
+    super::catch_requests()?;
     let there = || args.out.as_ref().is_some_and(|out| out.join("config.toml").is_file());
     match args.resume {
         Some(Resume::Auto) if args.out.is_none() => {

@@ -1,6 +1,7 @@
 //! What a user can get wrong, as a user meets it: the message says what, where and what to do, nothing is lost.
 
 mod fuzz;
+mod hostile;
 #[cfg(unix)]
 mod signals;
 
