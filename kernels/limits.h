@@ -12,6 +12,7 @@ constexpr int GRAD_PARTS = 32;  // Parts of a weight gradient.
 constexpr int GRAD_PAIRS = 32;  // Pairs of a weight gradient's blocks whose products are taken.
 constexpr int DOTS_PAIRS = 32;  // Pairs of matrices whose inner products are taken.
 constexpr int MATMUL_MANY = 48;  // Small products.
+constexpr int LEVELS = 16;  // Levels of codes of 4 bits.
 constexpr int ORTHONORMALIZE_MATRICES = 128;  // Matrices to orthonormalize: about one a multiprocessor of a large GPU.
 
 // ---- which part is a thread's or a block's ------------------------------------------------------------
@@ -65,3 +66,6 @@ constexpr int ACTIVATION_GELU_TANH = 2;  // gelu in its tanh approximation.
 constexpr int GATES_FIXED = 0;  // One value for all tasks.
 constexpr int GATES_SHARES = 1;  // Weighted shares of losses, norms and counts.
 constexpr int GATES_INVERSE_NORM = 2;  // Shares of the norms' inverses.
+constexpr int ROUNDED_F32 = 0;  // A weight's value stays as it is.
+constexpr int ROUNDED_F16 = 1;  // It is rounded to half precision.
+constexpr int ROUNDED_BF16 = 2;  // It is rounded to bfloat16.

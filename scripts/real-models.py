@@ -2,7 +2,7 @@
 100K (as PyPI `recbole` holds it). Prepares the log, looks at the model with doctor, learns the knowledge basis, trains a few
 steps, evaluates, exports in both forms, opens these in transformers and PEFT, and compares every item's likelihood.
 
-    just real-models            or: python scripts/real-models.py [--engine PROGRAM] [--models DIR]
+    just real-models            or: python scripts/real-models.py [--engine PROGRAM] [--models DIR] [--model DIR]
 
 What is fetched stays in target/real-models, or the directory given. Skips aloud, with exit code 0, where there are no packages
 to be had or no transformers, peft and gguf in this Python; anything else that goes wrong fails.
@@ -10,6 +10,7 @@ to be had or no transformers, peft and gguf in this Python; anything else that g
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -76,6 +77,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", default=str(ROOT / "target/release/gems-engine"))
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target/real-models")
+    parser.add_argument("--model", type=pathlib.Path, help="this Hugging Face directory instead of the one that is fetched")
     parser.add_argument("--steps", default="4")
     args = parser.parse_args()
     args.models.mkdir(parents=True, exist_ok=True)
@@ -83,13 +85,18 @@ def main():
 
     def run(*words):
         start = time.monotonic()
-        done = subprocess.run([args.engine, *map(str, words)], capture_output=True, text=True)
-        took[words[0]] = took.get(words[0], 0.0) + time.monotonic() - start
-        if done.returncode != 0:
-            sys.exit(f"{' '.join(map(str, words))}: {done.stderr}")
-        return done.stdout
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = subprocess.Popen([args.engine, *map(str, words)], stdout=out, stderr=err)
+            _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            said = [file.seek(0) or file.read().decode() for file in (out, err)]
+        seconds, most = took.get(words[0], (0.0, 0))
+        took[words[0]] = (seconds + time.monotonic() - start, max(most, used.ru_maxrss))
+        if child.returncode != 0:
+            sys.exit(f"{' '.join(map(str, words))}: {said[1]}")
+        return said[0]
 
-    base, log = model(args.models), data(run, args.models)
+    base, log = args.model or model(args.models), data(run, args.models)
     flags = [flag for s in SETTINGS for flag in ("--set", s)]
     with tempfile.TemporaryDirectory(dir=args.models) as name:
         work = pathlib.Path(name)
@@ -117,7 +124,7 @@ def main():
             worst = max(worst, differ)
             print(f"{form}: {len(ours)} items, likelihoods differ by at most {differ:.1e}")
     print(json.dumps(found)[:600])
-    print(", ".join(f"{command} {seconds:.0f} s" for command, seconds in took.items()))
+    print(", ".join(f"{command} {seconds:.0f} s, {most / 1024:.0f} MB" for command, (seconds, most) in took.items()))
     # The base is bf16: an adapter keeps f32 beside it, a merged checkpoint rounds once more.
     if not worst < 0.1:
         sys.exit(f"the exports differ by {worst:.1e}")

@@ -11,6 +11,8 @@ mod blocks;
 mod checkpoints;
 #[path = "suite/cli.rs"]
 mod cli;
+#[path = "suite/codes.rs"]
+mod codes;
 #[path = "suite/data/mod.rs"]
 mod data;
 #[path = "suite/distributed/mod.rs"]

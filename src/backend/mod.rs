@@ -18,7 +18,7 @@ pub use host_copy::HostCopy;
 pub use info::DeviceInfo;
 pub use ops::*;
 pub use pool::{HostBuffer, HostPool, MemoryUse};
-pub use tensor::{DType, DeviceBuffer, Indices, Mat, MatMut, Storage, Tensor};
+pub use tensor::{Bytes, DType, DeviceBuffer, Indices, Mat, MatMut, Storage, Tensor};
 
 use crate::error::Result;
 use trace::Stopwatch;
@@ -63,6 +63,10 @@ pub trait Backend: Send + Sync {
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor>;
     /// Row numbers, positions or token ids on the device.
     fn indices(&self, values: &[u32]) -> Result<Indices>;
+    /// `len` bytes of unspecified value.
+    fn alloc_bytes(&self, len: usize) -> Result<Bytes>;
+    /// Fills `to`, which is as long.
+    fn upload_bytes(&self, values: &[u8], to: &mut Bytes) -> Result<()>;
     /// Host f32 values into `to`, rounding to its type. `values.len()` is rows * cols.
     fn upload(&self, values: &[f32], to: MatMut) -> Result<()>;
     /// The values of `from` as f32, row by row. Waits.

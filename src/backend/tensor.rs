@@ -236,6 +236,40 @@ impl<'a> MatMut<'a> {
     }
 }
 
+/// Bytes on a device that no type of element describes: the codes of a quantised weight.
+pub struct Bytes {
+    storage: Storage,
+    len: usize,
+}
+
+impl Bytes {
+    /// The first `len` bytes of `storage`.
+    pub fn new(storage: Storage, len: usize) -> Self {
+        let bytes = match &storage {
+            Storage::Host(buffer) => buffer.as_slice().len() * 4,
+            Storage::Device(buffer) => buffer.bytes,
+        };
+        assert!(len <= bytes, "{len} bytes do not fit {bytes}");
+        Self { storage, len }
+    }
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// Where they are.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+    /// The same, to write.
+    pub fn storage_mut(&mut self) -> &mut Storage {
+        &mut self.storage
+    }
+}
+
 /// A list of row numbers, positions or token ids on a device, with its host copy.
 pub struct Indices {
     /// The values, on the host.

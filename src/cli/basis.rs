@@ -2,7 +2,7 @@
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::ranks;
-use super::session::{Session, configuration};
+use super::session::{Memory, Session, configuration};
 use crate::config::Layer;
 use crate::error::{Error, Result};
 use crate::gems::NullSide;
@@ -40,7 +40,8 @@ pub fn run(args: &BasisArgs) -> Result<()> {
         Layer::value("--model", "model.path", text(&args.model)),
         Layer::value("--data", "data.path", text(&args.data)),
     ];
-    let mut session = Session::open(configuration(&args.settings, &args.device, flags)?, &args.device)?;
+    let config = configuration(&args.settings, &args.device, flags)?;
+    let mut session = Session::open_for(Memory::Learning, config, &args.device)?;
     ranks::settle_shards(&mut session.config)?;
     session.same_on_all_ranks()?;
     let texts = session.text_warnings()?;

@@ -105,6 +105,17 @@ fn peft(session: &Session, args: &ExportArgs) -> Result<(f32, f64)> {
     let be = &tuned.backend;
     let (mut factors, mut least) = (Vec::new(), 1f64);
     for (i, site) in tuned.layout.sites.iter().enumerate() {
+        if tuned.linears[i].weight.quantised().is_some() {
+            // All that was learned is in the branch.
+            let Some(Branch { a, b }) = &tuned.linears[i].branch else { continue };
+            let (rank, b, a) = (a.rows(), be.download(b.mat())?, be.download(a.mat())?);
+            let made = factor(
+                SiteDelta { name: site.name.clone(), delta: Delta::Factors { b, a, rank } },
+                args.rank,
+            )?;
+            factors.push(made);
+            continue;
+        }
         let before = base.model.merged(i)?;
         let change: Vec<f32> = tuned.merged(i)?.iter().zip(&before).map(|(a, b)| a - b).collect();
         if change.iter().all(|v| *v == 0.0) {

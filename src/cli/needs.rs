@@ -2,14 +2,17 @@
 
 use crate::backend::cuda::{Cuda, DeviceSpec};
 use crate::backend::{Backend, DeviceInfo};
-use crate::config::Config;
+use crate::config::{Config, Device};
 use crate::data::{Dataset, Encoder, StepSize};
 use crate::error::{Error, Kind, Result};
-use crate::gems::Knowledge;
-use crate::model::{Architecture, Batch};
-use crate::train::{Averaging, Batches, MemoryPlan, PlannedRun};
+use crate::gems::{Knowledge, NullSpaceSettings};
+use crate::model::{Architecture, Batch, Model};
+use crate::train::{
+    Averaging, Batches, KnowledgePass, MemoryPlan, PlannedRun, largest_knowledge, planned_peak,
+};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What a plan is made of.
 pub struct Planned<'a> {
@@ -55,14 +58,61 @@ impl Planned<'_> {
     /// # Errors
     /// How much is needed for what, how much there is, and the settings that need less.
     pub fn fits(&self) -> Result<()> {
-        let available = available().filter(|_| !self.device.launches_kernels());
         // What cannot be planned is refused where it is done, in better words.
-        let (Some(available), Ok((_, plan))) = (available, self.needs(None)) else { return Ok(()) };
-        if plan.total() <= available {
-            return Ok(());
+        let Ok((_, plan)) = self.needs(None) else { return Ok(()) };
+        let available = available().filter(|_| !self.device.launches_kernels());
+        if self.config.device == Device::Auto {
+            let there = available.map_or(String::new(), |there| format!(", {} are available", size(there)));
+            let (name, needed) = (&self.device.name, size(plan.total()));
+            super::say(&format!("device auto is {name}: the run is planned with {needed}{there}"));
         }
+        let Some(available) = available.filter(|available| plan.total() > *available) else { return Ok(()) };
         let what = format!("the run needs more memory than the {} that are available here", size(available));
         Err(Error::new(Kind::Memory, what).at(&self.device.name).remedy(smaller(&plan, self.config)))
+    }
+}
+
+/// Learning what a base model knows: from these texts, with so many rows of the vocabulary its own.
+pub struct PlannedKnowledge<'a> {
+    pub architecture: &'a Architecture,
+    pub device: &'a DeviceInfo,
+    pub settings: &'a NullSpaceSettings,
+    pub chunks: &'a [Vec<u32>],
+    pub vocabulary: usize,
+}
+
+impl PlannedKnowledge<'_> {
+    /// The most memory that it holds at once, weights included, and that of the basis on the host.
+    ///
+    /// # Errors
+    /// Settings that cannot be meant together.
+    pub fn needs(&self) -> Result<(usize, usize)> {
+        let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(self.device))?;
+        let outline = Model::outline(self.architecture.clone(), counting)?;
+        let (settings, chunks, vocabulary) = (self.settings, self.chunks, self.vocabulary);
+        let (model, seed, partial, interrupted) = (&outline, 0, None, &AtomicBool::new(false));
+        let pass = KnowledgePass { model, settings, chunks, vocabulary, seed, partial, interrupted };
+        Ok((planned_peak(&pass)?, largest_knowledge(&outline, settings).bytes()))
+    }
+
+    /// Fails where the machine has less memory than that.
+    ///
+    /// # Errors
+    /// How much is needed, how much there is, and the settings that need less.
+    pub fn fits(&self) -> Result<()> {
+        let available = available().filter(|_| !self.device.launches_kernels());
+        let (Some(available), Ok((pass, held))) = (available, self.needs()) else { return Ok(()) };
+        if pass + held <= available {
+            return Ok(());
+        }
+        let (there, pass, held) = (size(available), size(pass), size(held));
+        let what = format!(
+            "learning the knowledge basis needs more memory than the {there} that are available here"
+        );
+        Err(Error::new(Kind::Memory, what).at(&self.device.name).remedy(format!(
+            "it is planned with {pass} at once and {held} for what it learns; it takes less with fewer \
+             null_space.directions, and with null_space.gradient_tokens = 0 no backward pass"
+        )))
     }
 }
 

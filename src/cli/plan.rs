@@ -1,30 +1,22 @@
 //! `train --dry-run`: what would be done, and what it needs.
 
-use super::needs;
+use super::needs::{self, PlannedKnowledge};
 use super::session::Session;
-use crate::backend::Backend;
-use crate::backend::cuda::{Cuda, DeviceSpec};
 use crate::config::Config;
 use crate::data::StepSize;
 use crate::error::{Error, Kind, Result};
 use crate::gems::Knowledge;
-use crate::model::{Batch, Model};
-use crate::train::{KnowledgePass, largest_knowledge, planned_peak};
+use crate::model::Batch;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// The most memory that learning a knowledge basis holds at once, weights included, and that of the basis on the host.
 fn learning(session: &Session) -> Result<(usize, usize)> {
-    let model = &session.model;
-    let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(model.backend.info()))?;
-    let outline = Model::outline(model.architecture.clone(), counting)?;
-    let null = session.needed_basis();
-    let chunks = session.chunks(&session.general.calibration, null.tokens)?;
-    let never = AtomicBool::new(false);
-    let pass = KnowledgePass { model: &outline, ..session.knowledge_pass(&null, &chunks, &never) };
-    Ok((planned_peak(&pass)?, largest_knowledge(&outline, &null).bytes()))
+    let (model, settings) = (&session.model, &session.needed_basis());
+    let chunks = &session.chunks(&session.general.calibration, settings.tokens)?;
+    let (architecture, device) = (&model.architecture, model.backend.info());
+    let vocabulary = session.old_vocabulary;
+    PlannedKnowledge { architecture, device, settings, chunks, vocabulary }.needs()
 }
 
 /// An error of a device that is full, with the plan of the run and the settings that shrink it.
@@ -47,8 +39,10 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
     let mb = |bytes: usize| bytes as f64 / 1e6;
     let learns = session.needs_basis() && knowledge.is_none();
     let (pass, held) = if learns { learning(session)? } else { (0, knowledge.map_or(0, Knowledge::bytes)) };
-    let pulled = adapted.iter().zip(&model.layout.sites).filter(|(adapted, _)| **adapted);
-    let pulled: usize = pulled.map(|(_, site)| site.outputs * site.inputs).sum();
+    // Of a weight in codes nothing is kept: all that changes is beside it.
+    let pulled = adapted.iter().zip(&model.linears).filter(|(adapted, _)| **adapted);
+    let pulled = pulled.filter(|(_, layer)| layer.weight.quantised().is_none());
+    let pulled: usize = pulled.map(|(_, layer)| layer.weight.rows() * layer.weight.cols()).sum();
     let pulled =
         if config.null_space.pull > 0.0 { pulled * model.backend.compute_dtype().bytes() } else { 0 };
     // What a GPU has shows when it is asked for it.

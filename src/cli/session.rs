@@ -1,6 +1,6 @@
 //! What every command that touches a model opens first: data, vocabulary, base model, method.
 
-use super::needs::Planned;
+use super::needs::{Planned, PlannedKnowledge};
 use super::options::{DeviceArgs, SettingsArgs};
 use super::protection::Protected;
 use super::ranks;
@@ -13,7 +13,7 @@ use crate::data::{
 use crate::error::{Error, Kind, Result};
 use crate::eval::KeptStates;
 use crate::gems::{Knowledge, NullSpaceSettings, Optimizer, Protection};
-use crate::model::{Architecture, Inference, LoadOptions, Model, Packed, hub, passes};
+use crate::model::{Architecture, Checked, Inference, LoadOptions, Model, Packed, hub, passes};
 use crate::report::Progress;
 use crate::run::{Purpose, Reads, Run, RunData, Sources, StepNorms, whole};
 use crate::train::{KnowledgePass, KnowledgeProgress, Rehearsal, checkpoint, needs_basis, partial_path};
@@ -44,6 +44,17 @@ pub struct Session {
     codes: Option<SemanticIds>,
 }
 
+/// What the machine must have the memory for, before the model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Whatever comes shows.
+    Any,
+    /// A training run.
+    Training,
+    /// Learning the knowledge basis.
+    Learning,
+}
+
 /// What a model is put together with.
 struct Parts {
     read: RunData,
@@ -71,19 +82,19 @@ pub fn device_layer(device: &DeviceArgs) -> Option<Layer> {
 impl Session {
     /// Opens the base model and the data of a configuration.
     pub fn open(config: Config, device: &DeviceArgs) -> Result<Self> {
-        Self::open_on(config, |config| super::device::open(config, device), false)
+        Self::open_on(config, |config| super::device::open(config, device), Memory::Any)
     }
 
-    /// The same, where the machine has the memory that a training run with this configuration needs.
-    pub fn open_to_train(config: Config, device: &DeviceArgs) -> Result<Self> {
-        Self::open_on(config, |config| super::device::open(config, device), true)
+    /// The same, where the machine has the memory for what is to come.
+    pub fn open_for(memory: Memory, config: Config, device: &DeviceArgs) -> Result<Self> {
+        Self::open_on(config, |config| super::device::open(config, device), memory)
     }
 
     /// The same on the device that `open` gives, once it is clear that it is needed.
     pub fn open_on(
         mut config: Config,
         open: impl FnOnce(&Config) -> Result<Arc<dyn Backend>>,
-        trains: bool,
+        memory: Memory,
     ) -> Result<Self> {
         if config.model.path.is_empty() || config.data.path.is_empty() {
             return Err(Error::usage("a base model and a data directory are needed").remedy(
@@ -105,11 +116,16 @@ impl Session {
         config.data.tasks = data.tasks.clone();
         config.data.templates = prompts.sources().clone();
         let read = RunData { data, general, notes: Vec::new(), same_tests: true };
-        Self::assemble(config, Parts { read, codes, chat: prompts.chat_template().cloned() }, backend, trains)
+        Self::assemble(config, Parts { read, codes, chat: prompts.chat_template().cloned() }, backend, memory)
     }
 
     /// Opens the base model of a run, with the run's own items, codes and prompts, under `config`.
-    pub fn of_run(run: &Run, config: Config, reads: Reads, device: &DeviceArgs) -> Result<Self> {
+    pub fn of_run(
+        run: &Run,
+        config: Config,
+        (reads, memory): (Reads, Memory),
+        device: &DeviceArgs,
+    ) -> Result<Self> {
         let base = Path::new(&config.model.path);
         if !base.is_dir() {
             return Err(Error::usage("the base model of this run is not there any more")
@@ -120,7 +136,7 @@ impl Session {
         let backend = super::device::open(&config, device)?;
         ranks::world().limit(&config.distributed);
         let parts = Parts { read, codes: run.codes.clone(), chat: run.chat.clone() };
-        let session = Self::assemble(config, parts, backend, false)?;
+        let session = Self::assemble(config, parts, backend, memory)?;
         let tokenizer = session.vocabulary.fingerprint();
         let found = run.sources.check_model(&session.model.fingerprint, &tokenizer);
         found.map_err(|e| e.at(session.base.display()))?;
@@ -133,14 +149,20 @@ impl Session {
         let data = Dataset { items, tasks, ..Dataset::default() };
         let read = RunData { data, ..RunData::default() };
         let parts = Parts { read, codes: self.codes.clone(), chat: self.prompts.chat_template().cloned() };
-        Self::assemble(self.config.clone(), parts, super::device::open(&self.config, device)?, false)
+        Self::assemble(self.config.clone(), parts, super::device::open(&self.config, device)?, Memory::Any)
     }
 
-    /// `trains`: only where the machine has the memory for that.
-    fn assemble(config: Config, parts: Parts, backend: Arc<dyn Backend>, trains: bool) -> Result<Self> {
+    /// Where the machine has the memory for what is to come.
+    fn assemble(config: Config, parts: Parts, backend: Arc<dyn Backend>, memory: Memory) -> Result<Self> {
         let Parts { read: RunData { data, general, notes, same_tests }, codes, chat } = parts;
         let base = PathBuf::from(&config.model.path);
-        let described = Architecture::read(&base)?;
+        let mut described = Architecture::read(&base)?;
+        if config.model.init == Init::Random {
+            described.quantised = None;
+        }
+        if let Some(codes) = &described.quantised {
+            config.tuner().leaves_weights(&format!("{} ({})", base.display(), codes.scheme.name()))?;
+        }
         let prompt_side = PromptSide::from(&described);
         let vocabulary = Vocabulary::new(&base, &data.items, &config.data, prompt_side, codes.as_ref())?;
         let rows = vocabulary.rows_for(described.vocabulary)?;
@@ -149,11 +171,23 @@ impl Session {
         let items = vocabulary.item_rows();
         let new_rows = (!items.is_empty()).then_some(items.start as usize);
         let prompts = Prompts::with_chat(&config.data, chat, Some(&vocabulary))?;
-        if trains {
+        if memory != Memory::Any {
+            // Which layers are whole beside others in codes only the weights tell.
+            let described =
+                if described.quantised.is_some() { Checked::open(&base)?.architecture } else { described };
             let architecture = &Architecture { vocabulary: rows.max(described.vocabulary), ..described };
-            let encoder = Encoder::new(&vocabulary, &prompts, &data.tasks, prompt_side, &config.data);
-            let (config, data, device) = (&config, &data, backend.info());
-            Planned { config, data, encoder, architecture, new_rows, device }.fits()?;
+            let device = backend.info();
+            if memory == Memory::Training {
+                let encoder = Encoder::new(&vocabulary, &prompts, &data.tasks, prompt_side, &config.data);
+                let (config, data) = (&config, &data);
+                Planned { config, data, encoder, architecture, new_rows, device }.fits()?;
+            } else {
+                let (settings, length) = (&config.null_space, config.data.general_length);
+                let chunks =
+                    &GeneralText::chunks(&general.calibration, &vocabulary, length, settings.tokens)?;
+                let vocabulary = new_rows.unwrap_or(architecture.vocabulary);
+                PlannedKnowledge { architecture, device, settings, chunks, vocabulary }.fits()?;
+            }
         }
         let mut model = Model::load(&base, backend, &options)?;
         config.tuner().fits(&model.layout.sites, data.tasks.len())?;
@@ -183,7 +217,8 @@ impl Session {
         let mut layers = settings.layers()?;
         layers.extend(device_layer(device));
         let (config, _) = run.settings(layers, Purpose::Read)?;
-        let session = Self::of_run(&run, config, reads, device).map_err(|e| e.at(path.display()))?;
+        let session =
+            Self::of_run(&run, config, (reads, Memory::Any), device).map_err(|e| e.at(path.display()))?;
         session.notes.iter().for_each(|note| super::say(note));
         Ok(session)
     }

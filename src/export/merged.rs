@@ -41,6 +41,10 @@ fn write_config(model: &Model, base: &Path, path: &Path, stored: StoredType) -> 
     let mut config: Value =
         serde_json::from_str(&text).map_err(|e| Error::model(e.to_string()).at(config.display()))?;
     let a = &model.architecture;
+    // What was in codes is written whole.
+    for key in ["quantization_config", "quantization", "compression_config"] {
+        config.as_object_mut().and_then(|fields| fields.remove(key));
+    }
     config["vocab_size"] = json!(a.vocabulary);
     let name = if stored == StoredType::F32 { "float32" } else { "bfloat16" };
     for key in ["dtype", "torch_dtype"] {

@@ -95,6 +95,9 @@ impl<'a> Build<'a> {
             space.map(|s| protected.columns(s)).transpose()
         };
         let (ranks, layer) = (self.settings.ranks(site, self.tasks), layers.linear(index));
+        if layer.weight.quantised().is_some() {
+            self.settings.leaves_weights(&site.name)?;
+        }
         if g.method == Method::Gems && g.side == Side::Published {
             let null_space = NullSpace::new(null, columns(&mut self.protected)?);
             let made = Published::new(be, layer, &ranks, g.refresh_every, null_space)?;
@@ -128,8 +131,11 @@ impl<'a> Build<'a> {
             (NullSide::Output, Some(s)) => (None, Some(self.protected.columns(s)?)),
             _ => (None, None),
         };
-        let options = SubspaceOptions::new(g, null, (exact, self.rehearses()), self.seed, index);
         let ranks = Ranks { tasks: self.tasks, each: ranks };
+        let rank = || g.remainder_rank.unwrap_or(ranks.total()).min(site.outputs.min(site.inputs));
+        let remainder = layer.weight.quantised().map(|_| rank());
+        let options = SubspaceOptions::new(g, null, (exact, self.rehearses()), self.seed, index);
+        let options = SubspaceOptions { remainder, ..options };
         let (sides, pull) = (self.costs.metric(&**be, index, null)?, self.costs.pull(&**be, index, layer)?);
         let made = Subspaces::new(be, options, ranks, shape, (rows, columns), (sides, pull))?;
         made.attach(layer)?;

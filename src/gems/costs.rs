@@ -95,7 +95,8 @@ impl Costs {
     /// The pull of a layer towards the weight that it has now; `None`: none is asked for.
     pub fn pull(&self, be: &dyn Backend, site: usize, layer: &AdaptedLinear) -> Result<Option<Pull>> {
         let (Some(rate), Some((c, f))) = (self.pull, self.moments.get(&site)) else { return Ok(None) };
-        Pull::new(be, layer.weight.mat(), (Arc::clone(c), Arc::clone(f)), rate).map(Some)
+        let weight = layer.weight.quantised().is_none().then(|| layer.weight.mat());
+        Pull::new(be, weight, (Arc::clone(c), Arc::clone(f)), rate).map(Some)
     }
 }
 

@@ -27,7 +27,7 @@ impl Master {
 
     /// What is trained, to read.
     pub fn values<'a>(&'a self, layer: &'a AdaptedLinear) -> Mat<'a> {
-        self.0.as_ref().unwrap_or(&layer.weight).mat()
+        self.0.as_ref().unwrap_or_else(|| layer.weight.whole()).mat()
     }
 
     /// Saves or restores the weight.

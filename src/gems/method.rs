@@ -59,6 +59,9 @@ impl MethodSettings {
     pub fn validate(&self) -> Result<()> {
         let usage = |place: &str, what: &str, remedy: &str| Err(Error::usage(what).at(place).remedy(remedy));
         let (g, o, n) = (&self.gems, &self.optimizer, &self.null_space);
+        if g.remainder_rank == Some(0) {
+            return usage("gems.remainder_rank", "nothing that is learned would be kept", "give at least 1");
+        }
         if g.rank == 0 || g.task_rank == Some(0) {
             return usage("gems.rank", "a subspace of no directions", "give at least 1");
         }
@@ -97,6 +100,26 @@ impl MethodSettings {
             return usage("gems.method = \"rows\"", "nothing is trained", remedy);
         }
         self.check_null_space(n)
+    }
+
+    /// Refuses methods that change the weight itself of `layer`, which is stored in codes.
+    ///
+    /// # Errors
+    /// The method, and those that do not.
+    pub fn leaves_weights(&self, layer: &str) -> Result<()> {
+        let g = &self.gems;
+        let published = g.method == Method::Gems && g.side == Side::Published;
+        if g.method != Method::Full && !published {
+            return Ok(());
+        }
+        let what = if published { "gems.side = \"published\"" } else { "gems.method = \"full\"" };
+        let remedy = "use gems.method = \"gems\" (with gems.side = \"right\"), \"galore\", \"lora\" or \"rows\", or a base \
+                      that is stored whole";
+        Err(Error::usage(format!(
+            "{what} changes weights, and the base's are in codes: nothing can be added to them"
+        ))
+        .at(layer)
+        .remedy(remedy))
     }
 
     fn check_null_space(&self, n: &NullSpaceSettings) -> Result<()> {

@@ -252,7 +252,9 @@ impl Optimizer {
         if self.subspaces().next().is_none() {
             return Ok(None);
         }
-        let report = RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers, strength)?);
+        let mut report = RefreshReport::of(refresh::renew(&*be, self.subspaces(), layers, strength)?);
+        let lost: Vec<f64> = self.subspaces().filter_map(|(_, s)| s.lost()).collect();
+        report.lost = (!lost.is_empty()).then(|| lost.iter().sum::<f64>() / lost.len() as f64);
         // What a search took, no step needs.
         be.trim();
         Ok(Some(report))

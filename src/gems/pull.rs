@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 /// The pull on one layer. All of it waits on the host: one layer at a time is on the device.
 pub(super) struct Pull {
-    base: HostCopy,
+    /// `None`: of a weight in codes, to which nothing is added: then [`Pull::factor`] alone serves.
+    base: Option<HostCopy>,
     inputs: Arc<Spectrum>,
     outputs: Arc<Spectrum>,
     /// `tau` at the top of the schedule.
@@ -26,11 +27,12 @@ impl Pull {
     /// Towards the weight as it is now.
     pub fn new(
         be: &dyn Backend,
-        weight: Mat,
+        weight: Option<Mat>,
         (inputs, outputs): (Arc<Spectrum>, Arc<Spectrum>),
         rate: f64,
     ) -> Result<Self> {
-        Ok(Self { base: HostCopy::of(be, weight)?, inputs, outputs, rate })
+        let base = weight.map(|weight| HostCopy::of(be, weight)).transpose()?;
+        Ok(Self { base, inputs, outputs, rate })
     }
 
     /// `W <- W_base + pulled(W + B A - W_base)`, rounded once; `strength` is the learning rate over that at the top of its
@@ -48,7 +50,8 @@ impl Pull {
             let rounding = Rounding::Nearest;
             be.run(Fold { w: d.mat_mut(), keep: 1.0, scale: 1.0, b, a, rounding })?;
         }
-        let base = self.base.tensor(be, w.dtype)?;
+        let Some(base) = &self.base else { unreachable!("a weight that is folded into has a base") };
+        let base = base.tensor(be, w.dtype)?;
         be.axpy(-1.0, base.mat(), d.mat_mut())?;
         let d = shrink(be, d, &self.outputs, &self.inputs, self.rate * strength)?;
         be.copy(base.mat(), w.reborrow())?;

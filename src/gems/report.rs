@@ -56,7 +56,10 @@ pub struct RefreshReport {
     pub energy: Vec<f64>,
     /// Share of the gradient energy the null space leaves.
     pub room: f64,
-    /// The same per adapted layer: (site, room).
+    /// Share of the squared norm of what was learned that the remainders beside weights in codes could not keep: the mean
+    /// over these layers.
+    pub lost: Option<f64>,
+    /// The same as `room` per adapted layer: (site, room).
     pub rooms: Vec<(usize, f64)>,
     /// Of every adapted layer the energy of each subspace; NaN where it had no gradient.
     pub energies: Vec<Vec<f64>>,
@@ -90,6 +93,7 @@ impl RefreshReport {
         let rooms: Vec<(usize, f64)> = found.iter().map(|(site, f)| (*site, f.room)).collect();
         Self {
             energy: (0..subspaces).map(|s| mean(known(s))).collect(),
+            lost: None,
             room: mean(rooms.iter().map(|r| r.1).collect()),
             rooms,
             energies: found.into_iter().map(|(_, f)| f.energy).collect(),

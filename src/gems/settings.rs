@@ -41,6 +41,10 @@ pub struct GemsSettings {
     /// Which layers are adapted: projections (q, k, v, o, gate, up, down) or parts of module names.
     #[schemars(length(min = 1))]
     pub targets: Vec<String>,
+    /// Directions of what is learned that are kept at a refresh where a weight is stored in codes, and cannot take it
+    /// [default: as many as the layer's subspaces have].
+    #[schemars(range(min = 1))]
+    pub remainder_rank: Option<usize>,
     /// Weights of the task subspaces' updates.
     pub gates: GateSettings,
     /// What is done about tasks whose gradients disagree.
@@ -328,6 +332,7 @@ impl Default for GemsSettings {
             method: Method::Gems,
             rank: 64,
             task_rank: None,
+            remainder_rank: None,
             scale: 1.0,
             refresh_every: 200,
             refresh: Refresh::Auto,

@@ -1,5 +1,6 @@
 //! What a model is: one description for decoder-only and encoder-decoder transformers.
 
+use super::quantised::Quantisation;
 use super::rotary::Rotary;
 use crate::backend::Activation;
 use serde_json::Value;
@@ -187,6 +188,8 @@ pub struct Architecture {
     pub decoder_start: Option<u32>,
     /// Standard deviation of random initial weights.
     pub initializer_range: f32,
+    /// In which codes linear layers are stored, if they are.
+    pub quantised: Option<Quantisation>,
     /// The file as it was, for writing it back with few changes.
     pub raw: Value,
 }
@@ -196,6 +199,10 @@ impl Architecture {
     pub fn qkv_columns(&self) -> [Range<usize>; 3] {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         [0..queries, queries..queries + keys, queries + keys..queries + 2 * keys]
+    }
+    /// In which codes a layer is stored, if it is.
+    pub fn codes_of(&self, module: &str) -> Option<&Quantisation> {
+        self.quantised.as_ref().filter(|q| q.holds(module))
     }
     /// Whether there is an encoder.
     pub fn is_encoder_decoder(&self) -> bool {

@@ -2,7 +2,8 @@
 
 use super::layout::Layout;
 use super::names::Names;
-use super::{Architecture, Weights, diagnosis};
+use super::quantised::Stored;
+use super::{Architecture, Weights};
 use crate::error::Result;
 use std::path::Path;
 
@@ -20,9 +21,7 @@ impl Checked {
     /// # Errors
     /// What is no checkpoint, or one that cannot be used, named for what it is.
     pub fn open(dir: &Path) -> Result<Self> {
-        let architecture = Architecture::read(dir)?;
-        diagnosis::not_quantised(&architecture.raw, dir)?;
-        Self::new(architecture, Weights::open(dir)?)
+        Self::new(Architecture::read(dir)?, Weights::open(dir)?)
     }
 
     pub(super) fn new(mut architecture: Architecture, weights: Weights) -> Result<Self> {
@@ -36,8 +35,13 @@ impl Checked {
     /// The tensors that loading would refuse: NaN and infinities by place.
     pub fn read_all(&self) -> Result<usize> {
         let layout = Layout::new(&self.architecture);
-        let names = layout.dense.iter().map(|d| d.name.clone());
-        let names = names.chain(layout.sites.iter().map(|s| format!("{}.weight", s.name)));
-        names.map(|name| self.weights.read(self.names.of(&name)).map(|_| 1)).sum()
+        let stored = Stored { weights: &self.weights, name: &|name| self.names.of(name).to_string() };
+        let read = |name: &str| self.weights.read(self.names.of(name)).map(drop);
+        layout.dense.iter().try_for_each(|d| read(&d.name))?;
+        layout.sites.iter().try_for_each(|site| match self.architecture.codes_of(&site.name) {
+            Some(codes) => codes.check(site, &stored),
+            None => read(&format!("{}.weight", site.name)),
+        })?;
+        Ok(layout.dense.len() + layout.sites.len())
     }
 }

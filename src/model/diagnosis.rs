@@ -14,7 +14,7 @@ const CONVERT: &str = "open it in transformers and save it again: \
     `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)` (AutoModelForSeq2SeqLM for T5)";
 const MERGE: &str = "merge it into its base model first: \
     `AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)`, and the tokenizer's files beside it";
-const DEQUANTISE: &str = "use the checkpoint it was made from (bf16, f16 or f32), or load it in transformers, \
+pub(crate) const DEQUANTISE: &str = "use the checkpoint it was made from (bf16, f16 or f32), or load it in transformers, \
     `model.dequantize()` and `save_pretrained`";
 
 /// A file of weights in another format than safetensors: its name's beginning and end, and what it is.
@@ -147,38 +147,6 @@ pub(crate) fn no_weights(dir: &Path) -> Error {
             "give a Hugging Face directory with safetensors weights",
         ),
     }
-}
-
-/// Fails where the configuration says that the weights are quantised.
-///
-/// # Errors
-/// It does: the method and its bits.
-pub(crate) fn not_quantised(raw: &Value, dir: &Path) -> Result<()> {
-    let config = ["quantization_config", "quantization", "compression_config"];
-    let from_file = |name: &str| -> Option<Value> {
-        serde_json::from_str(&std::fs::read_to_string(dir.join(name)).ok()?).ok()
-    };
-    let found = config
-        .iter()
-        .find_map(|k| raw.get(*k).filter(|v| v.is_object()).map(|v| ((*k).to_string(), v.clone())))
-        .or_else(|| from_file("quantize_config.json").map(|v| ("quantize_config.json".into(), v)))
-        .or_else(|| from_file("quant_config.json").map(|v| ("quant_config.json".into(), v)));
-    let Some((key, settings)) = found else { return Ok(()) };
-    let method = match settings["quant_method"].as_str() {
-        Some(method) => method.to_string(),
-        None if settings.get("load_in_4bit").is_some() => "bitsandbytes".into(),
-        None if key.ends_with(".json") => "gptq or awq".into(),
-        None if key == "quantization" => "mlx".into(),
-        None => "an unnamed method".into(),
-    };
-    let flag = |name: &str| settings[name].as_bool() == Some(true);
-    let bits = ["bits", "w_bit"].iter().find_map(|k| settings[*k].as_u64());
-    let bits = bits.or(flag("load_in_4bit").then_some(4)).or(flag("load_in_8bit").then_some(8));
-    let bits = bits.map_or(String::new(), |n| format!(", {n} bits"));
-    Err(Error::model(format!("the weights are quantised ({method}{bits}); they cannot be trained here"))
-        .at(dir.display())
-        .at(key)
-        .remedy(DEQUANTISE))
 }
 
 /// Ends of the names of what quantised layers store beside or instead of their weight.

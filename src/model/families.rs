@@ -6,6 +6,7 @@ use super::architecture::{Architecture, Family, Norms, QueryKeyNorms, Relative, 
 use super::diagnosis;
 use super::fields::Fields;
 use super::nearest;
+use super::quantised::Quantisation;
 use super::rotary::{Rotary, Setting, rotary};
 use crate::backend::Activation;
 use crate::error::{Error, Result};
@@ -28,7 +29,13 @@ impl Architecture {
         diagnosis::no_pointer(&path)?;
         let raw: Value = serde_json::from_str(&text)
             .map_err(|e| Error::model(format!("not valid JSON: {e}")).at(path.display()))?;
-        Self::from_json(raw, &path.display().to_string())
+        let place = path.display().to_string();
+        let beside = Quantisation::of(&Value::Null, &place, Some(dir));
+        let mut architecture = Self::from_json(raw, &place)?;
+        if architecture.quantised.is_none() {
+            architecture.quantised = beside?;
+        }
+        Ok(architecture)
     }
 
     /// Interprets a configuration, in the spelling of transformers 4.x or 5.x; `place` names it in errors.
@@ -44,7 +51,7 @@ impl Architecture {
         nearest::language_model(&raw, place)?;
         let architecture = if family.is_t5() { t5(&f, family)? } else { decoder(&f, family)? };
         check(&architecture, &f)?;
-        Ok(architecture)
+        Ok(Self { quantised: Quantisation::of(&raw, place, None)?, ..architecture })
     }
 }
 
@@ -222,6 +229,7 @@ fn plain_decoder(f: &Fields, family: Family) -> Result<Architecture> {
         pad: f.token("pad_token_id"),
         decoder_start: None,
         initializer_range: f.number_or("initializer_range", 0.02)? as f32,
+        quantised: None,
         raw: f.json.clone(),
     })
 }
@@ -376,6 +384,7 @@ fn t5(f: &Fields, family: Family) -> Result<Architecture> {
         pad: f.token("pad_token_id"),
         decoder_start: Some(start),
         initializer_range: 0.02,
+        quantised: None,
         raw: f.json.clone(),
     })
 }

@@ -2,10 +2,12 @@
 
 use super::layout::{DenseKind, Layout};
 use super::names::Names;
+use super::quantised::Stored;
 use super::rotary::Longer;
 use super::{Architecture, Checked, Family, Model, Norms, Weights};
-use crate::backend::{AdaptedLinear, Backend, DType, Tensor};
+use crate::backend::{AdaptedLinear, Backend, DType, Tensor, Weight};
 use crate::error::Result;
+use crate::layers::Site;
 use crate::random::{self, Purpose};
 use std::path::Path;
 use std::sync::Arc;
@@ -87,6 +89,9 @@ impl Model {
         backend: Arc<dyn Backend>,
         vocabulary: usize,
     ) -> Result<Self> {
+        if source.stored.is_none() {
+            architecture.quantised = None;
+        }
         let stored_vocabulary = architecture.vocabulary;
         let fingerprint = fingerprint(&architecture, &Layout::new(&architecture), source)?;
         architecture.vocabulary = stored_vocabulary.max(vocabulary);
@@ -110,8 +115,7 @@ impl Model {
         }
         let mut linears = Vec::new();
         for (index, site) in layout.sites.iter().enumerate() {
-            let values = source.linear(index, &site.name, site.outputs * site.inputs)?;
-            let weight = backend.tensor(&values, site.outputs, site.inputs, dtype)?;
+            let weight = source.weight(&*backend, index, site, &architecture)?;
             let bias = match site.bias {
                 true => {
                     let values = source.bias(&site.name, site.outputs)?;
@@ -137,7 +141,11 @@ impl Model {
         let dense = own.collect::<Result<_>>()?;
         let linear = layout.sites.iter().map(|site| {
             let bias = site.bias.then(|| alloc(1, site.outputs)).transpose()?;
-            Ok(AdaptedLinear { weight: alloc(site.outputs, site.inputs)?, bias, branch: None })
+            let weight = match architecture.codes_of(&site.name) {
+                Some(codes) => Weight::Quantised(codes.outline(&*backend, (site.outputs, site.inputs))?),
+                None => alloc(site.outputs, site.inputs)?.into(),
+            };
+            Ok(AdaptedLinear { weight, bias, branch: None })
         });
         let linears = linear.collect::<Result<_>>()?;
         Self::of_parts(architecture, layout, backend, (dense, linears), String::new())
@@ -242,6 +250,15 @@ impl Source<'_> {
             None => Ok(self.normal(2, index, count)),
         }
     }
+    /// A layer's weight, as it is stored: in codes, or in compute type.
+    fn weight(&self, be: &dyn Backend, index: usize, site: &Site, a: &Architecture) -> Result<Weight> {
+        if let (Some((weights, names)), Some(codes)) = (self.stored, a.codes_of(&site.name)) {
+            let stored = Stored { weights, name: &|name| names.of(name).to_string() };
+            return codes.load(be, site, &stored).map(Weight::Quantised);
+        }
+        let values = self.linear(index, &site.name, site.outputs * site.inputs)?;
+        Ok(be.tensor(&values, site.outputs, site.inputs, be.compute_dtype())?.into())
+    }
     fn bias(&self, name: &str, count: usize) -> Result<Vec<f32>> {
         match self.stored {
             Some((weights, names)) => weights.read(names.of(&format!("{name}.bias"))),
@@ -279,6 +296,10 @@ fn fingerprint(a: &Architecture, layout: &Layout, source: &Source) -> Result<Str
             let names = layout.dense.iter().map(|d| d.name.clone());
             for name in names.chain(layout.sites.iter().map(|s| format!("{}.weight", s.name))) {
                 hasher.update(name.as_bytes());
+                hasher.update_rayon(weights.bytes(stored.of(&name)).unwrap_or_default());
+            }
+            let coded = layout.sites.iter().filter_map(|s| Some((s, a.codes_of(&s.name)?)));
+            for name in coded.flat_map(|(site, codes)| codes.names(&site.name)) {
                 hasher.update_rayon(weights.bytes(stored.of(&name)).unwrap_or_default());
             }
         }

@@ -5,8 +5,10 @@
 
 use super::diagnosis;
 use super::layout::{DenseKind, Layout};
+use super::quantised::Stored;
 use super::{Architecture, Family, Weights};
 use crate::error::{Error, Result};
+use crate::layers::Site;
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +34,9 @@ impl Names {
     pub fn find(architecture: &mut Architecture, weights: &Weights) -> Result<Self> {
         let untied = Layout::new(&Architecture { tied: false, ..architecture.clone() });
         let mut expected = shapes(&untied);
+        let mut codes = architecture.quantised.take();
+        let in_codes = |site: &Site| codes.iter().flat_map(|c| c.names(&site.name)).collect::<Vec<_>>();
+        let in_codes: Vec<String> = untied.sites.iter().flat_map(in_codes).collect();
         let table = untied.dense[Layout::EMBEDDING].name.clone();
         let copies: &[&str] = match architecture.family {
             family if family.is_t5() => &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
@@ -39,6 +44,7 @@ impl Names {
         };
         let own: BTreeSet<&str> =
             expected.iter().map(|(n, _)| n.as_str()).chain(copies.iter().copied()).collect();
+        let own: BTreeSet<&str> = own.into_iter().chain(in_codes.iter().map(String::as_str)).collect();
         let (mut names, mut problems, mut unknown) = (Self::default(), Vec::new(), Vec::new());
         for stored in weights.names() {
             let name = canonical(stored, architecture.family, &own);
@@ -59,6 +65,17 @@ impl Names {
             }
             expected.retain(|(name, _)| name != HEAD);
         }
+        if let Some(codes) = &mut codes {
+            let modules: Vec<_> =
+                untied.sites.iter().map(|s| (s.name.as_str(), (s.outputs, s.inputs))).collect();
+            problems.extend(
+                codes.settle(&modules, &Stored { weights, name: &|name| names.of(name).to_string() }),
+            );
+            let held = untied.sites.iter().filter(|s| codes.holds(&s.name));
+            let held: BTreeSet<String> = held.map(|s| format!("{}.weight", s.name)).collect();
+            expected.retain(|(name, _)| !held.contains(name));
+        }
+        architecture.quantised = codes;
         let mut odd = None;
         for (name, shape) in &expected {
             let Some(stored) = names.0.get(name) else {

@@ -1,7 +1,7 @@
 //! safetensors out: tensor by tensor, so that no second copy of a model is ever in memory.
 
 use super::{DenseKind, Model};
-use crate::backend::DType;
+use crate::backend::{DType, Dequantize, Weight};
 use crate::error::{Error, Result};
 use half::bf16;
 use safetensors::{Dtype, View};
@@ -144,7 +144,14 @@ impl Model {
     /// `W + B A` of a site in f32, row by row.
     pub fn merged(&self, site: usize) -> Result<Vec<f32>> {
         let (be, layer) = (&self.backend, &self.linears[site]);
-        let mut w = be.duplicate(layer.weight.mat(), DType::F32)?;
+        let mut w = match &layer.weight {
+            Weight::Whole(w) => be.duplicate(w.mat(), DType::F32)?,
+            Weight::Quantised(from) => {
+                let mut w = be.alloc(from.shape.0, from.shape.1, DType::F32)?;
+                be.run(Dequantize { from, first_row: 0, to: w.mat_mut() })?;
+                w
+            }
+        };
         if let Some(branch) = &layer.branch {
             be.product(w.mat_mut(), 1.0, 1.0, branch.b.mat().n(), branch.a.mat().n())?;
         }

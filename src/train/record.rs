@@ -121,6 +121,9 @@ pub fn refresh_json(refresh: &RefreshReport, tasks: &[String]) -> Map<String, Va
     if several {
         line.insert("layers.room".into(), list(&mut refresh.rooms.iter().map(|r| r.1)));
     }
+    if let Some(lost) = refresh.lost {
+        line.insert("remainder_lost".into(), number(lost));
+    }
     for (s, energy) in refresh.energy.iter().enumerate() {
         let name = if s == 0 { "shared" } else { tasks.get(s - 1).map_or("?", String::as_str) };
         line.insert(format!("energy.{name}"), number(*energy));

@@ -243,12 +243,13 @@ def model_case(out, name, model, words, left_out):
     return data
 
 
-def lora_case(out, name, data, seed):
+def lora_case(out, name, data, seed, open_again=None, in_doubles=lambda tuned: copy.deepcopy(tuned).double()):
     import peft
 
     base = transformers.AutoModelForSeq2SeqLM if "t5" in name else transformers.AutoModelForCausalLM
     folder, at, (r, alpha) = out.to / "models" / name, f"lora/{name}", (2, 3)
-    model = base.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    plainly = lambda: base.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = (open_again or plainly)().eval()
     targets = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n})
     task = "SEQ_2_SEQ_LM" if "t5" in name else "CAUSAL_LM"
     config = peft.LoraConfig(task_type=task, r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
@@ -257,7 +258,7 @@ def lora_case(out, name, data, seed):
     trained = {n.replace(".default", ""): p for n, p in tuned.named_parameters() if "lora_" in n}
     with torch.no_grad():
         [p.copy_(torch.randn_like(p) * 0.2) for p in trained.values()]
-    exact = copy.deepcopy(tuned).double()
+    exact = in_doubles(tuned)
     exactly = {n.replace(".default", ""): p for n, p in exact.named_parameters() if "lora_" in n}
     tuned.peft_config["default"].base_model_name_or_path = f"models/{name}"
     tuned.save_pretrained(out.to / at / "adapter")
@@ -321,11 +322,16 @@ def five(out, only):
             sys.exit(f"{name}: transformers {transformers.__version__} computes something else")
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--to", type=pathlib.Path, default=HERE)
-parser.add_argument("--only", default="")
-parser.add_argument("--five", action="store_true")
-arguments = parser.parse_args()
-writer = Writer(arguments.to)
-(five if arguments.five else make)(writer, [n for n in arguments.only.split(",") if n])
-writer.close()
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--to", type=pathlib.Path, default=HERE)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--five", action="store_true")
+    arguments = parser.parse_args()
+    writer = Writer(arguments.to)
+    (five if arguments.five else make)(writer, [n for n in arguments.only.split(",") if n])
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -195,13 +195,13 @@ fn unusable() -> Vec<(&'static str, &'static str, Damage<'static>, &'static [&'s
             "llama_tied",
             "4 bits",
             &|m| config(m, "quantization_config", json!({"load_in_4bit": true})),
-            &["quantised (bitsandbytes, 4 bits)", "dequantize"],
+            &["quantization_config says bitsandbytes, 4 bits, and no layer is stored so"],
         ),
         (
             "llama_tied",
-            "gptq",
-            &|m| config(m, "quantization_config", json!({"quant_method": "gptq", "bits": 8})),
-            &["quantised (gptq, 8 bits)"],
+            "hqq",
+            &|m| config(m, "quantization_config", json!({"quant_method": "hqq", "bits": 8})),
+            &["quantised (hqq, 8 bits)", "quantization_config", "AWQ", "dequantize"],
         ),
         (
             "llama_tied",
@@ -213,7 +213,7 @@ fn unusable() -> Vec<(&'static str, &'static str, Damage<'static>, &'static [&'s
             "llama_tied",
             "old gptq",
             &|m| fs::write(m.join("quantize_config.json"), "{\"bits\": 4}").unwrap(),
-            &["quantize_config.json", "quantised (gptq or awq, 4 bits)"],
+            &["quantization_config says GPTQ, 4 bits, and no layer is stored so"],
         ),
         (
             "llama_tied",

@@ -1,10 +1,11 @@
 //! What a run is said to need before it is run, against what it needs.
 
-use crate::cli::{engine, golden_model, world};
+use crate::cli::{engine, golden_model, train, world};
+use crate::support::dry_run;
 use gems_engine::backend::cuda::{Cuda, DeviceSpec};
-use gems_engine::backend::{Backend, cpu::Cpu};
+use gems_engine::backend::{Backend, DType, cpu::Cpu};
 use gems_engine::gems::{Method, MethodSettings, NullSide, Optimizer, Refresh, Scales, StepInput};
-use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed};
+use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed, Quantisation, Scheme};
 use gems_engine::train::{
     Averaging, MemoryPlan, PlannedRun, gradients, largest_knowledge, micro_step, probe,
 };
@@ -45,7 +46,12 @@ const TEXT: usize = 48;
 fn measured(a: &Architecture, settings: &MethodSettings, batch: &Batch, checkpointing: bool) -> usize {
     let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
     let options = LoadOptions { random: Some(1), vocabulary: 0 };
-    let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
+    measured_of(Model::build(a.clone(), None, be, &options).unwrap(), settings, batch, checkpointing)
+}
+
+/// The same of a model, where it is.
+fn measured_of(mut model: Model, settings: &MethodSettings, batch: &Batch, checkpointing: bool) -> usize {
+    let (be, new) = (Arc::clone(&model.backend), model.architecture.vocabulary - 100);
     let mut basis = largest_knowledge(&model, &settings.null_space);
     let outputs = basis.outputs.iter_mut().flatten();
     for space in basis.inputs.iter_mut().chain(outputs).chain(&mut basis.hidden) {
@@ -60,10 +66,10 @@ fn measured(a: &Architecture, settings: &MethodSettings, batch: &Batch, checkpoi
     let null = &settings.null_space;
     let knowledge = (null.side != NullSide::None || null.weighs_costs()).then_some(&basis);
     let texts = vec![vec![0; TEXT]; settings.rehearsal.texts];
-    let rehearsal = Rehearsal::new(&model, texts, 800, settings, 1).unwrap();
+    let rehearsal = Rehearsal::new(&model, texts, new, settings, 1).unwrap();
     let mut settings = settings.clone();
     settings.gems.refresh_every = 1;
-    let mut tuner = Optimizer::for_model(settings, &mut model, Some(800), 2, knowledge, 1).unwrap();
+    let mut tuner = Optimizer::for_model(settings, &mut model, Some(new), 2, knowledge, 1).unwrap();
     let pass = |model: &Model, tuner: &mut Optimizer| {
         gradients(model, tuner, std::slice::from_ref(batch), Averaging::Labels, checkpointing).map(drop)
     };
@@ -196,4 +202,53 @@ fn a_run_that_does_not_fit_is_refused_before_it_is_loaded() {
     let plan = train(&(needed + 1000).to_string(), &["--dry-run"]).assert().success();
     let plan: Value = serde_json::from_slice(&plan.get_output().stdout).unwrap();
     assert_eq!(plan["fits"], true);
+}
+
+/// Llama 3.1 8B in nf4: 2048 tokens a pass, rank 16, with all that is on by default.
+#[test]
+fn a_base_of_8b_in_codes_tunes_within_12_gb() {
+    let mut a = gems_engine::model::shapes::architecture("llama-3.1-8b").unwrap();
+    a.quantised = Some(Quantisation { scheme: Scheme::FourBit, whole: Default::default() });
+    let batch = batch(&a, 4, 256, 8);
+    for (method, rank) in [(Method::Gems, 16), (Method::Lora, 16)] {
+        let mut settings = MethodSettings::plain();
+        (settings.gems.method, settings.gems.rank) = (method, rank);
+        let run = PlannedRun {
+            architecture: &a,
+            settings: &settings,
+            new_rows: None,
+            knowledge: None,
+            batches: std::slice::from_ref(&batch),
+            text_length: TEXT,
+            checkpointing: true,
+        };
+        let counting = dry_run(DType::BF16);
+        let plan = MemoryPlan::of(&run, &counting).unwrap();
+        eprintln!("{method:?}, rank {rank}: {plan:?}, {} in all", plan.total());
+        assert!(plan.total() < 12_000_000_000, "{method:?}: {plan:?}");
+        assert!(plan.weights > 5_800_000_000, "{plan:?}"); // 7.0e9 weights of 4.5 bits and two tables of 1.05 GB
+    }
+}
+
+#[test]
+fn a_basis_and_a_resumed_run_are_refused_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (world(dir.path()), dir.path().join("run"));
+    let fails = |mut command: assert_cmd::Command, parts: &[&str]| {
+        let done = command.env("GEMS_MEMORY", "100000").assert().code(1);
+        let text = String::from_utf8_lossy(&done.get_output().stderr).to_string();
+        parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
+    };
+    let mut learn = engine();
+    let file = dir.path().join("basis.safetensors");
+    learn.args(["basis", "--device", "cpu", "--model"]).arg(golden_model("llama_tied"));
+    learn.arg("--data").arg(&data).arg("--out").arg(&file);
+    fails(learn, &["learning the knowledge basis needs more memory", "null_space.directions", "at once"]);
+    assert!(!file.exists());
+    let done = train("llama_tied", &data, &out, &["--steps", "2", "--device", "auto"]).assert().success();
+    let text = String::from_utf8_lossy(&done.get_output().stderr).to_string();
+    assert!(text.contains("device auto is cpu") && text.contains("are available"), "{text}");
+    let mut on = engine();
+    on.args(["train", "--resume", "--steps", "3", "--out"]).arg(&out);
+    fails(on, &["the run needs more memory", "weights", "gems.rank"]);
 }

@@ -261,6 +261,9 @@ fn golden_models_forget_what_the_formulas_say() {
     let golden = Golden::open();
     for name in golden.folders("models") {
         let mut model = load(&golden, &name, "config.json");
+        if model.linears.iter().any(|linear| linear.weight.quantised().is_some()) {
+            continue; // weights in codes cannot be changed
+        }
         let old = model.architecture.vocabulary - 10;
         let odd = vec![4, old as u32 + 2, 6]; // one token is not the base's: nothing to compare
         let texts: Vec<Vec<u32>> = vec![vec![3, 5, 7, 11, 13], vec![2, 4], vec![9; 300], odd];

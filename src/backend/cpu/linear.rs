@@ -1,14 +1,19 @@
 //! [`crate::backend::Linear`] and its gradient, as products.
 
+use super::dequantize::{product, product_with_transpose};
 use super::matmul::matmul;
 use super::rows::each_row;
 use super::{host, simd};
-use crate::backend::{Linear, LinearInputGrad, Matmul};
+use crate::backend::{HostPool, Linear, LinearInputGrad, Matmul, Weight};
 
-pub fn linear(threads: usize, op: Linear) {
+pub fn linear(threads: usize, pool: &HostPool, op: Linear) {
     let Linear { layer, x, h, mut y } = op;
-    let weight = layer.weight.mat().t();
-    matmul(threads, Matmul { c: y.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: weight });
+    match &layer.weight {
+        Weight::Quantised(w) => product_with_transpose(threads, pool, x, w, y.reborrow()),
+        Weight::Whole(w) => {
+            matmul(threads, Matmul { c: y.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: w.mat().t() });
+        }
+    }
     if let Some(bias) = &layer.bias {
         let values = host(bias.mat());
         each_row(&mut y, |_, out| simd::axpy(1.0, values, out));
@@ -20,10 +25,15 @@ pub fn linear(threads: usize, op: Linear) {
     }
 }
 
-pub fn linear_input_grad(threads: usize, op: LinearInputGrad) {
+pub fn linear_input_grad(threads: usize, pool: &HostPool, op: LinearInputGrad) {
     let LinearInputGrad { layer, dy, z, mut dx, accumulate } = op;
-    let (beta, weight) = (if accumulate { 1.0 } else { 0.0 }, layer.weight.mat().n());
-    matmul(threads, Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: weight });
+    let beta = if accumulate { 1.0 } else { 0.0 };
+    match &layer.weight {
+        Weight::Quantised(w) => product(threads, pool, dy, w, beta, dx.reborrow()),
+        Weight::Whole(w) => {
+            matmul(threads, Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: w.mat().n() });
+        }
+    }
     if let (Some(branch), Some(mut z)) = (&layer.branch, z) {
         let (a, b) = (branch.a.mat().n(), branch.b.mat().n());
         matmul(threads, Matmul { c: z.reborrow(), beta: 0.0, alpha: 1.0, a: dy.n(), b });

@@ -7,6 +7,7 @@ mod adam;
 mod attention;
 mod column_sums;
 mod cross_entropy;
+mod dequantize;
 mod divergence;
 mod dots;
 mod elementwise;
@@ -53,6 +54,17 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// Fails where the machine has no memory for so many numbers more.
+    fn has_room(&self, numbers: usize) -> Result<()> {
+        if numbers < LARGE || self.pool.has_room(numbers) {
+            return Ok(());
+        }
+        let what = format!("the machine has no {} MiB of memory left", (numbers * 4) >> 20);
+        Err(Error::new(Kind::Memory, what).remedy("take a smaller model, or smaller batches"))
+    }
+}
+
 fn info(threads: usize) -> DeviceInfo {
     DeviceInfo {
         name: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
@@ -76,6 +88,14 @@ fn host(m: Mat<'_>) -> &[f32] {
     match m.storage {
         Storage::Host(buffer) => &buffer.as_slice()[m.offset..m.offset + m.extent()],
         Storage::Device(_) => unreachable!("a device tensor reached the CPU backend"),
+    }
+}
+
+/// Bytes of a quantised weight.
+fn host_bytes(bytes: &Bytes) -> &[u8] {
+    match bytes.storage() {
+        Storage::Host(buffer) => &bytemuck::cast_slice(buffer.as_slice())[..bytes.len()],
+        Storage::Device(_) => unreachable!("a device's bytes reached the CPU backend"),
     }
 }
 
@@ -114,10 +134,7 @@ impl Backend for Cpu {
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
         assert_eq!(dtype, DType::F32, "the CPU backend computes in f32");
-        if rows * cols >= LARGE && !self.pool.has_room(rows * cols) {
-            let what = format!("the machine has no {} MiB of memory left", (rows * cols * 4) >> 20);
-            return Err(Error::new(Kind::Memory, what).remedy("take a smaller model, or smaller batches"));
-        }
+        self.has_room(rows * cols)?;
         let mut tensor = Tensor::new(Storage::Host(self.pool.take(rows * cols)), rows, cols, dtype);
         if cfg!(debug_assertions) {
             // Reading what nobody wrote shows.
@@ -127,6 +144,18 @@ impl Backend for Cpu {
     }
     fn indices(&self, values: &[u32]) -> Result<Indices> {
         Ok(Indices { host: values.to_vec(), device: None })
+    }
+    fn alloc_bytes(&self, len: usize) -> Result<Bytes> {
+        let numbers = len.div_ceil(4);
+        self.has_room(numbers)?;
+        Ok(Bytes::new(Storage::Host(self.pool.take(numbers)), len))
+    }
+    fn upload_bytes(&self, values: &[u8], to: &mut Bytes) -> Result<()> {
+        let Storage::Host(buffer) = to.storage_mut() else {
+            unreachable!("a device's bytes reached the CPU backend")
+        };
+        bytemuck::cast_slice_mut(buffer.as_mut_slice())[..values.len()].copy_from_slice(values);
+        Ok(())
     }
     fn upload(&self, values: &[f32], mut to: MatMut) -> Result<()> {
         let cols = to.cols;
@@ -152,8 +181,8 @@ impl Backend for Cpu {
             Operation::ScatterAdd(op) => gather::scatter_add(op),
             Operation::Matmul(op) => matmul::matmul(threads, op),
             Operation::MatmulMany(op) => matmul::matmul_many(threads, op),
-            Operation::Linear(op) => linear::linear(threads, op),
-            Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, op),
+            Operation::Linear(op) => linear::linear(threads, pool, op),
+            Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, pool, op),
             Operation::WeightGrad(op) => weight_grad::weight_grad(threads, op),
             Operation::ColumnSums(op) => column_sums::column_sums(op),
             Operation::Rmsnorm(op) => rmsnorm::rmsnorm(op),
@@ -164,6 +193,7 @@ impl Backend for Cpu {
             Operation::Activate(op) => activation::activate(op),
             Operation::ActivateBackward(op) => activation::activate_backward(op),
             Operation::CrossEntropy(op) => cross_entropy::cross_entropy(threads, pool, op),
+            Operation::Dequantize(op) => dequantize::dequantize(op),
             Operation::Divergence(op) => divergence::divergence(op),
             Operation::Dots(op) => dots::dots(op),
             Operation::StepFactors(op) => step_factors::step_factors(op),

@@ -9,6 +9,7 @@ mod adam;
 mod attention;
 mod column_sums;
 mod cross_entropy;
+mod dequantize;
 mod divergence;
 mod dots;
 pub mod driver;
@@ -184,6 +185,16 @@ impl Backend for Cuda {
     fn indices(&self, values: &[u32]) -> Result<Indices> {
         self.upload_indices(values)
     }
+    fn alloc_bytes(&self, len: usize) -> Result<Bytes> {
+        Ok(Bytes::new(Storage::Device(self.arena.take(len)?), len))
+    }
+    fn upload_bytes(&self, values: &[u8], to: &mut Bytes) -> Result<()> {
+        assert_eq!(values.len(), to.len(), "upload_bytes");
+        match to.storage() {
+            Storage::Device(buffer) if !values.is_empty() => self.driver.upload(buffer.address, values),
+            _ => Ok(()),
+        }
+    }
     fn upload(&self, values: &[f32], to: MatMut) -> Result<()> {
         assert_eq!(values.len(), to.rows * to.cols, "upload");
         if values.is_empty() {
@@ -245,6 +256,7 @@ impl Backend for Cuda {
             Operation::Activate(op) => self.activate(op),
             Operation::ActivateBackward(op) => self.activate_backward(op),
             Operation::CrossEntropy(op) => self.cross_entropy(op),
+            Operation::Dequantize(op) => self.dequantize(op),
             Operation::Divergence(op) => self.divergence(op),
             Operation::Dots(op) => self.dots(op),
             Operation::StepFactors(op) => self.step_factors(op),

@@ -18,6 +18,7 @@ mod adam;
 mod attention;
 mod column_sums;
 mod cross_entropy;
+mod dequantize;
 mod divergence;
 mod dots;
 mod elementwise;
@@ -37,12 +38,13 @@ pub use adam::{Adam, AdamBlock, AdamUpdate};
 pub use attention::{Attention, AttentionBackward, AttentionPass, AttentionSpec, Mask, RelativeBias};
 pub use column_sums::ColumnSums;
 pub use cross_entropy::{CrossEntropy, HeadGradient, chunk_end};
+pub use dequantize::{Dequantize, Groups, Levels, Quantised, Rounded};
 pub use divergence::Divergence;
 pub use dots::Dots;
 pub use elementwise::{Axpy, Copy, Fill, Scale, Softcap};
 pub use fold::{Fold, Rounding};
 pub use gather::{Gather, RowGroups, ScatterAdd};
-pub use linear::{AdaptedLinear, Branch, Linear, LinearInputGrad};
+pub use linear::{AdaptedLinear, Branch, Linear, LinearInputGrad, Weight};
 pub use matmul::{Matmul, MatmulMany, Operand};
 pub use orthonormalize::OrthonormalizeRows;
 pub use project::{ProjectColumns, ProjectRows};
@@ -117,6 +119,7 @@ operations! {
     Activate "activation",
     ActivateBackward "activation_backward",
     CrossEntropy "cross_entropy",
+    Dequantize "dequantize",
     Divergence "divergence",
     Dots "dots",
     StepFactors "step_factors",

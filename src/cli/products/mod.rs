@@ -8,7 +8,7 @@ pub use table::{slow, text};
 use crate::backend::cuda::{Cuda, DeviceSpec, MatmulShape};
 use crate::backend::{
     AdaptedLinear, Backend, CrossEntropy, DType, DeviceInfo, Fold, HeadGradient, Linear, LinearInputGrad,
-    Mat, PerSegment, Rounding,
+    Mat, PerSegment, Rounding, Tensor,
 };
 use crate::error::Result;
 use crate::gems::{Method, MethodSettings, NullSpaceSettings, Optimizer};
@@ -153,7 +153,10 @@ impl Look<'_> {
         be.record()?;
         let h = (rank > 0).then(|| inner.mat_mut());
         be.run(Linear { layer, x: x.mat(), h, y: y.mat_mut() })?;
-        let mut operands = vec![("x", x.mat()), ("W", layer.weight.mat())];
+        // The values of a weight in codes lie in memory of their own, as a whole weight's do.
+        let values = layer.weight.quantised().map(|_| be.alloc(m, n, dtype)).transpose()?;
+        let weight = values.as_ref().map_or_else(|| layer.weight.mat(), Tensor::mat);
+        let mut operands = vec![("x", x.mat()), ("W", weight)];
         if let Some(branch) = &layer.branch {
             operands.extend([("A", branch.a.mat()), ("x Aᵀ", inner.mat()), ("B", branch.b.mat())]);
         }
@@ -162,14 +165,14 @@ impl Look<'_> {
         be.record()?;
         let z = (rank > 0).then(|| inner.mat_mut());
         be.run(LinearInputGrad { layer, dy: dy.mat(), z, dx: dx.mat_mut(), accumulate: true })?;
-        let mut operands = vec![("dy", dy.mat()), ("W", layer.weight.mat())];
+        let mut operands = vec![("dy", dy.mat()), ("W", weight)];
         if let Some(branch) = &layer.branch {
             operands.extend([("B", branch.b.mat()), ("dy B", inner.mat()), ("A", branch.a.mat())]);
         }
         let input_gradient = self.product((rows, n, m), (false, false), dtype, &operands)?;
 
         let weights = match &layer.branch {
-            Some(branch) if folds => {
+            Some(branch) if folds && values.is_none() => {
                 let b = be.alloc(m, rank, DType::F32)?;
                 let rounding = Rounding::Stochastic(0);
                 be.record()?;

@@ -4,7 +4,7 @@ mod subject;
 mod table;
 
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
-use super::session::{Session, configuration};
+use super::session::{Memory, Session, configuration};
 use super::{demo, device, products};
 use crate::backend::cuda::{Cuda, DeviceSpec};
 use crate::backend::trace::{self, Ended, Record};
@@ -167,12 +167,12 @@ impl ProfileArgs {
         }
         let open = |config: &Config| self.backend(config);
         if self.model.is_some() {
-            return Subject::of_session(Session::open_on(self.config(Vec::new())?, open, false)?);
+            return Subject::of_session(Session::open_on(self.config(Vec::new())?, open, Memory::Any)?);
         }
         let dir = tempfile::tempdir().map_err(|e| Error::io("make", std::env::temp_dir(), e))?;
         demo::unpack(dir.path())?;
         let config = self.config(demo::settings(dir.path())?)?;
-        Subject::of_session(Session::open_on(config, open, false)?)
+        Subject::of_session(Session::open_on(config, open, Memory::Any)?)
     }
 
     fn measure(&self, subject: &mut Subject, backend: &Arc<dyn Backend>, start: f64) -> Result<Measured> {

@@ -6,7 +6,7 @@ mod resume;
 use super::demo::{self, Source};
 use super::measure::{measure, reference};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
-use super::session::{Session, configuration};
+use super::session::{Memory, Session, configuration};
 use super::{plan, ranks, say};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
@@ -161,7 +161,7 @@ fn start(args: &TrainArgs) -> Result<()> {
     let norms = matched.map(|run| StepNorms::of(&whole(Path::new(run)))).transpose()?;
     let mut session = match args.dry_run {
         true => Session::open(config, &args.device)?,
-        false => Session::open_to_train(config, &args.device)?,
+        false => Session::open_for(Memory::Training, config, &args.device)?,
     };
     ranks::settle_shards(&mut session.config)?;
     session.same_on_all_ranks()?;

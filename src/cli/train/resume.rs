@@ -4,7 +4,7 @@ use super::TrainArgs;
 use super::course::{Course, Phases, keep_before, legend};
 use crate::cli::demo::Source;
 use crate::cli::measure::{measure, reference};
-use crate::cli::session::{Session, device_layer};
+use crate::cli::session::{Memory, Session, device_layer};
 use crate::cli::{plan, ranks, say, summary};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Kind, Result};
@@ -33,7 +33,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             false => Ok(()),
         };
     }
-    let mut session = Session::of_run(&kept, config, Reads::Training, &args.device)?;
+    let memory = if args.dry_run { Memory::Any } else { Memory::Training };
+    let mut session = Session::of_run(&kept, config, (Reads::Training, memory), &args.device)?;
     // A run that says nothing of leaves has one.
     session.config.train.shards = session.config.train.shards.max(1);
     ranks::settle_shards(&mut session.config)?;

@@ -6,6 +6,7 @@
 //! Under the knowledge metric (`metric`) bases Q are found in `P G S`, and `A = Q S`: coordinates are `R = P dYᵀ (X Aᵀ)`,
 //! and the weight changes by `P N A`.
 
+mod remainder;
 mod renewal;
 
 use super::adam::{direction, idle};
@@ -22,6 +23,7 @@ use crate::backend::{
 };
 use crate::error::Result;
 use crate::layers::LinearGradient;
+use remainder::{Remainder, own_columns_mut, own_rows};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,6 +38,8 @@ pub(super) struct SubspaceOptions {
     pub project: Option<Project>,
     pub learns: bool,
     pub rehearses: bool,
+    /// Most directions of the remainder beside a weight in codes; `None`: the weight takes what is learned.
+    pub remainder: Option<usize>,
     pub seed: u64,
     pub site: u64,
 }
@@ -57,6 +61,7 @@ impl SubspaceOptions {
             project: (null.side == NullSide::Output).then_some(null.project),
             learns: s.gates.kind == GateKind::Learned,
             rehearses,
+            remainder: None,
             seed,
             site: site as u64,
         }
@@ -87,6 +92,7 @@ pub(super) struct Subspaces {
     overlap: Option<Tensor>,
     metric: Option<LayerMetric>,
     pull: Option<Pull>,
+    remainder: Option<Remainder>,
     /// For learned gates.
     learning: Option<Learning>,
     pub window: Option<GradientWindow>,
@@ -138,6 +144,10 @@ impl Subspaces {
                 None => None,
             },
             pull,
+            remainder: match options.remainder {
+                Some(rank) => Some(Remainder::new(&**backend, m, total, rank)?),
+                None => None,
+            },
             learning: match options.learns {
                 true => Some(Learning { whole: zeros(own)?, last: zeros(own)? }),
                 false => None,
@@ -158,7 +168,7 @@ impl Subspaces {
     /// Gives the layer an empty branch.
     pub fn attach(&self, layer: &mut AdaptedLinear) -> Result<()> {
         let dtype = self.backend.compute_dtype();
-        let total = self.ranks.total();
+        let total = self.ranks.total() + self.remainder.as_ref().map_or(0, Remainder::rank);
         let (a, b) = (self.backend.zeros(total, self.n, dtype)?, self.backend.zeros(self.m, total, dtype)?);
         layer.branch = Some(Branch { a, b });
         Ok(())
@@ -336,7 +346,7 @@ impl Adapter for Subspaces {
         if self.refreshes == 0 {
             return Ok(());
         }
-        let blocks = &[GradBlock::whole(0..h.rows, h.cols)];
+        let blocks = &[GradBlock::whole(0..h.rows, self.ranks.total())];
         let (out, write) = (held.mat_mut(), pass.write());
         self.backend.run(WeightGrad { dy: g.dy, x: h, blocks, out, write, gram: None })
     }
@@ -378,7 +388,8 @@ impl Adapter for Subspaces {
             be.run(ProjectColumns { x: self.coordinates.mat_mut(), k: k.mat() })?;
         }
         let blocks = self.adam_blocks(step);
-        let copy = layer.branch.as_mut().map(|branch| (branch.b.mat_mut(), 1.0));
+        let total = self.ranks.total();
+        let copy = layer.branch.as_mut().map(|branch| (own_columns_mut(branch, total), 1.0));
         let between = self.projections().1.is_some() || self.overlap.is_some() || self.learning.is_some();
         if between || step.measured_first {
             let change = self.change(blocks, step)?;
@@ -415,10 +426,17 @@ impl Adapter for Subspaces {
         if let Some(window) = &mut self.window {
             window.state(state)?;
         }
-        state.weight("w", layer.weight.mat_mut())?;
+        match &mut self.remainder {
+            Some(remainder) => {
+                remainder.state(state)?;
+                remainder.show(&*self.backend, branch)?;
+            }
+            None => state.weight("w", layer.weight.mat_mut())?,
+        }
         if state.restores() {
-            self.backend.copy(self.b.mat(), branch.b.mat_mut())?;
-            let a = self.backend.duplicate(branch.a.mat(), branch.a.dtype())?;
+            let total = self.ranks.total();
+            self.backend.copy(self.b.mat(), own_columns_mut(branch, total))?;
+            let a = self.backend.duplicate(own_rows(branch, total), branch.a.dtype())?;
             self.measure_by(a.mat())?;
         }
         Ok(())

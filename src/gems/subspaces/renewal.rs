@@ -1,6 +1,7 @@
 //! The renewal of a layer's bases: probes, windows, the fold of what was learned, and what new bases change.
 
 use super::Subspaces;
+use super::remainder::{own_columns_mut, own_rows, own_rows_mut};
 use crate::backend::{AdaptedLinear, DType, Fold, Mat, Rounding, Tensor};
 use crate::error::Result;
 use crate::gems::refresh::search::Search;
@@ -115,21 +116,30 @@ impl Subspaces {
         let Some(window) = self.window.take().filter(|w| w.has(0)) else { return Ok(None) };
         let Some(branch) = &mut layer.branch else { return Ok(None) };
         let be = &*self.backend;
+        let total = self.ranks.total();
         if self.refreshes > 0 {
-            let rounding = match layer.weight.dtype() {
-                DType::F32 => Rounding::Nearest,
-                _ => Rounding::Stochastic(self.options.seed ^ (self.options.site << 32) ^ self.refreshes),
-            };
-            let (w, b, a) = (layer.weight.mat_mut(), self.b.mat(), branch.a.mat());
-            match &self.pull {
-                Some(pull) => pull.fold(be, w, Some((b, a)), strength, rounding)?,
-                None => be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?,
+            match &mut self.remainder {
+                Some(remainder) => {
+                    remainder.fold(be, branch, self.b.mat(), (self.pull.as_ref(), strength))?;
+                }
+                None => {
+                    let seed = self.options.seed ^ (self.options.site << 32) ^ self.refreshes;
+                    let rounding = match layer.weight.dtype() {
+                        DType::F32 => Rounding::Nearest,
+                        DType::BF16 => Rounding::Stochastic(seed),
+                    };
+                    let (w, b, a) = (layer.weight.mat_mut(), self.b.mat(), branch.a.mat());
+                    match &self.pull {
+                        Some(pull) => pull.fold(be, w, Some((b, a)), strength, rounding)?,
+                        None => be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?,
+                    }
+                }
             }
             be.fill(self.b.mat_mut(), 0.0)?;
-            be.fill(branch.b.mat_mut(), 0.0)?;
+            be.fill(own_columns_mut(branch, total), 0.0)?;
         }
         // Orthonormal: under the metric Q, not A.
-        let old = self.metric.as_ref().map_or(branch.a.mat(), |metric| metric.q.mat());
+        let old = self.metric.as_ref().map_or(own_rows(branch, total), |metric| metric.q.mat());
         let old = (self.refreshes > 0).then_some(old);
         let sides = self.metric.as_ref().map(|m| (Arc::clone(&m.inputs), Arc::clone(&m.outputs)));
         let keeps_off = (self.protected_rows.clone(), sides);
@@ -141,17 +151,18 @@ impl Subspaces {
     pub fn adopt(&mut self, layer: &mut AdaptedLinear, new: &Tensor) -> Result<()> {
         let be = &Arc::clone(&self.backend);
         let Some(branch) = &mut layer.branch else { return Ok(()) };
+        let total = self.ranks.total();
         if self.refreshes > 0 {
-            self.carry_moments(branch.a.mat(), new)?;
+            self.carry_moments(own_rows(branch, total), new)?;
         }
         match &mut self.metric {
             Some(metric) => {
                 be.copy(new.mat(), metric.q.mat_mut())?;
-                be.copy(metric.inputs.rows(&**be, new.mat())?.mat(), branch.a.mat_mut())?;
+                be.copy(metric.inputs.rows(&**be, new.mat())?.mat(), own_rows_mut(branch, total))?;
             }
-            None => be.copy(new.mat(), branch.a.mat_mut())?,
+            None => be.copy(new.mat(), own_rows_mut(branch, total))?,
         }
-        self.measure_by(branch.a.mat())?;
+        self.measure_by(own_rows(branch, total))?;
         if let Some(learning) = &mut self.learning {
             be.fill(learning.last.mat_mut(), 0.0)?;
         }
@@ -192,6 +203,11 @@ impl Subspaces {
             }
         }
         Ok(())
+    }
+
+    /// Share of the squared norm of what was learned that the last fold could not keep.
+    pub fn lost(&self) -> Option<f64> {
+        self.remainder.as_ref()?.lost
     }
 
     /// Number of refreshes so far; 0 before the first bases are found.

@@ -10,6 +10,7 @@ mod published;
 mod pull;
 mod refresh;
 mod rehearsal;
+mod remainder;
 mod resume;
 mod step;
 mod together;
@@ -76,7 +77,7 @@ impl World {
             .iter()
             .enumerate()
             .map(|(i, (m, n))| AdaptedLinear {
-                weight: be.tensor(&numbers(i as u64, m * n), *m, *n, dtype).unwrap(),
+                weight: be.tensor(&numbers(i as u64, m * n), *m, *n, dtype).unwrap().into(),
                 bias: None,
                 branch: None,
             })
@@ -192,7 +193,10 @@ impl World {
     /// W + B A of a layer.
     fn effective(&self, site: usize) -> Vec<f32> {
         let layer = &self.layers[site];
-        let mut w = self.be.duplicate(layer.weight.mat(), DType::F32).unwrap();
+        let mut w = match &layer.weight {
+            Weight::Whole(w) => self.be.duplicate(w.mat(), DType::F32).unwrap(),
+            Weight::Quantised(from) => remainder::values(&*self.be, from),
+        };
         if let Some(Branch { a, b }) = &layer.branch {
             self.be.product(w.mat_mut(), 1.0, 1.0, b.mat().n(), a.mat().n()).unwrap();
         }

@@ -65,7 +65,7 @@ fn golden_null_space() {
 }
 
 /// Largest entry of `dW K` (input side) or `Kᵀ dW` (output side).
-fn leak(change: &[f32], (m, n): (usize, usize), space: &Spectrum, side: NullSide) -> f32 {
+pub fn leak(change: &[f32], (m, n): (usize, usize), space: &Spectrum, side: NullSide) -> f32 {
     let k = space.kept();
     let mut worst = 0f32;
     for d in 0..k {
@@ -160,7 +160,7 @@ fn layers_with_the_same_input_share_their_protected_directions() {
             let shapes: Vec<Site> = of_site.iter().map(|_| shape.clone()).collect();
             for _ in 1..of_site.len() {
                 let weight = be.duplicate(world.layers[0].weight.mat(), DType::F32).unwrap();
-                world.layers.push(AdaptedLinear { weight, bias: None, branch: None });
+                world.layers.push(AdaptedLinear { weight: weight.into(), bias: None, branch: None });
             }
             let basis = Knowledge {
                 input_of_site: of_site.iter().map(|i| Some(*i)).collect(),

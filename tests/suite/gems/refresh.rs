@@ -121,8 +121,11 @@ impl Layers for Counted {
 impl Counted {
     fn new(layers: usize, (m, n): (usize, usize)) -> Self {
         let be = dry_run(DType::BF16);
-        let layer =
-            |_| AdaptedLinear { weight: be.alloc(m, n, DType::BF16).unwrap(), bias: None, branch: None };
+        let layer = |_| AdaptedLinear {
+            weight: be.alloc(m, n, DType::BF16).unwrap().into(),
+            bias: None,
+            branch: None,
+        };
         let shape = |i| site(i, Projection::Q, (m, n));
         let layers: Vec<AdaptedLinear> = (0..layers).map(layer).collect();
         Self { shapes: (0..layers.len()).map(shape).collect(), be, layers }

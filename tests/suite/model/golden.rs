@@ -98,7 +98,7 @@ fn check_case(golden: &Golden, name: &str, model: &Model) {
 }
 
 /// Logits of all real positions through the inference pass.
-fn check_logits(model: &Model, rows: &Rows, want: &Reference, what: &str, rtol: f64, atol: f64) {
+pub fn check_logits(model: &Model, rows: &Rows, want: &Reference, what: &str, rtol: f64, atol: f64) {
     let a = &model.architecture;
     let (batch, _) = rows.batch(a, |_| true, true);
     let width = want.shape[1];

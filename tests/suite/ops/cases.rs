@@ -255,6 +255,7 @@ pub fn all(s: &Sizes) -> Vec<Timed> {
         weight_grad::at,
         attention::at,
         cross_entropy::at,
+        dequantize::at,
         divergence::at,
         rmsnorm::at,
         activation::at,

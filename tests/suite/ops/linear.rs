@@ -9,7 +9,7 @@ type Size = (usize, usize, usize, usize);
 
 fn layer(on: &Inputs, (_, n, m, r): Size, bias: bool) -> AdaptedLinear {
     let branch = (r > 0).then(|| Branch { a: on.compute(3, r, n), b: on.compute(4, m, r) });
-    AdaptedLinear { weight: on.compute(1, m, n), bias: bias.then(|| on.compute(2, 1, m)), branch }
+    AdaptedLinear { weight: on.compute(1, m, n).into(), bias: bias.then(|| on.compute(2, 1, m)), branch }
 }
 
 pub fn forward(size: Size, bias: bool) -> Case {

@@ -8,6 +8,7 @@ mod attention;
 pub mod cases;
 mod column_sums;
 mod cross_entropy;
+mod dequantize;
 mod divergence;
 mod dots;
 pub mod elementwise;
