@@ -399,7 +399,7 @@ impl RehearsalSettings {
 
 impl Default for RehearsalSettings {
     fn default() -> Self {
-        Self { every: 10, texts: 16, weight: 1.0, tokens: 32768 }
+        Self { every: 10, texts: 8, weight: 1.0, tokens: 32768 }
     }
 }
 
