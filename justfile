@@ -13,6 +13,13 @@ check:
     cargo clippy --workspace --all-targets -- -D warnings
     cargo test --workspace --release
 
+# Every test, the slow ones too, and everything else that CI runs a part of: an hour and more.
+test-all:
+    cargo test --locked --workspace --release -- --include-ignored
+    scripts/distributed.sh
+    scripts/witness.sh
+    scripts/kernel-report.sh
+
 # The tests against reference values only; GEMS_GOLDEN_DIR points to other data of the same format.
 golden:
     cargo test --release golden

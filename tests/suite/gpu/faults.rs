@@ -151,25 +151,18 @@ fn a_gpu_lost_in_the_middle_leaves_a_checkpoint_that_resumes_to_the_same_end() {
     };
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
     crate::cli::train("llama_tied", &data, &whole, SIMT).assert().success();
-    // Somewhere in the second or third step: between too early (nothing was saved) and too late (it ends well).
-    let (mut early, mut late) = (1, 1 << 14);
-    loop {
-        let at = (early + late) / 2;
-        assert!(late - early > 1, "no launch after the first checkpoint");
+    // Somewhere in the second or third step: later and later, until the first checkpoint is there.
+    for tenths in 20.. {
         let _ = std::fs::remove_dir_all(&broken);
         let mut run = crate::cli::train("llama_tied", &data, &broken, SIMT);
-        let ended = run.env("GEMS_SIMT_LOST_AT", at.to_string()).output().unwrap();
-        if ended.status.success() {
-            late = at;
-            continue;
-        }
+        let at = 1.1f64.powi(tenths) * 30.0;
+        let ended = run.env("GEMS_SIMT_LOST_AT", (at as u64).to_string()).output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert_eq!(ended.status.code(), Some(1), "no launch after the first checkpoint: {said}");
         assert!(said.contains("the GPU is lost") && said.contains("--resume"), "{said}");
         if std::fs::read_dir(broken.join("checkpoints")).is_ok_and(|mut found| found.next().is_some()) {
             break;
         }
-        early = at;
     }
     engine().args(["train", "--resume", "--json", "--out"]).arg(&broken).assert().success();
     assert_eq!(losses(&broken), losses(&whole));

@@ -23,6 +23,7 @@ fn script(name: &str, args: &[&str]) -> (String, String) {
 }
 
 #[test]
+#[ignore = "slow: two minutes; `just test-all`"]
 fn gpu_check_runs_up_to_the_device() {
     let (table, words) = script("gpu-check.sh", &["--device", "simt"]);
     for row in

@@ -49,68 +49,67 @@ fn loss(model: &Model, batch: &Batch) -> f64 {
 
 #[test]
 fn finite_differences_of_every_parameter_and_branch() {
-    on_every_device(|| {
-        for family in [
-            "llama",
-            "qwen2",
-            "qwen3",
-            "t5",
-            "phi3",
-            "granite",
-            "gemma2",
-            "norms after",
-            "norms on both sides",
-        ] {
-            let mut model = tiny_model(family);
-            let batch = tiny_batch(&model.architecture);
-            let (_, tap) = gradients(&model, &batch, false, false);
-            let be = Arc::clone(&model.backend);
-            let step = 2e-2f32;
-            let mut check = |what: &str,
-                             values: Vec<f32>,
-                             gradient: &[f32],
-                             write: &mut dyn FnMut(&mut Model, &[f32])| {
-                // Directional derivative along a random direction: one number tests the whole matrix.
-                let direction = numbers(7, values.len());
-                let length = direction.iter().map(|v| v * v).sum::<f32>().sqrt();
-                let mut at = |t: f32| {
-                    let moved: Vec<f32> =
-                        values.iter().zip(&direction).map(|(v, d)| v + t * d / length).collect();
-                    write(&mut model, &moved);
-                    loss(&model, &batch)
-                };
-                let numeric = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step)))
-                    / (12.0 * step as f64);
-                at(0.0);
-                let analytic: f64 =
-                    gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * (d / length) as f64).sum();
-                assert!(
-                    (numeric - analytic).abs() < 5e-4 + 5e-3 * analytic.abs(),
-                    "{family} {what}: {numeric} {analytic}"
-                );
+    for family in FAMILIES {
+        finite_differences(family);
+    }
+}
+
+#[test]
+#[ignore = "slow: two minutes; `just test-all`"]
+fn finite_differences_of_every_parameter_and_branch_by_the_kernels() {
+    on_every_device(|| FAMILIES.into_iter().for_each(finite_differences));
+}
+
+const FAMILIES: [&str; 9] =
+    ["llama", "qwen2", "qwen3", "t5", "phi3", "granite", "gemma2", "norms after", "norms on both sides"];
+
+fn finite_differences(family: &str) {
+    let mut model = tiny_model(family);
+    let batch = tiny_batch(&model.architecture);
+    let (_, tap) = gradients(&model, &batch, false, false);
+    let be = Arc::clone(&model.backend);
+    let step = 2e-2f32;
+    let mut check =
+        |what: &str, values: Vec<f32>, gradient: &[f32], write: &mut dyn FnMut(&mut Model, &[f32])| {
+            // Directional derivative along a random direction: one number tests the whole matrix.
+            let direction = numbers(7, values.len());
+            let length = direction.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let mut at = |t: f32| {
+                let moved: Vec<f32> =
+                    values.iter().zip(&direction).map(|(v, d)| v + t * d / length).collect();
+                write(&mut model, &moved);
+                loss(&model, &batch)
             };
-            let model_view = tiny_model(family);
-            for (index, spec) in model_view.layout.dense.iter().enumerate() {
-                let values = be.download(model_view.parameter(index)).unwrap();
-                let be = Arc::clone(&be);
-                check(&spec.name, values, &tap.dense[&index], &mut |m, v| {
-                    be.upload(v, m.parameter_mut(index)).unwrap()
-                });
-            }
-            for (site, spec) in model_view.layout.sites.iter().enumerate() {
-                let (da, db) = &tap.branches[&site];
-                let branch = model_view.linears[site].branch.as_ref().unwrap();
-                let (a, b) = (be.download(branch.a.mat()).unwrap(), be.download(branch.b.mat()).unwrap());
-                let upload = |m: &mut Model, v: &[f32], first: bool| {
-                    let branch = m.linears[site].branch.as_mut().unwrap();
-                    let to = if first { branch.a.mat_mut() } else { branch.b.mat_mut() };
-                    backend().upload(v, to).unwrap();
-                };
-                check(&format!("{} A", spec.name), a, da, &mut |m, v| upload(m, v, true));
-                check(&format!("{} B", spec.name), b, db, &mut |m, v| upload(m, v, false));
-            }
-        }
-    });
+            let numeric =
+                (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step as f64);
+            at(0.0);
+            let analytic: f64 =
+                gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * (d / length) as f64).sum();
+            assert!(
+                (numeric - analytic).abs() < 5e-4 + 5e-3 * analytic.abs(),
+                "{family} {what}: {numeric} {analytic}"
+            );
+        };
+    let model_view = tiny_model(family);
+    for (index, spec) in model_view.layout.dense.iter().enumerate() {
+        let values = be.download(model_view.parameter(index)).unwrap();
+        let be = Arc::clone(&be);
+        check(&spec.name, values, &tap.dense[&index], &mut |m, v| {
+            be.upload(v, m.parameter_mut(index)).unwrap()
+        });
+    }
+    for (site, spec) in model_view.layout.sites.iter().enumerate() {
+        let (da, db) = &tap.branches[&site];
+        let branch = model_view.linears[site].branch.as_ref().unwrap();
+        let (a, b) = (be.download(branch.a.mat()).unwrap(), be.download(branch.b.mat()).unwrap());
+        let upload = |m: &mut Model, v: &[f32], first: bool| {
+            let branch = m.linears[site].branch.as_mut().unwrap();
+            let to = if first { branch.a.mat_mut() } else { branch.b.mat_mut() };
+            backend().upload(v, to).unwrap();
+        };
+        check(&format!("{} A", spec.name), a, da, &mut |m, v| upload(m, v, true));
+        check(&format!("{} B", spec.name), b, db, &mut |m, v| upload(m, v, false));
+    }
 }
 
 #[test]
