@@ -18,4 +18,4 @@ fi
 binary=target/release/gems-engine
 [ -n "${CARGO_TARGET_DIR:-}" ] && binary=$CARGO_TARGET_DIR/release/gems-engine
 [ -x "$binary" ] || { GEMS_CUDA=${GEMS_CUDA:-off} cargo build --release --locked --bin gems-engine; }
-exec python3 scripts/distributed.py --binary "$binary" "$@"
+exec python3 scripts/distributed --binary "$binary" "$@"

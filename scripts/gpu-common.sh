@@ -106,7 +106,7 @@ training() {
     train.batch=4 train.warmup_steps=2 gems.rank=8 gems.refresh_every=3 gems.refresh_window=1 checkpoint.keep=1
     'data.item_token=<new_{}>') args=()
   for setting in "${settings[@]}"; do args+=(--set "$setting"); done
-  rm -rf "$out/$1"
+  [ -n "${RANK:-}" ] || rm -rf "${out:?}/$1" # of several ranks none may remove what another one writes
   "$engine" train --json --model "$GEMS_GOLDEN_DIR/models/qwen2_bias" --data "$world" --out "$out/$1" \
     --device "$2" --steps 6 "${args[@]}" "${@:3}"
 }

@@ -35,6 +35,7 @@ else
 fi
 ln -sf ../../release/libgems_witness.so "$target/witness/lib/libcuda.so"
 ln -sf ../../release/libgems_witness.so "$target/witness/lib/libcuda.so.1"
+ln -sf ../../release/libgems_witness.so "$target/witness/lib/libnccl.so.2"
 
 # compile KERNEL ARCHITECTURE: its PTX, unless it was made of the same sources by the same command.
 compile() {
@@ -105,7 +106,33 @@ fails() {
   grep -a '^error' "$out/faulty.log" | head -1
   [ "$code" -gt 0 ] && [ "$code" -lt 100 ] && grep -qa "^error.*$2" "$out/faulty.log" && ! grep -qa panicked "$out/faulty.log"
 }
-export -f same answers same_answers same_metrics fails
+# ranks NAME ARG..: training by two ranks as torchrun starts them; the first one's words. NCCL moves what passes between them.
+ranks() {
+  local rank code=0 first second
+  rm -rf "$out/$1" "$out/meeting" && mkdir "$out/meeting"
+  as_rank() {
+    RANK=$1 WORLD_SIZE=2 LOCAL_RANK=$1 CUDA_VISIBLE_DEVICES=$1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 \
+      WITNESS_NCCL=$out/meeting WITNESS_THREADS=1 exec bash -c 'training "$@"' _ "${@:2}"
+  }
+  as_rank 1 "$1" cuda --set train.shards=2 "${@:2}" > "$out/second.log" 2>&1 & second=$!
+  as_rank 0 "$1" cuda --set train.shards=2 "${@:2}" & first=$!
+  if [ -n "${KILLED:-}" ]; then # the second one, when it is in the middle
+    until [ "$(cat "$out/$1/metrics.jsonl" 2>/dev/null | wc -l)" -ge 2 ]; do sleep 0.2; done
+    pkill -KILL -P "$second"; kill -KILL "$second"
+  fi
+  wait "$first" || code=$?
+  wait "$second" 2>/dev/null || code=$((code > 0 ? code : $?))
+  return $code
+}
+# left_alone: the first of two ranks names the second, which was killed, and ends.
+left_alone() {
+  local code=0
+  KILLED=1 WITNESS_LOG='' timeout 300 bash -c 'ranks alone --set distributed.timeout_s=10 $light' > "$out/alone.log" 2>&1 || code=$?
+  grep -a '^note.*rank 1' "$out/alone.log"
+  [ "$code" -gt 0 ] && [ "$code" -lt 124 ] && grep -qa '^error.*not all of 2 ranks came' "$out/alone.log" &&
+    grep -qa '^note: rank 1 .*left no word' "$out/alone.log"
+}
+export -f same answers same_answers same_metrics fails ranks left_alone
 
 # ---- the same tests as on a GPU, the same runs --------------------------------------------------
 for capability in 80 90; do
@@ -129,11 +156,21 @@ witnessed 'evaluate, and on the CPU' 120 bash -c 'same_metrics plain80'
 witnessed 'rank, and on the SIMT machine' 120 bash -c 'same_answers plain90'
 witnessed 'export, read back' 120 bash -c 'rm -rf "$out/exported" && "$engine" export --run "$out/plain90" --out "$out/exported" --device cuda'
 
-# ---- hostile orders, races, faults on request ---------------------------------------------------
+# ---- hostile orders ---------------------------------------------------
 export WITNESS_CAPABILITY=90
 # As little memory as it can do with: what was freed comes back at a wait, not sooner.
 witnessed 'train, random order, 5 MiB' 300 bash -c 'WITNESS_SEED=7 WITNESS_MEMORY_MIB=5 training random cuda'
 run 'random order, 5 MiB, equal bits' 10 bash -c 'same plain90 random'
+# ---- ranks, as torchrun starts them ---------------------------------------------------------------
+light='--set null_space.side=none --set null_space.item_rows=0.0'
+export light whole=$light
+[ $short = 1 ] || whole=''
+witnessed 'one process, two leaves' 300 bash -c 'training leaves cuda --set train.shards=2 $whole'
+witnessed 'two ranks through NCCL' 400 bash -c 'ranks ranks $whole'
+run 'two ranks, equal bits' 10 bash -c 'same leaves ranks'
+run 'a rank that is killed' 310 bash -c left_alone
+
+# ---- faults on request --------------------------------------------------------------------------
 run 'a launch that fails' 130 bash -c 'fails launch:400:719 LAUNCH_FAILED'
 run 'a device that is lost' 130 bash -c 'fails wait:4:214 "the GPU is lost"'
 if [ $short = 1 ]; then

@@ -10,6 +10,7 @@ mod device;
 mod doctor;
 mod evaluate;
 mod export;
+mod identity;
 mod licences;
 mod measure;
 mod needs;

@@ -1,15 +1,18 @@
 //! The ranks that do this command together: found and opened once, before anything else.
 
 use crate::config::Config;
-use crate::distributed::{Launcher, Mpi, World};
+use crate::distributed::{Communicator, Launcher, Means, Mpi, Nccl, World};
 use crate::error::{Error, Result};
 use crate::report::Journal;
 use crate::run::RunDirectory;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 static WORLD: OnceLock<World> = OnceLock::new();
+/// So long those who meet the same end have to say so.
+const ROLL_CALL: Duration = Duration::from_secs(2);
 /// Where ranks keep their errors, once it is known.
 static LOGS: Mutex<Option<PathBuf>> = Mutex::new(None);
 
@@ -34,14 +37,13 @@ pub fn open(command: &str, shared: bool) -> Result<()> {
         return Err(Error::usage(format!("`{command}` runs in one process, and {name} has started {size}"))
             .remedy("start it without the launcher"));
     }
-    if !launcher.mpi {
-        return Err(Error::usage(format!(
-            "{name} has started {size} processes, which have no MPI between them: this version moves gradients through \
-             MPI only"
-        ))
-        .remedy("start them with mpirun or srun (docs/distributed.md)"));
-    }
-    let _ = WORLD.set(World::over(Box::new(Mpi::open(&launcher)?))?);
+    let link: Box<dyn Communicator> = match &launcher.means {
+        Means::Mpi => Box::new(Mpi::open(&launcher)?),
+        Means::Nccl(place) => {
+            Box::new(Nccl::open(&launcher, place.as_deref(), device(launcher.local_rank.unwrap_or(0)))?)
+        }
+    };
+    let _ = WORLD.set(World::over(link)?);
     bound(world()).iter().for_each(|warning| super::say(warning));
     Ok(())
 }
@@ -82,11 +84,16 @@ pub fn threads(asked: Option<usize>) -> Option<usize> {
     asked.or((here > 1).then(|| (cores_allowed() / here).max(1)))
 }
 
-/// The GPU of this rank: its number on its machine, where it sees more than its own.
+/// The GPU of this rank.
 pub fn gpu() -> usize {
+    device(world().local().0)
+}
+
+/// The GPU of the rank of this number on its machine: the same number, where the rank sees more than its own.
+fn device(local_rank: usize) -> usize {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
     let one = !visible.is_empty() && !visible.contains(',');
-    if one { 0 } else { world().local().0 }
+    if one { 0 } else { local_rank }
 }
 
 /// The first line of a log: who is there.
@@ -113,18 +120,45 @@ pub fn document() -> Value {
         "hosts": world.members().iter().map(|m| m.host.as_str()).collect::<Vec<_>>()})
 }
 
-/// From here on errors are kept in `log.<rank>.txt` below `run` too.
+/// From here on errors are kept in `log.<rank>.txt` below `run` too. What an earlier run has left there goes.
 pub fn keep_errors(run: &Path) {
     if !world().is_alone() {
+        let _ = std::fs::remove_file(log(run, world().rank()));
         *LOGS.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.to_path_buf());
     }
+}
+
+fn log(run: &Path, rank: usize) -> PathBuf {
+    run.join(format!("log.{rank}.txt"))
 }
 
 /// Keeps an error. A log that cannot be written is no reason to hide it from the other ranks.
 pub fn keep(error: &Error) {
     let run = LOGS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(run) = run {
-        let _ = std::fs::write(run.join(format!("log.{}.txt", world().rank())), format!("error: {error}\n"));
+    let Some(run) = run else { return };
+    let mut words = format!("error: {error}\n");
+    let _ = std::fs::write(log(&run, world().rank()), &words);
+    if world().misses_somebody() {
+        let missing = format!("note: {}", missing(&run));
+        super::say(&missing);
+        words.push_str(&missing);
+        let _ = std::fs::write(log(&run, world().rank()), words + "\n");
+    }
+}
+
+/// Who has not left a word of the same end: a roll call through the directory that all ranks share.
+fn missing(run: &Path) -> String {
+    let start = Instant::now();
+    let others = (0..world().size()).filter(|rank| *rank != world().rank());
+    let mut silent: Vec<usize> = others.collect();
+    while !silent.is_empty() && start.elapsed() < ROLL_CALL {
+        silent.retain(|rank| !log(run, *rank).exists());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let names: Vec<String> = silent.iter().map(|rank| world().call(*rank)).collect();
+    match names.is_empty() {
+        true => "all other ranks have left a word in the run directory".into(),
+        false => format!("{} left no word in the run directory within {ROLL_CALL:?}", names.join(", ")),
     }
 }
 

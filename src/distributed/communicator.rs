@@ -21,6 +21,8 @@ pub enum Failure {
         /// How long they were waited for.
         after: Duration,
     },
+    /// Somebody did not come, and the library cannot say who.
+    Late(Duration),
     /// What the library said.
     Library(String),
 }

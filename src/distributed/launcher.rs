@@ -13,8 +13,17 @@ pub struct Launcher {
     pub size: usize,
     /// This process among those of its machine, where that is said.
     pub local_rank: Option<usize>,
-    /// Whether it starts processes of an MPI library.
-    pub mpi: bool,
+    /// What its processes can meet by.
+    pub means: Means,
+}
+
+/// How the processes of a launcher find each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Means {
+    /// They are processes of an MPI library.
+    Mpi,
+    /// By NCCL, whose first rank listens at this `host:port`; `None` where the launcher names no place.
+    Nccl(Option<String>),
 }
 
 /// Variables of a launcher: rank, size, local rank.
@@ -25,7 +34,8 @@ struct Known {
     local: &'static str,
     /// One that must be set too, so that what others leave in the environment is no launcher.
     beside: Option<&'static str>,
-    mpi: bool,
+    /// The first rank's host, and a port of it beside which another one is free; `None` for launchers of MPI.
+    meeting: Option<[&'static str; 2]>,
 }
 
 /// The first one found counts.
@@ -36,7 +46,7 @@ const KNOWN: &[Known] = &[
         size: "GEMS_WORLD_SIZE",
         local: "GEMS_LOCAL_RANK",
         beside: None,
-        mpi: true,
+        meeting: None,
     },
     Known {
         name: "Open MPI",
@@ -44,7 +54,7 @@ const KNOWN: &[Known] = &[
         size: "OMPI_COMM_WORLD_SIZE",
         local: "OMPI_COMM_WORLD_LOCAL_RANK",
         beside: None,
-        mpi: true,
+        meeting: None,
     },
     Known {
         name: "PMI (MPICH)",
@@ -52,7 +62,7 @@ const KNOWN: &[Known] = &[
         size: "PMI_SIZE",
         local: "MPI_LOCALRANKID",
         beside: None,
-        mpi: true,
+        meeting: None,
     },
     // After PMI, which it speaks too, and whose ranks it may have started as something else. What a batch script sees has
     // no step.
@@ -62,7 +72,7 @@ const KNOWN: &[Known] = &[
         size: "SLURM_STEP_NUM_TASKS",
         local: "SLURM_LOCALID",
         beside: Some("SLURM_STEP_ID"),
-        mpi: true,
+        meeting: None,
     },
     Known {
         name: "torchrun",
@@ -70,7 +80,7 @@ const KNOWN: &[Known] = &[
         size: "WORLD_SIZE",
         local: "LOCAL_RANK",
         beside: None,
-        mpi: false,
+        meeting: Some(["MASTER_ADDR", "MASTER_PORT"]),
     },
     Known {
         name: "Kubernetes (PET)",
@@ -78,7 +88,7 @@ const KNOWN: &[Known] = &[
         size: "PET_NNODES",
         local: "PET_LOCAL_RANK",
         beside: None,
-        mpi: false,
+        meeting: Some(["PET_MASTER_ADDR", "PET_MASTER_PORT"]),
     },
 ];
 
@@ -111,7 +121,29 @@ impl Launcher {
             one_a_node(look)?;
         }
         let local_rank = look(known.local).map(|_| number(known.local)).transpose()?;
-        Ok((size > 1).then_some(Self { name: known.name, rank, size, local_rank, mpi: known.mpi }))
+        let means = known.means(look)?;
+        Ok((size > 1).then_some(Self { name: known.name, rank, size, local_rank, means }))
+    }
+}
+
+impl Known {
+    /// Whoever sets NCCL's own variable wants NCCL, and says where.
+    fn means(&self, look: &dyn Fn(&str) -> Option<String>) -> Result<Means> {
+        if let Some(given) =
+            look("NCCL_COMM_ID").filter(|_| self.meeting.is_some() || self.rank == "GEMS_RANK")
+        {
+            return Ok(Means::Nccl(Some(given)));
+        }
+        let Some([host, port]) = self.meeting else { return Ok(Means::Mpi) };
+        let (Some(at), Some(text)) = (look(host), look(port)) else { return Ok(Means::Nccl(None)) };
+        // The port itself may be the launcher's own store.
+        match text.trim().parse::<u16>().ok().and_then(|port| port.checked_add(1)) {
+            Some(port) if at.contains(':') => Ok(Means::Nccl(Some(format!("[{at}]:{port}")))),
+            Some(port) => Ok(Means::Nccl(Some(format!("{at}:{port}")))),
+            None => {
+                Err(Error::usage(format!("{text:?} instead of a port with a free one behind it")).at(port))
+            }
+        }
     }
 }
 

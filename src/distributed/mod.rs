@@ -2,8 +2,8 @@
 //!
 //! Every rank holds the whole model and optimizer. A step is cut into `train.shards` leaves, contiguous leaves go to each
 //! rank, and what the step's update depends on is summed over the leaves in the order of one fixed binary tree ([`Tree`]):
-//! the sum does not depend on how many ranks there are. Existing engines move the bytes (a [`Communicator`]: MPI, or
-//! threads in tests); every addition is this program's own.
+//! the sum does not depend on how many ranks there are. Existing engines move the bytes (a [`Communicator`]: MPI,
+//! NCCL, or threads in tests); every addition is this program's own.
 //!
 //! Before anything is moved every rank says what it is about to do, in a small word that all gather ([`World`]). So ranks
 //! that differ are named, and an error on one rank is everybody's error; nobody waits longer than a deadline.
@@ -13,11 +13,12 @@
 //! | `world` | what the rest of the program calls: sums, shared results, agreement, errors |
 //! | `word`, `tree`, `told` | what a rank says before an operation; the order of additions; an error on its way |
 //! | `communicator` | the seam to what moves bytes |
-//! | `threads`, `mpi` | ranks as threads of one process; processes under an MPI library, opened at run time |
-//! | `launcher`, `nccl` | who started this process, from its environment; the library between GPUs, as far as it is used |
+//! | `threads`, `mpi`, `nccl` | ranks as threads of one process; as processes under an MPI library, or with a GPU each under NCCL, opened at run time |
+//! | `launcher`, `exit` | who started this process, from its environment; how it ends where a library does not |
 //! | `settings` | section `[distributed]` |
 
 mod communicator;
+mod exit;
 mod launcher;
 mod mpi;
 mod nccl;
@@ -29,9 +30,9 @@ mod word;
 mod world;
 
 pub use communicator::{Communicator, Counts, Failure, Moved};
-pub use launcher::Launcher;
+pub use launcher::{Launcher, Means};
 pub use mpi::{Mpi, found as found_mpi};
-pub use nccl::found as found_nccl;
+pub use nccl::{Nccl, found as found_nccl};
 pub use settings::DistributedSettings;
 pub use threads::Threads;
 pub use tree::{Tree, leaves_of};

@@ -13,12 +13,12 @@ pub fn checks(gpu: bool) -> Vec<Check> {
         Err(error) => note("MPI", error.what().to_string(), "needed for more than one process only"),
     });
     match found_nccl() {
-        Ok(nccl) => checks.push(note(
+        Ok(nccl) => checks.push(pass("NCCL", format!("{} ({})", nccl.version, nccl.file))),
+        Err(error) if gpu => checks.push(note(
             "NCCL",
-            format!("{} ({})", nccl.version, nccl.file),
-            "not used yet: between GPUs numbers go through MPI and host memory",
+            error.what().to_string(),
+            "needed for more than one process without MPI only (torchrun, Kubernetes)",
         )),
-        Err(error) if gpu => checks.push(note("NCCL", error.what().to_string(), "not used yet")),
         Err(_) => {}
     }
     checks

@@ -4,6 +4,7 @@
 mod library;
 
 use super::communicator::{Communicator, Counts, Failure, Moved};
+use super::exit;
 use super::launcher::Launcher;
 use crate::error::{Error, Result};
 use library::{Functions, Handle};
@@ -19,8 +20,6 @@ const EAGER: Duration = Duration::from_millis(2);
 const NAP: Duration = Duration::from_micros(100);
 /// How often a rank that waits looks whether another has begun a roll call.
 const LOOK: Duration = Duration::from_millis(20);
-/// An orderly end may take so long.
-const ENDING: Duration = Duration::from_secs(3);
 
 /// Processes under MPI.
 pub struct Mpi {
@@ -140,23 +139,6 @@ impl Mpi {
         }
         missing
     }
-
-    /// Ends the process if the library takes too long to end.
-    fn end_within(code: u8, limit: Duration) {
-        std::thread::spawn(move || {
-            std::thread::sleep(limit);
-            end_now(code);
-        });
-    }
-}
-
-/// Ends this process without anything that a library has left to be done at an end.
-fn end_now(code: u8) -> ! {
-    unsafe extern "C" {
-        fn _exit(code: c_int) -> !;
-    }
-    // SAFETY: the system's own function, which takes any number.
-    unsafe { _exit(code.into()) }
 }
 
 impl Communicator for Mpi {
@@ -203,23 +185,18 @@ impl Communicator for Mpi {
     }
 
     fn leave(&self) {
-        let (sender, receiver) = std::sync::mpsc::channel::<()>();
-        // A library that does not end must not keep the process: what it was to do is done.
-        std::thread::spawn(move || {
-            if receiver.recv_timeout(ENDING) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                end_now(0);
-            }
-        });
         // SAFETY: nothing is under way, and nothing of the library is called after it.
-        unsafe { (self.functions.finalize)() };
-        let _ = sender.send(());
+        exit::unless_done(0, || unsafe {
+            (self.functions.finalize)();
+        });
     }
 
     fn abort(&self, code: u8) {
-        Self::end_within(code, ENDING);
         // SAFETY: may be called at any time.
-        unsafe { (self.functions.abort)(self.functions.world, code.into()) };
-        end_now(code);
+        exit::unless_done(code, || unsafe {
+            (self.functions.abort)(self.functions.world, code.into());
+        });
+        exit::now(code);
     }
 }
 

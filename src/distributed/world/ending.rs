@@ -83,7 +83,7 @@ impl World {
     pub(super) fn broken(&self, operation: Operation, failure: Failure) -> Error {
         let step = {
             let mut state = self.state();
-            state.end = Some(End::Broken);
+            state.end = Some(if matches!(failure, Failure::Late(_)) { End::Late } else { End::Broken });
             state.step
         };
         let place = format!("step {step}, {}", operation.name());
@@ -108,6 +108,16 @@ impl World {
                     after.as_secs_f64()
                 ),
                 "look at the network between the machines; go on from the last checkpoint with --resume",
+            ),
+            Failure::Late(after) => (
+                format!(
+                    "not all of {} ranks came within {:.1} s, and {} cannot say who is missing",
+                    self.size,
+                    after.as_secs_f64(),
+                    self.transport()
+                ),
+                "a rank that is there leaves its word in log.<rank>.txt; look at the machines of the others, and go on \
+                 from the last checkpoint with --resume. Where a rank is merely slow, raise distributed.timeout_s",
             ),
             Failure::Library(text) => {
                 (format!("{} failed: {text}", self.transport()), "look at what the library says above")

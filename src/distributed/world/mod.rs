@@ -68,6 +68,8 @@ enum End {
     Told,
     /// A rank is silent, or the library failed.
     Broken,
+    /// A rank is silent, and nobody can say which.
+    Late,
 }
 
 impl World {
@@ -150,6 +152,11 @@ impl World {
             Some(member) => format!("rank {rank} (host {}, process {})", member.host, member.pid),
             None => format!("rank {rank}"),
         }
+    }
+
+    /// Whether a rank is silent that the library could not name.
+    pub fn misses_somebody(&self) -> bool {
+        self.state().end == Some(End::Late)
     }
 
     /// Takes over the settings' limits.

@@ -24,6 +24,7 @@ mod host;
 mod launch;
 mod memory;
 mod module;
+mod nccl;
 mod order;
 mod report;
 pub mod settings;
@@ -61,6 +62,8 @@ pub struct Driver {
     functions: BTreeMap<usize, function::Function>,
     graphs: BTreeMap<usize, graph::Graph>,
     executables: BTreeMap<usize, graph::Executable>,
+    communicators: BTreeMap<usize, nccl::Communicator>,
+    group: nccl::Group,
     order: Order,
     made: usize,
     /// Handles that are no more: what they were, and the call that ended them.
@@ -109,6 +112,8 @@ impl Driver {
             functions: BTreeMap::new(),
             graphs: BTreeMap::new(),
             executables: BTreeMap::new(),
+            communicators: BTreeMap::new(),
+            group: nccl::Group::default(),
             order: Order::default(),
             made: 0,
             gone: HashMap::new(),

@@ -24,6 +24,8 @@ pub struct Settings {
     pub trace: bool,
     /// Say what ran, when the context ends.
     pub report: bool,
+    /// A folder where the ranks of NCCL meet.
+    pub nccl: Option<PathBuf>,
     /// Faults that are asked for.
     pub injected: Vec<Injected>,
 }
@@ -53,6 +55,7 @@ impl Default for Settings {
             log: None,
             trace: false,
             report: false,
+            nccl: None,
             injected: Vec::new(),
         }
     }
@@ -76,6 +79,7 @@ impl Settings {
             log: word("WITNESS_LOG").map(PathBuf::from),
             trace: is_set("WITNESS_TRACE"),
             report: is_set("WITNESS_REPORT"),
+            nccl: word("WITNESS_NCCL").map(PathBuf::from),
             injected: word("WITNESS_FAIL").map_or(Vec::new(), |text| {
                 injected(&text).unwrap_or_else(|| panic!("WITNESS_FAIL={text}: {FORM}"))
             }),

@@ -5,6 +5,7 @@ use super::arguments::Out;
 use super::graph::Instance;
 use super::host::Snapshot;
 use super::launch::Start;
+use super::nccl::Meeting;
 use super::order::{Clock, Mark, join};
 use super::status::*;
 use super::{CURRENT, Driver, bound};
@@ -44,6 +45,8 @@ pub enum Work {
     Record(Arc<Mutex<Option<Instant>>>),
     Wait(Mark),
     Graph(Instance),
+    /// Messages between ranks: done when all have come.
+    Meet(Box<Meeting>),
 }
 
 /// Work with its place: in its stream, and among the calls.
@@ -169,9 +172,16 @@ impl Driver {
             at = mark.stream;
         }
         let Some(stream) = self.streams.get_mut(&at) else { return };
-        let Some(op) = stream.queue.pop_front() else { return };
-        stream.done = op.mark.number;
+        let Some(mut op) = stream.queue.pop_front() else { return };
         let context = stream.context;
+        if let Work::Meet(meeting) = &mut op.work {
+            let what = format!("{} (call {})", op.name, op.call);
+            if !self.meet(context, &op.mark, meeting, &what) {
+                self.streams.entry(at).and_modify(|stream| stream.queue.push_front(op));
+                return;
+            }
+        }
+        self.streams.entry(at).and_modify(|stream| stream.done = op.mark.number);
         if self.healthy(context).is_ok() {
             self.perform(context, op);
         }
@@ -223,7 +233,7 @@ impl Driver {
     fn perform(&mut self, context: usize, op: Op) {
         let what = format!("{} (call {})", op.name, op.call);
         match op.work {
-            Work::Wait(_) => {}
+            Work::Wait(_) | Work::Meet(_) => {}
             Work::Record(at) => *at.lock().unwrap_or_else(|p| p.into_inner()) = Some(Instant::now()),
             Work::Taken(at, bytes) => self.uses(context, &op.mark, (at, bytes), true, &what),
             Work::Free(at, bytes) => {
@@ -289,7 +299,7 @@ impl Driver {
     }
 
     /// Says so if the host is given what nobody has written.
-    fn check_written(&mut self, context: usize, at: u64, bytes: usize, what: &str) {
+    pub fn check_written(&mut self, context: usize, at: u64, bytes: usize, what: &str) {
         let hole = self.heap.range(at).and_then(|range| range.first_unwritten(at, bytes as u64));
         if let Some(hole) = hole.filter(|_| self.settings.machine.unwritten) {
             let why = format!("{what}: byte {} of the {bytes} bytes at {at:#x} was never written", hole - at);

@@ -373,6 +373,7 @@ pub fn convert(op: Convert, i: &Instruction, r: &mut Registers, mask: u32, windo
         Convert::F32OfBf16 => word!(word, |a| a << 16),
         Convert::F32OfS32 => word!(word, |a| (a as i32 as f32).to_bits()),
         Convert::F32OfU32 => word!(word, |a| (a as f32).to_bits()),
+        Convert::F32OfU16 => word!(word, |a| f32::from(a as u16).to_bits()),
         Convert::F64OfS32 => long!(word, |a| f64::from(a as i32).to_bits()),
         Convert::F64OfS64 => long!(long, |a| (a as i64 as f64).to_bits()),
         Convert::S32OfF32Nearest => word!(word, |a| f32::from_bits(a).round_ties_even() as i32 as u32),

@@ -188,6 +188,7 @@ pub enum Convert {
     F32OfBf16,
     F32OfS32,
     F32OfU32,
+    F32OfU16,
     F64OfS32,
     F64OfS64,
     S32OfF32Nearest,
@@ -407,6 +408,7 @@ impl Convert {
             | Convert::F32OfBf16
             | Convert::F32OfS32
             | Convert::F32OfU32
+            | Convert::F32OfU16
             | Convert::S32OfF32Nearest => [W, W, N, N],
             Convert::Long
             | Convert::F64OfS64

@@ -3,6 +3,7 @@
 mod behaviour;
 mod calls;
 mod graphs;
+mod nccl;
 mod planted;
 mod streams;
 

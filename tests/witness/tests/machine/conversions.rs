@@ -118,6 +118,13 @@ fn conversions() {
         |_| false,
     );
     same(
+        "f32 of u16",
+        &run("mov.b32 {%rs20, %rs21}, %r10; cvt.rn.f32.u16 %f20, %rs21", f32_result),
+        |t| f64::from(w[t] >> 16) as f32,
+        |w| w.to_bits().into(),
+        |_| false,
+    );
+    same(
         "halves",
         &run("mov.b32 {%rs20, %rs21}, %r10; mov.b32 %r20, {%rs21, %rs20}", "st.global.u32 [%rd7], %r20;"),
         |t| w[t].rotate_left(16),

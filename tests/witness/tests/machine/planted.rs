@@ -282,6 +282,7 @@ fn in_hopper_linears_between_blocks() {
         }),
     ];
     find(|| hopper_linear((200, 136, 72), &Branch { rank: 24, transposed: true }, 128), &bugs);
+    find(|| hopper_linear((136, 264, 72), &Branch { rank: 72, transposed: true }, 256), &bugs);
 }
 
 #[test]
@@ -325,6 +326,7 @@ fn in_mbarriers() {
         bug("a wait for a free stage that does not wait", anything, remove("@!done bra again", 1)),
     ];
     find(|| hopper((200, 136, 584), false, true, true, 128), &bugs);
+    find(|| hopper((136, 264, 584), false, true, true, 256), &bugs);
 }
 
 #[test]
@@ -386,4 +388,5 @@ fn in_hopper_products() {
         ),
     ];
     find(|| hopper((200, 136, 584), false, true, true, 128), &bugs);
+    find(|| hopper((136, 264, 584), false, true, true, 256), &bugs);
 }

@@ -208,6 +208,7 @@ fn conversion(op: &str) -> Option<Convert> {
         "cvt.f32.bf16" => Convert::F32OfBf16,
         "cvt.rn.f32.s32" => Convert::F32OfS32,
         "cvt.rn.f32.u32" => Convert::F32OfU32,
+        "cvt.rn.f32.u16" => Convert::F32OfU16,
         "cvt.rn.f64.s32" => Convert::F64OfS32,
         "cvt.rn.f64.s64" => Convert::F64OfS64,
         "cvt.rni.s32.f32" => Convert::S32OfF32Nearest,

@@ -1,0 +1,282 @@
+//! Ranks that are processes with a GPU each, where no MPI is between them: everything goes through NCCL, which moves
+//! device memory. Calls do not block, and all of them are watched by a deadline. NCCL cannot say who is missing.
+
+mod library;
+
+use super::communicator::{Communicator, Counts, Failure, Moved};
+use super::exit;
+use super::launcher::Launcher;
+use crate::backend::cuda::{driver_present, explain};
+use crate::error::{Error, Kind, Result};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError};
+use library::{BYTE, FLOAT, Functions, Handle, IN_PROGRESS, Settings};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use library::found;
+
+/// So long a rank asks again and again; after that it sleeps in between.
+const EAGER: Duration = Duration::from_millis(2);
+const NAP: Duration = Duration::from_micros(50);
+/// All ranks must have come together after so long.
+const MEETING: Duration = Duration::from_secs(300);
+
+/// Processes under NCCL, each with its GPU.
+pub struct Nccl {
+    functions: Functions,
+    name: String,
+    rank: usize,
+    size: usize,
+    communicator: Handle,
+    /// Whether the communicator was given up.
+    is_given_up: AtomicBool,
+    stream: Arc<CudaStream>,
+    /// Device memory that is sent, and received into.
+    places: Mutex<[Option<CudaSlice<u8>>; 2]>,
+}
+// SAFETY: one thread calls it at a time, as every communicator; the library does not care which thread that is.
+unsafe impl Send for Nccl {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Nccl {}
+
+impl Nccl {
+    /// Opens the library and meets the other ranks at `place` (`host:port` of the first one), with device `ordinal`.
+    ///
+    /// # Errors
+    /// No library, no GPU; no place to meet; ranks that do not come.
+    pub fn open(launcher: &Launcher, place: Option<&str>, ordinal: usize) -> Result<Self> {
+        let Launcher { name, rank, size, .. } = launcher;
+        let started = format!("{name} has started {size} processes, with no MPI between them");
+        let place = place.ok_or_else(|| {
+            Error::usage(format!("{started}, and does not say where they meet")).remedy(
+                "set NCCL_COMM_ID to HOST:PORT of rank 0 for all of them, or start them with mpirun or srun",
+            )
+        })?;
+        if !driver_present() {
+            return Err(Error::usage(format!(
+                "{started}: they exchange numbers through NCCL, which needs a GPU each, and there is no CUDA driver here"
+            ))
+            .remedy("without GPUs start them with mpirun or srun (docs/distributed.md)"));
+        }
+        let functions = Functions::open().map_err(|e| e.at(&started))?;
+        let stream = stream(ordinal).map_err(|e| explain(e).at(format!("rank {rank}, GPU {ordinal}")))?;
+        // What makes the same id in all processes without a message between them.
+        // SAFETY: the program has one thread so far, and nobody reads the environment at the same time.
+        unsafe { std::env::set_var("NCCL_COMM_ID", place) };
+        let name = format!("NCCL {}", functions.found.version);
+        let mut this = Self {
+            functions,
+            name,
+            rank: *rank,
+            size: *size,
+            communicator: std::ptr::null_mut(),
+            is_given_up: AtomicBool::new(false),
+            stream,
+            places: Mutex::default(),
+        };
+        this.meet().map_err(|failure| this.not_met(place, &failure))?;
+        Ok(this)
+    }
+
+    fn meet(&mut self) -> Moved<()> {
+        let (id, mut settings) = (self.functions.unique_id()?, Settings::not_blocking());
+        let (size, rank) = (self.size as i32, self.rank as i32);
+        let mut made: Handle = std::ptr::null_mut();
+        // SAFETY: places for a communicator and for settings of the size they say; the device's context is current.
+        let code = unsafe { (self.functions.initialize)(&mut made, size, id, rank, &mut settings) };
+        self.communicator = made;
+        self.functions.check(code, made)?;
+        self.begun(Instant::now(), MEETING)
+    }
+
+    fn not_met(&self, place: &str, failure: &Failure) -> Error {
+        let why = match failure {
+            Failure::Library(text) => text.clone(),
+            _ => format!("not all of {} ranks came within {} s", self.size, MEETING.as_secs()),
+        };
+        Error::new(Kind::Distributed, format!("{}: {why}", self.name)).at(format!("the meeting at {place}")).remedy(
+            "look at the other ranks' messages and at the network between the machines; NCCL_DEBUG=INFO says more",
+        )
+    }
+
+    /// Waits until everything that was asked for is in the stream: before that nothing else may be asked for.
+    fn begun(&self, start: Instant, patience: Duration) -> Moved<()> {
+        self.watch(start, patience, || self.functions.is_ready(self.communicator))
+    }
+
+    /// Waits until `is_done`.
+    fn watch(&self, start: Instant, patience: Duration, is_done: impl Fn() -> Moved<bool>) -> Moved<()> {
+        while !is_done()? {
+            let waited = start.elapsed();
+            if waited > patience {
+                return Err(Failure::Late(waited));
+            }
+            match waited < EAGER {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep(NAP),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `own` through device memory: `ask` says what the library is to do with the addresses of what was sent and of
+    /// `bytes` bytes that are received. Where that fails the communicator is given up at once.
+    fn through(
+        &self,
+        own: &[u8],
+        bytes: usize,
+        patience: Duration,
+        ask: impl FnOnce(u64, u64) -> Moved<()>,
+    ) -> Moved<Vec<u8>> {
+        self.pass(own, bytes, patience, ask).inspect_err(|_| self.give_up())
+    }
+
+    /// Ends what is under way: a stream that waits for a dead rank keeps the device from ever being idle, and so everybody
+    /// who frees memory. The library gets some time for it.
+    fn give_up(&self) {
+        if self.is_given_up.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (abort, communicator) = (self.functions.abort, self.communicator as usize);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // SAFETY: may be called at any time, by any thread; nothing of the communicator is used afterwards.
+            unsafe { abort(communicator as Handle) };
+            let _ = sender.send(());
+        });
+        let _ = receiver.recv_timeout(exit::ENDING);
+    }
+
+    fn pass(
+        &self,
+        own: &[u8],
+        bytes: usize,
+        patience: Duration,
+        ask: impl FnOnce(u64, u64) -> Moved<()>,
+    ) -> Moved<Vec<u8>> {
+        if self.is_given_up.load(Ordering::SeqCst) {
+            return Err(Failure::Library("the communicator was given up".into()));
+        }
+        let start = Instant::now();
+        self.stream.context().bind_to_thread().map_err(driver)?;
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let [from, to] = &mut *places;
+        let (from, to) = (self.room(from, own.len())?, self.room(to, bytes)?);
+        self.stream.memcpy_htod(own, &mut from.slice_mut(..own.len())).map_err(driver)?;
+        {
+            let (sent, _read) = from.device_ptr(&self.stream);
+            let (received, _written) = to.device_ptr_mut(&self.stream);
+            ask(sent, received)?;
+            self.begun(start, patience)?;
+        }
+        // A copy to the host would wait for ever: what it waits for comes first, under the deadline.
+        let arrived = self.stream.record_event(None).map_err(driver)?;
+        self.watch(start, patience, || {
+            self.functions.is_ready(self.communicator)?;
+            arrived.try_is_complete().map_err(driver)
+        })?;
+        let mut all = vec![0u8; bytes];
+        self.stream.memcpy_dtoh(&to.slice(..bytes), &mut all).map_err(driver)?;
+        self.stream.synchronize().map_err(driver)?;
+        Ok(all)
+    }
+
+    /// A place of at least so many bytes.
+    fn room<'a>(&self, place: &'a mut Option<CudaSlice<u8>>, bytes: usize) -> Moved<&'a mut CudaSlice<u8>> {
+        if place.as_ref().is_none_or(|there| there.len() < bytes) {
+            // The old one goes first: the two need not fit together.
+            *place = None;
+            let taken = self.stream.alloc_zeros(bytes.next_power_of_two().max(256)).map_err(driver)?;
+            *place = Some(taken);
+        }
+        place.as_mut().ok_or_else(|| Failure::Library("no device memory".into()))
+    }
+
+    /// Sends and receives one part.
+    fn part(&self, is_sent: bool, at: u64, count: usize, peer: usize) -> Moved<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let (f, at) = (&self.functions, at as *mut c_void);
+        let call = if is_sent { f.send } else { f.receive };
+        let stream = self.stream.cu_stream().cast();
+        // SAFETY: `at` has room for `count` numbers until the stream has done this.
+        let code = unsafe { call(at, count, FLOAT, peer as i32, self.communicator, stream) };
+        f.check(code, self.communicator)
+    }
+
+    /// All parts at once: what is asked for between start and end happens together.
+    fn parts(&self, counts: &Counts, sent: u64, received: u64) -> Moved<()> {
+        // SAFETY: takes nothing.
+        self.functions.check(unsafe { (self.functions.group_start)() }, self.communicator)?;
+        let (mut from, mut to) = (sent, received);
+        for peer in 0..self.size {
+            self.part(true, from, counts.send[peer], peer)?;
+            self.part(false, to, counts.receive[peer], peer)?;
+            from += 4 * counts.send[peer] as u64;
+            to += 4 * counts.receive[peer] as u64;
+        }
+        // SAFETY: takes nothing.
+        self.functions.check(unsafe { (self.functions.group_end)() }, self.communicator)
+    }
+}
+
+/// A stream of its own on a device, whose context is current from here on.
+fn stream(ordinal: usize) -> std::result::Result<Arc<CudaStream>, DriverError> {
+    let context = CudaContext::new(ordinal)?;
+    context.bind_to_thread()?;
+    // SAFETY: what is allocated through this context is used by the one stream alone, in order.
+    unsafe { context.disable_event_tracking() };
+    context.new_stream()
+}
+
+fn driver(error: DriverError) -> Failure {
+    Failure::Library(format!("the CUDA driver says {:?}", error.0))
+}
+
+impl Communicator for Nccl {
+    fn place(&self) -> (usize, usize) {
+        (self.rank, self.size)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn gather(&self, own: &[u8], patience: Duration) -> Moved<Vec<u8>> {
+        let (f, stream) = (&self.functions, self.stream.cu_stream().cast());
+        self.through(own, own.len() * self.size, patience, |from, to| {
+            let (from, to) = (from as *const c_void, to as *mut c_void);
+            // SAFETY: `from` has as many bytes as are given, `to` as many for every rank.
+            let code = unsafe { (f.allgather)(from, to, own.len(), BYTE, self.communicator, stream) };
+            f.check(code, self.communicator)
+        })
+    }
+
+    fn exchange(&self, send: Vec<f32>, counts: &Counts, patience: Duration) -> Moved<Vec<f32>> {
+        let bytes = 4 * counts.receive.iter().sum::<usize>();
+        let all = self
+            .through(bytemuck::cast_slice(&send), bytes, patience, |from, to| self.parts(counts, from, to))?;
+        Ok(all.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn leave(&self) {
+        let f = &self.functions;
+        exit::unless_done(0, || {
+            // SAFETY: nothing is under way; the communicator is not used after it.
+            let code = unsafe { (f.finalize)(self.communicator) };
+            while code == IN_PROGRESS && !f.is_ready(self.communicator).unwrap_or(true) {
+                std::thread::sleep(NAP);
+            }
+            // SAFETY: as above.
+            unsafe { (f.destroy)(self.communicator) };
+        });
+    }
+
+    fn abort(&self, code: u8) {
+        self.give_up();
+        exit::now(code);
+    }
+}
