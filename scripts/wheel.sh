@@ -16,13 +16,13 @@ limit_mb=100 # what the Python Package Index takes
 # maturin builds, zig links, auditwheel says what the wheel asks of a machine.
 tools() {
   local tools=$target/wheel-tools
-  [ -x "$tools/bin/maturin" ] || python3 -m venv "$tools"
-  "$tools/bin/pip" install --quiet --disable-pip-version-check 'maturin==1.16.0' "$@"
-  PATH=$(cd "$tools/bin" && pwd):$PATH
+  { [ -x "$tools/bin/maturin" ] || python3 -m venv "$tools"; } &&
+    "$tools/bin/pip" install --quiet --disable-pip-version-check 'maturin==1.16.0' "$@" &&
+    PATH=$(cd "$tools/bin" && pwd):$PATH
 }
 
 check() {
-  tools
+  tools || { echo 'SKIP  the metadata of the wheel: maturin could not be brought (python3-venv, PyPI)'; return; }
   local out
   out=$(mktemp -d)
   trap 'rm -rf "$out"' RETURN
