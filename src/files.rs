@@ -173,10 +173,14 @@ fn sync_all_below(dir: &Path) -> io::Result<()> {
     sync_directory(dir)
 }
 
-/// Removes from a directory that is ours alone what a killed process left on its way there.
+/// Removes from a directory that is ours alone what a killed process left on its way there; `.tmp` and six characters are
+/// what the safetensors library writes aside.
 pub fn remove_left_aside(dir: &Path) {
     let found = fs::read_dir(dir).into_iter().flatten().flatten();
-    let aside = |name: &str| name.starts_with(ASIDE) || name.starts_with(".exporting-");
+    let aside = |name: &str| {
+        let library = name.starts_with(".tmp") && name.len() == 10;
+        library || name.starts_with(ASIDE) || name.starts_with(".exporting-")
+    };
     for entry in found.filter(|entry| entry.file_name().to_str().is_some_and(aside)) {
         let path = entry.path();
         // What cannot be removed is in nobody's way.

@@ -21,7 +21,8 @@ pub struct MetricsLog {
 
 impl MetricsLog {
     /// Opens `path` for appending and creates it if need be. Lines of steps after `keep` (those that a
-    /// resumed run does again; 0 for a new run) and a torn last line are dropped.
+    /// resumed run does again) and a torn last line are dropped. A run that begins (`keep` is 0) writes step 0 again
+    /// too: nothing of one that was killed before its first checkpoint stays.
     ///
     /// # Errors
     /// When the file cannot be opened, or a line other than the last is not a JSON object.
@@ -50,13 +51,14 @@ impl MetricsLog {
         self.file.sync_data().map_err(|e| Error::io("write the metrics", &self.path, e))
     }
 
-    /// Removes every line of a step after `step`.
+    /// Removes every line of a step after `step`; of step 0 too, where that is `step`.
     ///
     /// # Errors
     /// When the file cannot be read or rewritten; the old one is then still whole.
     pub fn truncate_after(&mut self, step: u64) -> Result<()> {
         let mut found = Lines::read(&self.path)?;
-        let beyond = |line: &Line| line.get("step").and_then(Value::as_u64).is_some_and(|s| s > step);
+        let beyond =
+            |line: &Line| line.get("step").and_then(Value::as_u64).is_some_and(|s| s > step || step == 0);
         let before = found.lines.len();
         found.lines.retain(|line| !beyond(line));
         if found.lines.len() < before || found.torn {

@@ -121,18 +121,6 @@ impl Nccl {
         Ok(())
     }
 
-    /// Takes `own` through device memory: `ask` says what the library is to do with the addresses of what was sent and of
-    /// `bytes` bytes that are received. Where that fails the communicator is given up at once.
-    fn through(
-        &self,
-        own: &[u8],
-        bytes: usize,
-        patience: Duration,
-        ask: impl FnOnce(u64, u64) -> Moved<()>,
-    ) -> Moved<Vec<u8>> {
-        self.pass(own, bytes, patience, ask).inspect_err(|_| self.give_up())
-    }
-
     /// Ends what is under way: a stream that waits for a dead rank keeps the device from ever being idle, and so everybody
     /// who frees memory. The library gets some time for it.
     fn give_up(&self) {
@@ -149,7 +137,9 @@ impl Nccl {
         let _ = receiver.recv_timeout(exit::ENDING);
     }
 
-    fn pass(
+    /// Takes `own` through device memory: `ask` says what the library is to do with the addresses of what was sent and of
+    /// `bytes` bytes that are received.
+    fn through(
         &self,
         own: &[u8],
         bytes: usize,
@@ -253,6 +243,7 @@ impl Communicator for Nccl {
             let code = unsafe { (f.allgather)(from, to, own.len(), BYTE, self.communicator, stream) };
             f.check(code, self.communicator)
         })
+        .inspect_err(|_| self.give_up())
     }
 
     fn exchange(&self, send: Vec<f32>, counts: &Counts, patience: Duration) -> Moved<Vec<f32>> {

@@ -52,6 +52,19 @@ fn a_resumed_log_equals_the_uninterrupted_one() {
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&resumed).unwrap());
 }
 
+/// Killed before its first checkpoint a run begins anew, with its validation before the first step.
+#[test]
+fn a_log_that_begins_anew_keeps_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metrics.jsonl");
+    for _ in 0..2 {
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        log.write(&line(json!({"step": 0, "valid.rec.ndcg@10": 0.5}))).unwrap();
+        log.write(&line(json!({"step": 1, "loss": 1.0}))).unwrap();
+    }
+    assert_eq!(steps(&read(&path).unwrap()), [0, 1]);
+}
+
 #[test]
 fn torn_last_lines_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
