@@ -75,6 +75,10 @@ distributed *ARGS:
 faults *ARGS:
     scripts/faults.sh {{ARGS}}
 
+# Coverage-guided fuzzing of every reader of untrusted bytes (needs a C++ compiler; docs/security.md).
+fuzz *ARGS:
+    scripts/fuzz.sh {{ARGS}}
+
 # A bill of materials of the program, as CycloneDX.
 sbom:
     scripts/sbom.py
@@ -91,6 +95,6 @@ demo-assets:
 licences *ARGS:
     scripts/licences.py {{ARGS}}
 
-# Dependencies: licences, advisories, duplicates (needs cargo-deny).
+# Dependencies: licences, sources, duplicates, advisories (brings cargo-deny).
 deny:
-    cargo deny check
+    scripts/deny.sh

@@ -103,22 +103,33 @@ pub fn put_into_place(aside: TempDir, dir: &Path, replaces: bool) -> io::Result<
     }
 }
 
-/// Exchanges what two names stand for, at once where the system can.
+/// Exchanges what two names of one directory stand for: at once where the file system can. Where it cannot (NFS, some of
+/// FUSE), `other` names nothing for a moment; whole directories with safe names are then all that a loss of power can leave.
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         use rustix::io::Errno;
         match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
-            // Not every file system can.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
             done => return Ok(done?),
         }
     }
     let between = directory_aside(parent(other), ASIDE)?;
     let old = between.path().join("old");
+    sync_directory(parent(other))?;
     fs::rename(other, &old)?;
-    fs::rename(one, other)?;
+    if let Err(error) = fs::rename(one, other) {
+        return match fs::rename(&old, other) {
+            Ok(()) => Err(error),
+            Err(_) => Err(io::Error::new(
+                error.kind(),
+                format!("{error}; the old one is now {}", between.keep().join("old").display()),
+            )),
+        };
+    }
+    // Flushed by both names before it is removed by one.
+    sync_directory(parent(other))?;
     fs::rename(&old, one)
 }
 
@@ -215,10 +226,18 @@ pub fn free_space(path: &Path) -> Option<u64> {
     }
 }
 
-/// Gives a file that a library wrote for its owner alone the permissions of any other new file.
+/// Gives a file that a library wrote for its owner alone the permissions of any other new file, as they show in its
+/// directory, which was made for it.
 pub fn permit(path: &Path) -> io::Result<()> {
-    let usual = builder(0o666).prefix(ASIDE).tempfile_in(parent(path))?;
-    fs::set_permissions(path, usual.as_file().metadata()?.permissions())
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = fs::metadata(parent(path))?.permissions().mode();
+        fs::set_permissions(path, fs::Permissions::from_mode(directory & 0o666))?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
 }
 
 /// The directory that a path stands in.

@@ -1,6 +1,6 @@
 //! The commands: the only place that wires everything together.
 
-mod ask;
+pub mod ask;
 mod basis;
 mod card;
 mod compare;

@@ -33,7 +33,7 @@ pub fn write(run: &Path, result: Option<&Value>) -> Result<()> {
     };
     let before = result.map_or_else(|| json("before.json"), |result| result["before"].clone());
     let after = result.map_or(Value::Null, |result| result["after"].clone());
-    let history = report::read(&run.join("metrics.jsonl"))?;
+    let history = report::read_for_page(&run.join("metrics.jsonl"))?;
     let (about, sources) = (json(ABOUT), json("sources.json"));
     let layers = about["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut notes: Vec<String> = NOTES.iter().map(|n| n.to_string()).collect();

@@ -26,7 +26,7 @@ pub struct ReportData {
     pub after: Option<serde_json::Value>,
     /// Which changes were tested, and what came out: only a tested change is called better or worse.
     pub tested: Vec<Tested>,
-    /// The lines of `metrics.jsonl`.
+    /// Lines of `metrics.jsonl`.
     pub history: Vec<Line>,
     /// Names of the adapted layers, in the order of the lists in `history`.
     pub layers: Vec<String>,

@@ -8,8 +8,8 @@ use super::Line;
 use crate::error::{Error, Result};
 use crate::files::{sync_directory, write_atomically};
 use serde_json::Value;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// The metrics of a run, appended line by line.
@@ -77,39 +77,112 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
     Ok(Lines::read(path)?.lines)
 }
 
-/// The whole lines of a log, and whether its last one is torn: not a JSON object, or without its end.
+/// The same, a line at a time: a long run's log is much larger in memory than in its file.
+///
+/// # Errors
+/// As [`read`].
+pub fn each_line(path: &Path, each: impl FnMut(Line)) -> Result<()> {
+    go_through(path, each).map(drop)
+}
+
+/// The lines of a log that a page shows: of a long run evenly chosen ones, a few thousand. Those of a new best are among them.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_for_page(path: &Path) -> Result<Vec<Line>> {
+    let mut thinned = Thinned::default();
+    go_through(path, |line| thinned.add(line))?;
+    Ok(thinned.lines.into_iter().map(|(_, line)| line).collect())
+}
+
+/// Lines of a kind that a page shows at least, once there are so many.
+const SHOWN: usize = 1000;
+
+/// Lines of three kinds, each thinned by itself: rare ones would be lost among the others.
+#[derive(Default)]
+struct Thinned {
+    lines: Vec<(usize, Line)>,
+    kinds: [Kept; 3],
+}
+
+/// How many lines of a kind came, how many are kept, and that it is every so many-th: two to the power of `halved`.
+#[derive(Default, Clone, Copy)]
+struct Kept {
+    came: usize,
+    kept: usize,
+    halved: u32,
+}
+
+impl Thinned {
+    fn add(&mut self, line: Line) {
+        if line.get("best") == Some(&Value::Bool(true)) {
+            return self.lines.push((usize::MAX, line));
+        }
+        let validated = line.keys().any(|key| key.starts_with("valid."));
+        let kind = if validated { 2 } else { usize::from(line.values().any(Value::is_array)) };
+        let of = &mut self.kinds[kind];
+        of.came += 1;
+        if !(of.came - 1).is_multiple_of(1 << of.halved) {
+            return;
+        }
+        of.kept += 1;
+        self.lines.push((kind, line));
+        if of.kept == 2 * SHOWN {
+            of.halved += 1;
+            of.kept = SHOWN;
+            let mut place = 0;
+            self.lines.retain(|(of, _)| {
+                place += usize::from(*of == kind);
+                *of != kind || !place.is_multiple_of(2)
+            });
+        }
+    }
+}
+
+/// Gives the whole lines of a log to `each`; a missing file has none. Whether its last one is torn: not a JSON object, or
+/// without its end.
+fn go_through(path: &Path, mut each: impl FnMut(Line)) -> Result<bool> {
+    let failed = |e| Error::io("read the metrics", path, e);
+    let mut reader = match File::open(path) {
+        Ok(file) => BufReader::new(file),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(failed(e)),
+    };
+    let (mut row, mut number, mut torn, mut broken) = (Vec::new(), 0, false, None);
+    while reader.read_until(b'\n', &mut row).map_err(failed)? > 0 {
+        number += 1;
+        torn = !row.ends_with(b"\n");
+        if !row.trim_ascii().is_empty() {
+            // Only the last one may be.
+            if let Some(error) = broken.take() {
+                return Err(error);
+            }
+            match serde_json::from_slice(&row) {
+                Ok(line) => each(line),
+                Err(e) => {
+                    let error = Error::data(format!("not a JSON object: {e}"))
+                        .at(format!("{}, line {number}", path.display()))
+                        .remedy("delete the line; only the run's curves lose a point");
+                    broken = Some(error);
+                }
+            }
+        }
+        row.clear();
+    }
+    Ok(torn || broken.is_some())
+}
+
+/// The whole lines of a log, and whether its last one is torn.
 struct Lines {
     lines: Vec<Line>,
     torn: bool,
 }
 
 impl Lines {
-    /// Reads `path`; a missing file has no lines.
     fn read(path: &Path) -> Result<Self> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(Error::io("read the metrics", path, e)),
-        };
-        let rows: Vec<(usize, &[u8])> = bytes
-            .split(|&byte| byte == b'\n')
-            .enumerate()
-            .filter(|(_, row)| !row.trim_ascii().is_empty())
-            .collect();
-        let last = rows.last().map(|(index, _)| *index);
-        let mut found = Self { lines: Vec::new(), torn: !bytes.is_empty() && !bytes.ends_with(b"\n") };
-        for (index, row) in rows {
-            match serde_json::from_slice(row) {
-                Ok(line) => found.lines.push(line),
-                Err(_) if Some(index) == last => found.torn = true,
-                Err(e) => {
-                    return Err(Error::data(format!("not a JSON object: {e}"))
-                        .at(format!("{}, line {}", path.display(), index + 1))
-                        .remedy("delete the line; only the run's curves lose a point"));
-                }
-            }
-        }
-        Ok(found)
+        let mut lines = Vec::new();
+        let torn = go_through(path, |line| lines.push(line))?;
+        Ok(Self { lines, torn })
     }
 
     fn write(&self, path: &Path) -> Result<()> {

@@ -28,7 +28,7 @@ mod tensorboard;
 pub use curves::{Curve, CurveFigure, CurvePage, CurvePoint};
 pub use html::{ReportData, Tested, render, write};
 pub use journal::Journal;
-pub use log::{MetricsLog, read};
+pub use log::{MetricsLog, each_line, read, read_for_page};
 pub use progress::{Progress, training_message};
 pub use report_table::ReportTable;
 pub use runs::side_by_side;

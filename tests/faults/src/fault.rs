@@ -1,5 +1,6 @@
 //! What goes wrong: drawn by chance from a seed and the number of a case, so that every case can be had again.
 
+use crate::point;
 use crate::subject::Subject;
 use crate::trace::Trace;
 use rand::{RngExt, SeedableRng};
@@ -87,8 +88,8 @@ impl Fault {
     }
 }
 
-/// Of a hundred faults of a kind, so many.
-const KINDS: [(usize, usize); 22] = [
+/// Kinds, and how often each is drawn. The last one is drawn by the name of the place, all names alike.
+const KINDS: [(usize, usize); 23] = [
     (0, 17),
     (1, 5),
     (2, 9),
@@ -111,6 +112,7 @@ const KINDS: [(usize, usize); 22] = [
     (19, 1),
     (20, 1),
     (21, 1),
+    (22, 18),
 ];
 
 /// The fault of a case, its subject, and the chance that is left for what depends on chance.
@@ -125,9 +127,13 @@ pub fn draw(seed: u64, case: u64, traces: &BTreeMap<Subject, Trace>) -> (Subject
         found
     });
     let kind = kind.map_or(0, |(kind, _)| *kind);
+    if kind == 22 {
+        let (subject, fault) = by_name(&mut chance, traces);
+        return (subject, fault, chance);
+    }
     let gpu = traces.contains_key(&Subject::Simt) && (18..20).contains(&kind);
     let writes = |s: &Subject| *s != Subject::Simt && (s.is_run() || traces[s].changes.len() > 3);
-    let from: Vec<Subject> = match kind {
+    let mut from: Vec<Subject> = match kind {
         _ if gpu => vec![Subject::Simt],
         15 | 20 | 21 => vec![Subject::Train, Subject::Steps, Subject::Lora],
         10 | 17 => traces.keys().copied().filter(|s| *s != Subject::Simt).collect(),
@@ -136,6 +142,10 @@ pub fn draw(seed: u64, case: u64, traces: &BTreeMap<Subject, Trace>) -> (Subject
             .flat_map(|s| std::iter::repeat_n(s, if s.is_run() { 2 } else { 1 }))
             .collect(),
     };
+    from.retain(|subject| traces.contains_key(subject));
+    if from.is_empty() {
+        from.extend(traces.keys());
+    }
     let subject = from[chance.random_range(0..from.len())];
     let trace = &traces[&subject];
     let n = chance.random_range(1..=trace.changes.len().max(1));
@@ -154,21 +164,53 @@ pub fn draw(seed: u64, case: u64, traces: &BTreeMap<Subject, Trace>) -> (Subject
         8 => Fault::Forbidden(n, libc::EROFS),
         9 => Fault::Forbidden(n, libc::EACCES),
         10 => Fault::CannotRead(chance.random_range(1..=trace.reads.max(1))),
-        // After the last call there is nothing to notice it by.
-        11 => Fault::Removed(n.min(trace.changes.len().saturating_sub(1)).max(1)),
+        11 => Fault::Removed(n.min(trace.last_that_notices()).max(1)),
         12 => Fault::Twice,
         13 => Fault::Clock(
             [-4_000_000_000, -86_400, -3, 7, 31_536_000, 9_000_000_000][chance.random_range(0..6)],
         ),
         14 => Fault::Paused(n),
-        15 => Fault::Asked(n, libc::SIGUSR2),
+        15 if subject.is_run() => Fault::Asked(n, libc::SIGUSR2),
         16 if subject.is_run() => Fault::Asked(n, [libc::SIGTERM, libc::SIGUSR1][chance.random_range(0..2)]),
         17 => Fault::Memory(chance.random_range(40..500)),
         18 if gpu => Fault::GpuLost(chance.random_range(1..4000)),
         19 if gpu => Fault::GpuFull(chance.random_range(100_000..3_500_000)),
-        20 => Fault::BadWeight([f32::NAN, f32::INFINITY, f32::NEG_INFINITY][chance.random_range(0..3)]),
-        21 => Fault::Storm(10f64.powi(chance.random_range(6..39))),
+        20 if subject.is_run() => {
+            Fault::BadWeight([f32::NAN, f32::INFINITY, f32::NEG_INFINITY][chance.random_range(0..3)])
+        }
+        21 if subject.is_run() => Fault::Storm(10f64.powi(chance.random_range(6..39))),
         _ => Fault::Kill(n),
     };
     (subject, fault, chance)
+}
+
+/// A command, a change of files, and the seconds to the next one where it is between them.
+type Place = (Subject, usize, Option<f64>);
+
+/// A fault at a place that is drawn by its name: at a call, or between two.
+fn by_name(chance: &mut ChaCha8Rng, traces: &BTreeMap<Subject, Trace>) -> (Subject, Fault) {
+    let mut places: BTreeMap<&str, Vec<Place>> = BTreeMap::new();
+    for (&subject, trace) in traces.iter().filter(|(s, _)| **s != Subject::Simt) {
+        for n in 0..=trace.changes.len() {
+            let name = point::of_call(subject, trace, n);
+            if n > 0 {
+                places.entry(name).or_default().push((subject, n, None));
+            }
+            if let Some(pause) = trace.pause_after(n) {
+                let name = point::after_call(subject, trace, n);
+                places.entry(name).or_default().push((subject, n, Some(pause)));
+            }
+        }
+    }
+    let names: Vec<_> = places.keys().copied().collect();
+    let of = &places[names[chance.random_range(0..names.len())]];
+    let (subject, n, pause) = of[chance.random_range(0..of.len())];
+    let fault = match (pause, chance.random_range(0..5)) {
+        (Some(seconds), _) => Fault::KillBetween(n, seconds * chance.random::<f64>()),
+        (None, 0 | 1) => Fault::PowerLoss(n),
+        (None, 2) => Fault::Once(n, libc::EIO),
+        (None, 3) => Fault::NoRoom(n, libc::ENOSPC),
+        _ => Fault::Kill(n),
+    };
+    (subject, fault)
 }

@@ -2,7 +2,7 @@
 
 use crate::fault::Fault;
 use crate::subject::{Subject, World};
-use crate::trace::{Ended, LIMIT, disturb, was_killed};
+use crate::trace::{Ended, LIMIT, Place, Trace, disturb, was_killed};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ pub struct Bench<'a> {
     pub world: &'a World,
     /// What undisturbed commands leave.
     pub references: &'a BTreeMap<Subject, Files>,
+    /// And do.
+    pub traces: &'a BTreeMap<Subject, Trace>,
     /// Where standard error goes.
     pub told: PathBuf,
     /// The library of the clock that jumps.
@@ -58,7 +60,8 @@ impl Bench<'_> {
         }
         let mut command = self.world.command(subject);
         self.arm(&mut command, fault);
-        let ended = disturb(self.quietly(&mut command)?, (&self.world.disk, self.lies), fault, chance)?;
+        let place = Place { root: &self.world.disk, subject, lies: self.lies };
+        let ended = disturb(self.quietly(&mut command)?, &place, fault, chance)?;
         // Before it listens, a signal to end does just that.
         let asked =
             matches!(fault, Fault::Asked(_, libc::SIGTERM)) && ended.status.signal() == Some(libc::SIGTERM);
@@ -106,6 +109,11 @@ impl Bench<'_> {
                 return Ok(Verdict::Failed("half of the result is there, under its name".into()));
             }
         }
+        // Where names cannot be exchanged there may be none, but then the old one is whole beside it.
+        let moved = now.is_empty() && !before.is_empty() && subject.overwrites();
+        if moved && (subject == Subject::Overwrite || !self.world.on_their_way()?.contains(before)) {
+            return Ok(Verdict::Failed("neither the old one nor the new one is there".into()));
+        }
         let mut command = self.world.command(subject);
         let ended = self.finish(self.quietly(&mut command)?)?;
         if !ended.status.success() {
@@ -115,6 +123,15 @@ impl Bench<'_> {
                 ended.status,
                 short(&said)
             )));
+        }
+        let safe = match fault {
+            Fault::Removed(_) => 0,
+            _ => fault.call().map_or(0, |n| self.traces[&subject].safe_step(n)),
+        };
+        let from = went_on_after(&fs::read_to_string(&self.told)?);
+        if from < safe {
+            let what = format!("the checkpoint of step {safe} was safe, but it goes on after step {from}");
+            return Ok(Verdict::Failed(what));
         }
         let mut have = self.world.result(subject)?;
         if let Fault::Asked(..) = fault {
@@ -273,6 +290,15 @@ fn differing(want: &Files, have: &Files) -> Option<String> {
         have.keys().find(|path| !want.contains_key(*path)).map(|p| format!("{} is left over", p.display()));
     let other = want.iter().find(|(path, bytes)| have.get(*path).is_some_and(|b| b != *bytes));
     missing.or(other.map(|(p, _)| format!("{} differs", p.display()))).or(more)
+}
+
+/// The step after which a run said that it goes on; 0 where it began anew.
+fn went_on_after(said: &str) -> u64 {
+    if said.contains("left to do") {
+        return u64::MAX;
+    }
+    let step = said.split("going on after step ").nth(1).unwrap_or_default();
+    step.split(|c: char| !c.is_ascii_digit()).next().and_then(|step| step.parse().ok()).unwrap_or(0)
 }
 
 /// The last words of a program.

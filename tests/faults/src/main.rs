@@ -7,6 +7,7 @@ mod disk;
 mod fault;
 mod gate;
 mod judge;
+mod point;
 mod soak;
 mod subject;
 mod trace;
@@ -47,6 +48,15 @@ struct Arguments {
     /// A disk that keeps nothing that is flushed, to see that the campaign sees it.
     #[arg(long)]
     lying_disk: bool,
+    /// Only this command, as the table of commands names it; its cases have numbers of their own.
+    #[arg(long)]
+    on: Option<String>,
+    /// Only faults whose kind has this in its name.
+    #[arg(long)]
+    kind: Option<String>,
+    /// Instead of faults: the file calls of every command.
+    #[arg(long)]
+    calls: bool,
     /// Every case in a line of its own.
     #[arg(long)]
     verbose: bool,
@@ -80,21 +90,28 @@ fn main() -> Result<()> {
 }
 
 /// Undisturbed runs: what they leave, and their file calls.
-fn observe(world: &World, simt: bool) -> Result<(BTreeMap<Subject, Files>, BTreeMap<Subject, Trace>)> {
+fn observe(
+    world: &World,
+    arguments: &Arguments,
+) -> Result<(BTreeMap<Subject, Files>, BTreeMap<Subject, Trace>)> {
+    let wanted = |subject: &Subject| match &arguments.on {
+        Some(name) => *name == subject.name(),
+        None => !arguments.short || *subject != Subject::Simt,
+    };
     world.train_what_is_read()?;
     let (mut references, mut traces) = (BTreeMap::new(), BTreeMap::new());
-    for subject in Subject::ALL.into_iter().filter(|s| simt || *s != Subject::Simt) {
+    for subject in Subject::ALL.into_iter().filter(wanted) {
         world.set_up(subject)?;
         let mut command = world.command(subject);
         let told = std::fs::File::create(world.given.join("told"))?;
         command.stdout(std::process::Stdio::null()).stderr(told);
-        let trace = trace::observe(&mut command, &world.disk).map_err(|e| {
+        let trace = trace::observe(&mut command, &world.disk, subject).map_err(|e| {
             let said = std::fs::read_to_string(world.given.join("told")).unwrap_or_default();
             Error::other(format!("{}: {e}: {said}", subject.name()))
         })?;
         references.insert(subject, world.result(subject)?);
         println!(
-            "{:9} {:4} changes of files, {:4} reads, {:.2} s",
+            "{:15} {:4} changes of files, {:4} reads, {:.2} s",
             subject.name(),
             trace.changes.len(),
             trace.reads,
@@ -110,20 +127,30 @@ type Table = BTreeMap<&'static str, [usize; 4]>;
 
 fn campaign(arguments: &Arguments, world: &World, work: &std::path::Path) -> Result<usize> {
     let begun = Instant::now();
-    let (references, traces) = observe(world, !arguments.short)?;
+    let (references, traces) = observe(world, arguments)?;
+    if arguments.calls {
+        list_calls(&traces);
+        return Ok(0);
+    }
     let bench = Bench {
         world,
         references: &references,
+        traces: &traces,
         told: work.join("told"),
         clock: judge::clock()?,
         lies: arguments.lying_disk,
     };
     let faults = arguments.faults.unwrap_or(if arguments.short { 100 } else { 1000 });
-    let cases = match arguments.only {
-        Some(case) => case..case + 1,
-        None => arguments.from..arguments.from + faults,
+    let wanted = |case: &u64| {
+        let (_, fault, _) = fault::draw(arguments.seed, *case, &traces);
+        arguments.kind.as_ref().is_none_or(|kind| fault.kind().contains(kind))
     };
-    let (mut table, mut failures) = (Table::new(), Vec::new());
+    let cases: Vec<u64> = match arguments.only {
+        Some(case) => vec![case],
+        // A kind that a command cannot suffer comes never.
+        None => (arguments.from..).take(1_000_000).filter(wanted).take(faults as usize).collect(),
+    };
+    let (mut table, mut points, mut failures) = (Table::new(), Table::new(), Vec::new());
     for case in cases {
         let (subject, fault, mut chance) = fault::draw(arguments.seed, case, &traces);
         let verdict = bench.run(subject, fault, &mut chance)?;
@@ -141,11 +168,20 @@ fn campaign(arguments: &Arguments, world: &World, work: &std::path::Path) -> Res
             }
         };
         table.entry(fault.kind()).or_default()[column] += 1;
+        if let Some(n) = fault.call() {
+            let trace = &traces[&subject];
+            let point = match fault {
+                fault::Fault::KillBetween(..) => point::after_call(subject, trace, n),
+                _ => point::of_call(subject, trace, n),
+            };
+            points.entry(point).or_default()[column] += 1;
+        }
         if arguments.verbose && column < 3 {
             println!("{line}: {verdict:?}");
         }
     }
-    print(&table);
+    print("fault", &table);
+    print("where, of those that strike at a file call or after one", &points);
     println!(
         "seed {}, {:.0} s; again: --seed {} --only CASE",
         arguments.seed,
@@ -155,8 +191,19 @@ fn campaign(arguments: &Arguments, world: &World, work: &std::path::Path) -> Res
     Ok(failures.len())
 }
 
-fn print(table: &Table) {
-    println!("\n| fault | cases | unharmed | given again: the same bits | refused by name | FAILED |");
+/// Every command's file calls, and the seconds at which they came.
+fn list_calls(traces: &BTreeMap<Subject, Trace>) {
+    for (subject, trace) in traces {
+        for (i, (_, _, when)) in trace.changes.iter().enumerate() {
+            let (name, seconds) = (subject.name(), when.as_secs_f64());
+            let point = point::of_call(*subject, trace, i + 1);
+            println!("{name} {} {seconds:.4} {} ({point})", i + 1, trace.describe(i + 1));
+        }
+    }
+}
+
+fn print(what: &str, table: &Table) {
+    println!("\n| {what} | cases | unharmed | given again: the same bits | refused by name | FAILED |");
     println!("| --- | --- | --- | --- | --- | --- |");
     let mut all = [0; 4];
     for (kind, counts) in table {

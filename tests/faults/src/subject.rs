@@ -26,6 +26,8 @@ pub enum Subject {
     Prepare,
     /// The same in the place of an older one.
     Overwrite,
+    /// That on a file system that cannot exchange names.
+    OverwriteInTurn,
     /// What a model knows.
     Basis,
     /// A merged model.
@@ -40,7 +42,7 @@ pub enum Subject {
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Train,
         Self::Steps,
         Self::Lora,
@@ -49,6 +51,7 @@ impl Subject {
         Self::Simt,
         Self::Prepare,
         Self::Overwrite,
+        Self::OverwriteInTurn,
         Self::Basis,
         Self::Merged,
         Self::Peft,
@@ -59,6 +62,11 @@ impl Subject {
     /// Its name in tables.
     pub fn name(self) -> String {
         format!("{self:?}").to_lowercase()
+    }
+
+    /// Whether it replaces a directory.
+    pub fn overwrites(self) -> bool {
+        matches!(self, Self::Overwrite | Self::OverwriteInTurn)
     }
 
     /// Whether it is a run, which checkpoints.
@@ -234,7 +242,7 @@ impl World {
                 ],
                 &out,
             ),
-            Subject::Prepare | Subject::Overwrite => {
+            Subject::Prepare | Subject::Overwrite | Subject::OverwriteInTurn => {
                 let mut c = Command::new(&self.engine);
                 c.args([
                     "prepare",
@@ -265,7 +273,7 @@ impl World {
             Subject::Evaluate => reading("evaluate", &["--trec", &out, "--threads", "1"]),
             Subject::Rank => reading("rank", &["--history", "i1,i2", "--query", "red desk"]),
         };
-        if subject == Subject::Overwrite {
+        if subject.overwrites() {
             command.arg("--overwrite");
         }
         command.env_remove("RUST_BACKTRACE");
@@ -284,9 +292,28 @@ impl World {
         }
         match subject {
             Subject::Resume => copy(&self.given.join("halfway"), &self.out()),
-            Subject::Overwrite => finished(self.command(Subject::Prepare).args(["--seed", "5"])),
+            _ if subject.overwrites() => finished(self.command(Subject::Prepare).args(["--seed", "5"])),
             _ => Ok(()),
         }
+    }
+
+    /// Directories that a replacement in turn left on their way, whole or not.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn on_their_way(&self) -> Result<Vec<BTreeMap<PathBuf, Vec<u8>>>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.disk)? {
+            let path = entry?.path();
+            for path in [path.join("old"), path] {
+                let mut found = BTreeMap::new();
+                if path.is_dir() && path != self.out() {
+                    collect(&path, &path, &mut found)?;
+                    all.push(found);
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// What a finished command has left, but for what is of its time and place.

@@ -3,6 +3,7 @@
 use crate::disk::Disk;
 use crate::fault::Fault;
 use crate::gate::{Act, Answer, Call, Gate};
+use crate::subject::Subject;
 use rand_chacha::ChaCha8Rng;
 use std::io::Result;
 use std::os::unix::process::ExitStatusExt;
@@ -20,6 +21,8 @@ pub struct Trace {
     pub changes: Vec<(String, PathBuf, Duration)>,
     /// Reading calls.
     pub reads: usize,
+    /// Checkpoints: the change that made each safe, and its step.
+    pub checkpoints: Vec<(usize, u64)>,
     /// How long it took.
     pub lasted: Duration,
 }
@@ -37,6 +40,29 @@ impl Trace {
         let before = self.changes.iter().take_while(|(.., when)| *when <= at).count();
         let from = before.checked_sub(1).map_or(Duration::ZERO, |i| self.changes[i].2);
         (before, (at - from.min(at)).as_secs_f64())
+    }
+
+    /// The seconds that are computed between the n-th change and the next one, where they are worth the name.
+    pub fn pause_after(&self, n: usize) -> Option<f64> {
+        let from = n.checked_sub(1).map_or(Duration::ZERO, |i| self.changes[i].2);
+        let to = self.changes.get(n).map_or(self.lasted, |(.., when)| *when);
+        Some((to - from).as_secs_f64()).filter(|seconds| *seconds > 0.002)
+    }
+
+    /// The last change before which the result can be removed so that the command can still notice it: the one that gives a
+    /// directory its name, else the last but one.
+    pub fn last_that_notices(&self) -> usize {
+        let whole = |(act, path, _): &(String, PathBuf, Duration)| {
+            act == "exchange" || (act == "rename" && path.iter().count() == 1)
+        };
+        let named = self.changes.iter().rposition(whole);
+        named.unwrap_or(self.changes.len().saturating_sub(2)) + 1
+    }
+
+    /// The step of the newest checkpoint that was safe before the n-th change; a few calls are left for chance.
+    pub fn safe_step(&self, n: usize) -> u64 {
+        let safe = self.checkpoints.iter().filter(|(at, _)| at + 5 < n);
+        safe.map(|(_, step)| *step).max().unwrap_or(0)
     }
 
     /// What the n-th change does.
@@ -72,21 +98,38 @@ pub struct Ended {
     pub unknown: usize,
 }
 
+/// Where a command works.
+pub struct Place<'a> {
+    /// The directory that it writes in.
+    pub root: &'a Path,
+    /// Which command.
+    pub subject: Subject,
+    /// Whether the disk keeps nothing that is flushed.
+    pub lies: bool,
+}
+
 /// Runs an undisturbed command and notes its calls.
 ///
 /// # Errors
 /// The system; a command that fails.
-pub fn observe(command: &mut Command, root: &Path) -> Result<Trace> {
-    let (mut trace, begun) = (Trace::default(), Instant::now());
+pub fn observe(command: &mut Command, root: &Path, subject: Subject) -> Result<Trace> {
+    let (mut trace, begun, mut named) = (Trace::default(), Instant::now(), None);
     let ended = watch(command, root, &mut |call, _| {
         match call.changes() {
             true => {
                 let path = call.path.strip_prefix(root).unwrap_or(&call.path).to_path_buf();
+                match &call.act {
+                    Act::Rename(to) | Act::Exchange(to) => named = step_of(to).or(named),
+                    Act::Sync if path.ends_with("checkpoints") => {
+                        trace.checkpoints.extend(named.take().map(|step| (trace.changes.len() + 1, step)));
+                    }
+                    _ => {}
+                }
                 trace.changes.push((word(&call.act).into(), path, begun.elapsed()));
             }
             false => trace.reads += 1,
         }
-        Answer::Go
+        cannot(subject, call).unwrap_or(Answer::Go)
     })?;
     trace.lasted = begun.elapsed();
     match ended.status.success() && ended.unknown == 0 {
@@ -97,26 +140,27 @@ pub fn observe(command: &mut Command, root: &Path) -> Result<Trace> {
     }
 }
 
+/// The step whose checkpoint has this name.
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
 /// Runs a command with its fault.
 ///
 /// # Errors
 /// The system.
-pub fn disturb(
-    command: &mut Command,
-    (root, lies): (&Path, bool),
-    fault: Fault,
-    chance: &mut ChaCha8Rng,
-) -> Result<Ended> {
-    let mut disk = matches!(fault, Fault::PowerLoss(_)).then(|| Disk::new(root, lies));
+pub fn disturb(command: &mut Command, place: &Place, fault: Fault, chance: &mut ChaCha8Rng) -> Result<Ended> {
+    let root = place.root;
+    let mut disk = matches!(fault, Fault::PowerLoss(_)).then(|| Disk::new(root, place.lies));
     let (mut changes, mut reads) = (0, 0);
     let mut lost = false;
     let ended = watch(command, root, &mut |call, child| {
         let changing = call.changes();
         changes += usize::from(changing);
         reads += usize::from(call.act == Act::Read);
-        if let Some(disk) =
-            disk.as_mut().filter(|_| changing && !matches!(fault, Fault::PowerLoss(n) if n <= changes))
-        {
+        let cannot = cannot(place.subject, call);
+        let strikes = matches!(fault, Fault::PowerLoss(n) if n <= changes);
+        if let Some(disk) = disk.as_mut().filter(|_| changing && !strikes && cannot.is_none()) {
             disk.before(call);
         }
         if !changing {
@@ -126,7 +170,10 @@ pub fn disturb(
             };
         }
         lost |= matches!(fault, Fault::PowerLoss(n) if n == changes);
-        strike(fault, changes, call, child, root)
+        match (strike(fault, changes, call, child, root), cannot) {
+            (Answer::Go, Some(refusal)) => refusal,
+            (answer, _) => answer,
+        }
     })?;
     if let Some(disk) = disk.filter(|_| lost) {
         disk.lose_power(chance)?;
@@ -134,14 +181,25 @@ pub fn disturb(
     Ok(ended)
 }
 
+/// What a file system refuses that cannot exchange names.
+fn cannot(subject: Subject, call: &Call) -> Option<Answer> {
+    let exchange = matches!(call.act, Act::Exchange(_));
+    (subject == Subject::OverwriteInTurn && exchange).then_some(Answer::Fail(libc::EINVAL))
+}
+
 /// What becomes of the `number`-th change.
 fn strike(fault: Fault, number: usize, call: &Call, child: &mut Child, root: &Path) -> Answer {
     let mut kill = || drop(child.kill());
     match fault {
-        Fault::Kill(n) | Fault::PowerLoss(n) if n == number => kill(),
+        // A thread whose answer is there when the signal wakes it would still do what it asked for: it is not let.
+        Fault::Kill(n) | Fault::PowerLoss(n) if n == number => {
+            kill();
+            return Answer::Fail(libc::EIO);
+        }
         Fault::KillInWrite(n) if n == number => {
             call.write_part(0.5);
             kill();
+            return Answer::Fail(libc::EIO);
         }
         Fault::KillBetween(n, seconds) if n == number => {
             let process = child.id();

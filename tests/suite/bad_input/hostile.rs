@@ -101,3 +101,33 @@ fn a_swollen_log_is_refused_in_little_memory() {
     prepare.args(["prepare", "events", "--json", "--out"]).arg(dir.path().join("out")).arg(&log);
     refused(prepare, 1, &["log.jsonl.gz"]);
 }
+
+/// A few kilobytes of Parquet that say one long id over and over: 256 MiB, once decoded. It ends by itself, in a bounded memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_swollen_parquet_file_ends_in_a_bounded_memory() {
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    use std::sync::Arc;
+    let dir = tempfile::tempdir().unwrap();
+    let (log, long, rows) = (dir.path().join("log.parquet"), "x".repeat(1 << 20), 256);
+    let id: ArrayRef = Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&long, rows)));
+    let time: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows as i64));
+    let columns = [("user", Arc::clone(&id)), ("item", id), ("timestamp", time)];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let zstd = parquet::basic::Compression::ZSTD(parquet::basic::ZstdLevel::default());
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_compression(zstd)
+        .set_dictionary_page_size_limit(1 << 22)
+        .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
+        .build();
+    let file = fs::File::create(&log).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    assert!(fs::metadata(&log).unwrap().len() < 64 << 10);
+    let engine = crate::cli::engine();
+    let mut limited = assert_cmd::Command::new("sh");
+    limited.args(["-c", "ulimit -v 3000000; exec \"$0\" \"$@\""]).arg(engine.get_program());
+    limited.args(["prepare", "events", "--json", "--out"]).arg(dir.path().join("out")).arg(&log);
+    refused(limited, 1, &["\"error\""]);
+}
