@@ -53,7 +53,7 @@ impl Shape {
 
     /// The model with random weights.
     pub fn model(&self, backend: &Arc<dyn Backend>) -> Model {
-        let options = LoadOptions { random: Some(1), vocabulary: 0 };
+        let options = LoadOptions { random: Some(1), vocabulary: 0, ..LoadOptions::default() };
         Model::build(self.architecture(), None, Arc::clone(backend), &options)
             .unwrap_or_else(|error| panic!("{error}"))
     }

@@ -79,6 +79,7 @@ def main():
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target/real-models")
     parser.add_argument("--model", type=pathlib.Path, help="this Hugging Face directory instead of the one that is fetched")
     parser.add_argument("--steps", default="4")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting more, such as precision=bf16")
     args = parser.parse_args()
     args.models.mkdir(parents=True, exist_ok=True)
     took = {}
@@ -97,7 +98,7 @@ def main():
         return said[0]
 
     base, log = args.model or model(args.models), data(run, args.models)
-    flags = [flag for s in SETTINGS for flag in ("--set", s)]
+    flags = [flag for s in SETTINGS + args.set for flag in ("--set", s)]
     with tempfile.TemporaryDirectory(dir=args.models) as name:
         work = pathlib.Path(name)
         run("doctor", "--model", base, "--out", work)

@@ -17,6 +17,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHAPES = ROOT / "benches" / "shapes"
 LABELS = 3  # an item's tokens and the end of sequence
 CONTENDERS = [("engine", "gems"), ("peer", "three-pass"), ("engine", "lora"), ("peer", "lora")]
+# On a checkpoint of one's own; "bf16": weights are kept so.
+OF_CHECKPOINT = [("engine", "gems"), ("engine", "gems bf16"), ("engine", "lora"), ("engine", "lora bf16"), ("peer", "lora")]
+PAIRS = [("engine gems", "peer three-pass"), ("engine gems", "peer lora"), ("engine lora", "peer lora")]
+PAIRS_OF_CHECKPOINT = [("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems bf16", "peer lora"), ("engine lora bf16", "peer lora"),
+                       ("engine gems bf16", "engine gems"), ("engine lora bf16", "engine lora")]
 
 
 def checkpoint(shape, directory):
@@ -34,9 +39,8 @@ def checkpoint(shape, directory):
     (directory / "config.json").write_text((SHAPES / f"{shape}.json").read_text())
 
 
-def batch(shape, path, sequences, length, labels=LABELS):
+def batch(config, path, sequences, length, labels=LABELS):
     """Two tasks with as many sequences of one length each: no padding, which suits the peers best."""
-    config = json.loads((SHAPES / f"{shape}.json").read_text())
     token = lambda i: 2 + (i * 7919) % (config["vocab_size"] - 2)
     ids = [[token(s * 977 + i) for i in range(length)] for s in range(2 * sequences)]
     if config.get("is_encoder_decoder"):
@@ -51,7 +55,8 @@ class Contender:
     def __init__(self, kind, method, args, model, data):
         self.name = f"{kind} {method}"
         program = [args.engine] if kind == "engine" else [sys.executable, str(ROOT / "benches/peers/peer.py")]
-        options = ["--model", str(model), "--batch", str(data), "--method", method]
+        method, *bf16 = method.split()
+        options = ["--model", str(model), "--batch", str(data), "--method", method] + [f"--{word}" for word in bf16]
         options += ["--rank", str(args.rank), "--threads", str(args.threads)]
         self.started = time.perf_counter()
         self.process = subprocess.Popen(program + options, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -75,12 +80,14 @@ class Contender:
 
 def measure(shape, args):
     work = ROOT / "target" / "peers"
-    model, data = work / shape, work / f"{shape}.json"
-    model.mkdir(parents=True, exist_ok=True)
-    checkpoint(shape, model)
-    batch(shape, data, args.sequences, args.length)
+    work.mkdir(parents=True, exist_ok=True)
+    model, data = args.checkpoint or work / shape, work / f"{shape}.json"
+    if not args.checkpoint:
+        model.mkdir(parents=True, exist_ok=True)
+        checkpoint(shape, model)
+    batch(json.loads((model / "config.json").read_text()), data, args.sequences, args.length)
     contenders = []
-    for kind, method in CONTENDERS:
+    for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS:
         contenders.append(Contender(kind, method, args, model, data))
     for _ in range(args.rounds):
         for contender in contenders:
@@ -103,7 +110,7 @@ def measure(shape, args):
     print(f"{'':18}{'first loss':>12}{'step ms':>10}{'least ms':>10}{'cpu ms':>10}{'first s':>10}{'peak MB':>10}")
     for name, r in rows.items():
         print(f"{name:18}{r['first loss']:12.5f}{r['step'] * 1e3:10.1f}{r['least'] * 1e3:10.1f}{r['cpu'] * 1e3:10.1f}{r['first']:10.2f}{r['peak']:10.0f}")
-    for ours, theirs in (("engine gems", "peer three-pass"), ("engine gems", "peer lora"), ("engine lora", "peer lora")):
+    for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS:
         ratio = {k: rows[theirs][k] / rows[ours][k] for k in ("step", "least", "cpu", "first", "peak")}
         print(f"{theirs} / {ours}: " + ", ".join(f"{k} {v:.2f}" for k, v in ratio.items()))
     return rows
@@ -113,6 +120,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", required=True)
     parser.add_argument("--shape", action="append")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="this Hugging Face directory instead of random ones of a shape")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rank", type=int, default=16)
@@ -120,7 +128,7 @@ def main():
     parser.add_argument("--length", type=int, default=64, help="tokens of a sequence (of the encoder's, for T5)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    shapes = args.shape or ["llama-tiny", "llama-60m", "t5-small"]
+    shapes = [args.checkpoint.name] if args.checkpoint else args.shape or ["llama-tiny", "llama-60m", "t5-small"]
     results = {shape: measure(shape, args) for shape in shapes}
     if args.json:
         print(json.dumps(results))

@@ -6,7 +6,7 @@ mod shapes;
 use clap::Parser;
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::gems::Method;
-use gems_engine::model::{LoadOptions, Model, Packed};
+use gems_engine::model::{LoadOptions, Model, Narrow, Packed};
 use serde_json::{Value, json};
 use shapes::{Training, labelled, method};
 use std::io::{BufRead, Write};
@@ -25,6 +25,9 @@ struct Args {
     rank: usize,
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Weights stay bf16 in memory.
+    #[arg(long)]
+    bf16: bool,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -32,7 +35,8 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
     let backend = Cpu::open(Some(args.threads))?;
-    let model = Model::load(&args.model, backend, &LoadOptions::default())?;
+    let narrow = Narrow { layers: args.bf16, tables: args.bf16 };
+    let model = Model::load(&args.model, backend, &LoadOptions { narrow, ..LoadOptions::default() })?;
     let batch = batch(&serde_json::from_str(&std::fs::read_to_string(&args.batch)?)?, &model)?;
     let kind = match args.method.as_str() {
         "gems" => Method::Gems,

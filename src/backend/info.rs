@@ -12,6 +12,8 @@ pub struct DeviceInfo {
     pub compute_dtype: DType,
     /// Most logits that [`super::CrossEntropy`] holds at once.
     pub max_logits: usize,
+    /// Most values of a weight that is kept in less than compute type which are there in that at once.
+    pub max_widened: usize,
     /// What the device can do at most, where it says so.
     pub peaks: Option<Peaks>,
     /// Whether operations compute something, so that their times mean something.
@@ -43,6 +45,7 @@ impl DeviceInfo {
             name: architecture.to_string(),
             compute_dtype: DType::BF16,
             max_logits: GPU_LOGITS,
+            max_widened: usize::MAX,
             peaks: None,
             computes: true,
             sms,

@@ -14,9 +14,6 @@ use std::sync::Arc;
 pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
     let refuse = |what: &str, remedy: &str| Err(Error::usage(what).at("precision").remedy(remedy));
     match (config.device, config.precision) {
-        (Device::Cpu, Precision::Bf16) => {
-            refuse("the CPU backend computes in f32 only", "use precision f32, or --device simt")
-        }
         (Device::Cpu, _) => Ok(Cpu::open(ranks::threads(args.threads))?),
         (Device::Simt, Precision::Bf16) => simt(DType::BF16),
         (Device::Simt, _) => simt(DType::F32),

@@ -42,9 +42,8 @@ pub fn print(session: &Session, knowledge: Option<&Knowledge>, json: bool) -> Re
     // Of a weight in codes nothing is kept: all that changes is beside it.
     let pulled = adapted.iter().zip(&model.linears).filter(|(adapted, _)| **adapted);
     let pulled = pulled.filter(|(_, layer)| layer.weight.quantised().is_none());
-    let pulled: usize = pulled.map(|(_, layer)| layer.weight.rows() * layer.weight.cols()).sum();
-    let pulled =
-        if config.null_space.pull > 0.0 { pulled * model.backend.compute_dtype().bytes() } else { 0 };
+    let pulled: usize = pulled.map(|(_, layer)| layer.weight.bytes()).sum();
+    let pulled = if config.null_space.pull > 0.0 { pulled } else { 0 };
     // What a GPU has shows when it is asked for it.
     let available = needs::available().filter(|_| !model.backend.info().launches_kernels());
     let facts = json!({

@@ -5,15 +5,15 @@ use super::needs::{Planned, PlannedKnowledge};
 use super::options::{DeviceArgs, SettingsArgs};
 use super::protection::Protected;
 use super::ranks;
-use crate::backend::Backend;
-use crate::config::{Config, Init, Layer};
+use crate::backend::{Backend, DeviceInfo};
+use crate::config::{Config, Init, Layer, Precision};
 use crate::data::{
     ChatTemplate, Dataset, Encoder, GeneralText, ItemIdentity, PromptSide, Prompts, SemanticIds, Vocabulary,
 };
 use crate::error::{Error, Kind, Result};
 use crate::eval::KeptStates;
 use crate::gems::{Knowledge, NullSpaceSettings, Optimizer, Protection};
-use crate::model::{Architecture, Checked, LoadOptions, Model, hub};
+use crate::model::{Architecture, Checked, LoadOptions, Model, Narrow, Weights, hub};
 use crate::report::Progress;
 use crate::run::{Purpose, Reads, Run, RunData, Sources, StepNorms, whole};
 use crate::train::{KnowledgePass, KnowledgeProgress, Rehearsal, checkpoint, needs_basis, partial_path};
@@ -71,6 +71,22 @@ pub fn configuration(settings: &SettingsArgs, device: &DeviceArgs, flags: Vec<La
     let model = hub::Cache::of_environment().locate(Path::new(&config.model.path));
     config.model.path = model.display().to_string();
     Ok(config)
+}
+
+/// Which weights are bf16 in memory where layers compute in f32, by `precision`: bf16 means all of them; auto those that
+/// lose nothing by it, of layers whose weights are stored so and never written to.
+fn narrow(config: &Config, base: &Path, device: &DeviceInfo) -> Result<Narrow> {
+    if device.launches_kernels() {
+        return Ok(Narrow::default());
+    }
+    Ok(match config.precision {
+        Precision::F32 => Narrow::default(),
+        Precision::Bf16 => Narrow { layers: true, tables: true },
+        Precision::Auto => {
+            let frozen = config.model.init == Init::Pretrained && !config.tuner().writes_weights();
+            Narrow { layers: frozen && Weights::open(base)?.are_bf16(), tables: false }
+        }
+    })
 }
 
 /// The setting that `--device` is.
@@ -167,15 +183,17 @@ impl Session {
         let vocabulary = Vocabulary::new(&base, &data.items, &config.data, prompt_side, codes.as_ref())?;
         let rows = vocabulary.rows_for(described.vocabulary)?;
         let random = (config.model.init == Init::Random).then_some(config.seed);
-        let options = LoadOptions { random, vocabulary: rows };
+        described.narrow = narrow(&config, &base, backend.info())?;
+        let options = LoadOptions { random, vocabulary: rows, narrow: described.narrow };
         let items = vocabulary.item_rows();
         let new_rows = (!items.is_empty()).then_some(items.start as usize);
         let prompts = Prompts::with_chat(&config.data, chat, Some(&vocabulary))?;
         if memory != Memory::Any {
             // Which layers are whole beside others in codes only the weights tell.
-            let described =
-                if described.quantised.is_some() { Checked::open(&base)?.architecture } else { described };
-            let architecture = &Architecture { vocabulary: rows.max(described.vocabulary), ..described };
+            let (coded, narrow) = (described.quantised.is_some(), described.narrow);
+            let described = if coded { Checked::open(&base)?.architecture } else { described };
+            let rows = rows.max(described.vocabulary);
+            let architecture = &Architecture { vocabulary: rows, narrow, ..described };
             let device = backend.info();
             if memory == Memory::Training {
                 let encoder = Encoder::new(&vocabulary, &prompts, &data.tasks, prompt_side, &config.data);

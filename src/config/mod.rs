@@ -28,7 +28,7 @@ pub struct Config {
     pub seed: u64,
     /// What to compute on: auto, cpu, cuda, cuda:N or simt.
     pub device: Device,
-    /// What layers compute in: f32, bf16, or auto, which is bf16 on a GPU and f32 elsewhere.
+    /// What layers compute in on a GPU, and weights are kept in on the CPU, which computes in f32.
     pub precision: Precision,
     /// The base model.
     pub model: ModelSettings,
@@ -96,17 +96,17 @@ impl From<Device> for String {
     }
 }
 
-/// Type of weights of the base model, activations and their gradients. Sums, moments and the trained
+/// Type of weights of the base model and, on a GPU, of activations and their gradients. Sums, moments and the trained
 /// matrices are f32 in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// bf16 on a GPU, f32 elsewhere.
+    /// bf16 on a GPU; f32 on the CPU, but for layers of a bf16 checkpoint whose weights lora and rows leave as they are.
     #[default]
     Auto,
     /// Not on a GPU.
     F32,
-    /// Not on the CPU backend.
+    /// On the CPU half the memory: what is folded into weights, and items' rows, are rounded as on a GPU.
     Bf16,
 }
 

@@ -3,7 +3,7 @@
 use crate::backend::{Backend, DType, Tensor};
 use crate::error::{Error, Result};
 use crate::files::write_aside;
-use crate::model::Model;
+use crate::model::{Model, Narrow};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
@@ -34,7 +34,11 @@ impl KeptStates {
     ) -> Result<Vec<Tensor>> {
         let (be, mut hasher) = (&*model.backend, blake3::Hasher::new());
         let dtype = be.compute_dtype();
-        hasher.update(format!("{} {dtype:?} {} {what}", model.fingerprint, be.info().name).as_bytes());
+        let name = &be.info().name;
+        hasher.update(format!("{} {dtype:?} {name} {what}", model.fingerprint).as_bytes());
+        if model.architecture.narrow != Narrow::default() {
+            hasher.update(format!("{:?}", model.architecture.narrow).as_bytes());
+        }
         for text in texts {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(bytemuck::cast_slice(text));
         }

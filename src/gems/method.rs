@@ -102,6 +102,11 @@ impl MethodSettings {
         self.check_null_space(n)
     }
 
+    /// Whether weights of layers are written to; otherwise all that is learned of a layer is beside its weight.
+    pub fn writes_weights(&self) -> bool {
+        !matches!(self.gems.method, Method::Lora | Method::Rows)
+    }
+
     /// Refuses methods that change the weight itself of `layer`, which is stored in codes.
     ///
     /// # Errors

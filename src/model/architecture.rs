@@ -117,6 +117,15 @@ pub struct Sliding {
     pub rotary: Option<Rotary>,
 }
 
+/// Weights that are bf16 in memory where layers compute in f32. Norms and biases never are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Narrow {
+    /// Those of linear layers, unless they are in codes.
+    pub layers: bool,
+    /// Those of the embedding table and the head.
+    pub tables: bool,
+}
+
 /// A model's shape and constants.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
@@ -190,6 +199,8 @@ pub struct Architecture {
     pub initializer_range: f32,
     /// In which codes linear layers are stored, if they are.
     pub quantised: Option<Quantisation>,
+    /// Which weights are bf16 in memory where layers compute in f32.
+    pub narrow: Narrow,
     /// The file as it was, for writing it back with few changes.
     pub raw: Value,
 }

@@ -2,7 +2,7 @@
 //!
 //! Fields that are left out have the defaults of the family's configuration class in transformers.
 
-use super::architecture::{Architecture, Family, Norms, QueryKeyNorms, Relative, Sliding};
+use super::architecture::{Architecture, Family, Narrow, Norms, QueryKeyNorms, Relative, Sliding};
 use super::diagnosis;
 use super::fields::Fields;
 use super::nearest;
@@ -230,6 +230,7 @@ fn plain_decoder(f: &Fields, family: Family) -> Result<Architecture> {
         decoder_start: None,
         initializer_range: f.number_or("initializer_range", 0.02)? as f32,
         quantised: None,
+        narrow: Narrow::default(),
         raw: f.json.clone(),
     })
 }
@@ -385,6 +386,7 @@ fn t5(f: &Fields, family: Family) -> Result<Architecture> {
         decoder_start: Some(start),
         initializer_range: 0.02,
         quantised: None,
+        narrow: Narrow::default(),
         raw: f.json.clone(),
     })
 }

@@ -4,7 +4,7 @@ use super::layout::{DenseKind, Layout};
 use super::names::Names;
 use super::quantised::Stored;
 use super::rotary::Longer;
-use super::{Architecture, Checked, Family, Model, Norms, Weights};
+use super::{Architecture, Checked, Family, Model, Narrow, Norms, Weights};
 use crate::backend::{AdaptedLinear, Backend, DType, Tensor, Weight};
 use crate::error::Result;
 use crate::layers::Site;
@@ -20,6 +20,14 @@ pub struct LoadOptions {
     pub random: Option<u64>,
     /// Append rows to the vocabulary until it has at least so many (never shrinks).
     pub vocabulary: usize,
+    /// Which weights are bf16 in memory where layers compute in f32; rounded where they are stored otherwise.
+    pub narrow: Narrow,
+}
+
+/// The types that layers, tables and all else are kept in.
+fn dtypes(be: &dyn Backend, narrow: Narrow) -> [DType; 3] {
+    let dtype = |narrow: bool| if narrow { DType::BF16 } else { be.compute_dtype() };
+    [dtype(narrow.layers), dtype(narrow.tables), be.compute_dtype()]
 }
 
 impl Checked {
@@ -62,14 +70,14 @@ impl Model {
             std: architecture.initializer_range,
             block: Vec::new(),
         };
-        Self::from_source(architecture, &source, backend, options.vocabulary)
+        Self::from_source(architecture, &source, backend, options)
     }
 
     fn of_checked(checked: Checked, backend: Arc<dyn Backend>, options: &LoadOptions) -> Result<Self> {
         let Checked { architecture, weights, names } = checked;
         let std = architecture.initializer_range;
         let source = Source { stored: Some((&weights, &names)), seed: 0, std, block: Vec::new() };
-        Self::from_source(architecture, &source, backend, options.vocabulary)
+        Self::from_source(architecture, &source, backend, options)
     }
 
     /// A model for measurements: one block of random numbers, repeated, so that even a large model is ready in
@@ -80,24 +88,25 @@ impl Model {
         let mut block = random::normal(seed, Purpose::Init, 3, 0, 1_048_573);
         block.iter_mut().for_each(|v| *v *= std);
         let source = Source { stored: None, seed, std, block };
-        Self::from_source(architecture, &source, backend, 0)
+        Self::from_source(architecture, &source, backend, &LoadOptions::default())
     }
 
     fn from_source(
         mut architecture: Architecture,
         source: &Source,
         backend: Arc<dyn Backend>,
-        vocabulary: usize,
+        options: &LoadOptions,
     ) -> Result<Self> {
         if source.stored.is_none() {
             architecture.quantised = None;
         }
         let stored_vocabulary = architecture.vocabulary;
         let fingerprint = fingerprint(&architecture, &Layout::new(&architecture), source)?;
-        architecture.vocabulary = stored_vocabulary.max(vocabulary);
+        architecture.vocabulary = stored_vocabulary.max(options.vocabulary);
+        architecture.narrow = options.narrow;
         let layout = Layout::new(&architecture);
 
-        let dtype = backend.compute_dtype();
+        let [of_layers, of_tables, dtype] = dtypes(&*backend, architecture.narrow);
         let mut dense = Vec::new();
         for (index, spec) in layout.dense.iter().enumerate() {
             if matches!(spec.kind, DenseKind::Bias(_)) {
@@ -111,11 +120,12 @@ impl Model {
             if spec.kind == DenseKind::Norm && source.stored.is_some() && architecture.norm_offset != 0.0 {
                 values.iter_mut().for_each(|w| *w += architecture.norm_offset);
             }
+            let dtype = if table { of_tables } else { dtype };
             dense.push(Some(backend.tensor(&values, spec.rows, spec.cols, dtype)?));
         }
         let mut linears = Vec::new();
         for (index, site) in layout.sites.iter().enumerate() {
-            let weight = source.weight(&*backend, index, site, &architecture)?;
+            let weight = source.weight((&*backend, of_layers), index, site, &architecture)?;
             let bias = match site.bias {
                 true => {
                     let values = source.bias(&site.name, site.outputs)?;
@@ -133,17 +143,19 @@ impl Model {
     /// A model whose weights have no particular values: for what depends on shapes only.
     pub fn outline(architecture: Architecture, backend: Arc<dyn Backend>) -> Result<Self> {
         let layout = Layout::new(&architecture);
-        let alloc = |rows, cols| backend.alloc(rows, cols, backend.compute_dtype());
+        let [of_layers, of_tables, dtype] = dtypes(&*backend, architecture.narrow);
+        let alloc = |rows, cols, dtype| backend.alloc(rows, cols, dtype);
         let own = layout.dense.iter().map(|spec| match spec.kind {
             DenseKind::Bias(_) => Ok(None),
-            _ => alloc(spec.rows, spec.cols).map(Some),
+            DenseKind::Embedding | DenseKind::Head => alloc(spec.rows, spec.cols, of_tables).map(Some),
+            _ => alloc(spec.rows, spec.cols, dtype).map(Some),
         });
         let dense = own.collect::<Result<_>>()?;
         let linear = layout.sites.iter().map(|site| {
-            let bias = site.bias.then(|| alloc(1, site.outputs)).transpose()?;
+            let bias = site.bias.then(|| alloc(1, site.outputs, dtype)).transpose()?;
             let weight = match architecture.codes_of(&site.name) {
                 Some(codes) => Weight::Quantised(codes.outline(&*backend, (site.outputs, site.inputs))?),
-                None => alloc(site.outputs, site.inputs)?.into(),
+                None => alloc(site.outputs, site.inputs, of_layers)?.into(),
             };
             Ok(AdaptedLinear { weight, bias, branch: None })
         });
@@ -250,14 +262,20 @@ impl Source<'_> {
             None => Ok(self.normal(2, index, count)),
         }
     }
-    /// A layer's weight, as it is stored: in codes, or in compute type.
-    fn weight(&self, be: &dyn Backend, index: usize, site: &Site, a: &Architecture) -> Result<Weight> {
+    /// A layer's weight: in codes where it is stored so, or in a type.
+    fn weight(
+        &self,
+        (be, dtype): (&dyn Backend, DType),
+        index: usize,
+        site: &Site,
+        a: &Architecture,
+    ) -> Result<Weight> {
         if let (Some((weights, names)), Some(codes)) = (self.stored, a.codes_of(&site.name)) {
             let stored = Stored { weights, name: &|name| names.of(name).to_string() };
             return codes.load(be, site, &stored).map(Weight::Quantised);
         }
         let values = self.linear(index, &site.name, site.outputs * site.inputs)?;
-        Ok(be.tensor(&values, site.outputs, site.inputs, be.compute_dtype())?.into())
+        Ok(be.tensor(&values, site.outputs, site.inputs, dtype)?.into())
     }
     fn bias(&self, name: &str, count: usize) -> Result<Vec<f32>> {
         match self.stored {

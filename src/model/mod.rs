@@ -26,7 +26,7 @@ pub mod shapes;
 mod text;
 mod weights;
 
-pub use architecture::{Architecture, Family, Norms, QueryKeyNorms, Relative, Sliding};
+pub use architecture::{Architecture, Family, Narrow, Norms, QueryKeyNorms, Relative, Sliding};
 pub use batch::{Batch, Inference, Labels, Packed, Visible};
 pub use checked::Checked;
 pub(crate) use diagnosis::no_pointer;

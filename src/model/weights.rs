@@ -88,6 +88,10 @@ impl Weights {
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.tensors.get(name).map(|p| p.dtype)
     }
+    /// Whether every matrix is stored as bf16.
+    pub fn are_bf16(&self) -> bool {
+        self.tensors.values().filter(|t| t.shape.len() > 1).all(|t| t.dtype == Dtype::BF16)
+    }
     /// Whether two stored tensors hold the same values.
     ///
     /// # Errors

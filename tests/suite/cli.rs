@@ -125,16 +125,6 @@ fn the_kernels_train_as_the_cpu_does_in_bf16_and_with_an_encoder() {
 }
 
 #[test]
-fn the_cpu_computes_in_f32_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = world(dir.path());
-    train("qwen2_bias", &data, &dir.path().join("x"), &["--device", "cpu", "--set", "precision=bf16"])
-        .assert()
-        .code(2)
-        .stderr(predicate::str::contains("the CPU backend computes in f32 only"));
-}
-
-#[test]
 fn train_evaluate_rank_and_export_on_every_family() {
     let dir = tempfile::tempdir().unwrap();
     let data = world(dir.path());

@@ -92,6 +92,29 @@ fn every_command_takes_a_base_in_codes() {
     }
 }
 
+/// A step of a base in codes is profiled, and nothing of a weight is made anew for it but what a product reads.
+#[test]
+fn a_step_on_a_base_in_codes_is_profiled() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let mut profile = engine();
+    profile.args([
+        "profile",
+        "--json",
+        "--steps",
+        "1",
+        "--warmup",
+        "1",
+        "--device",
+        "cpu",
+        "--set",
+        "gems.rank=4",
+    ]);
+    profile.arg("--model").arg(golden_model("quantised_gptq")).arg("--data").arg(&data);
+    let told = said(&mut profile).to_string();
+    assert!(told.contains("\"linear\"") && told.contains("\"linear_input_grad\""), "{told}");
+}
+
 #[test]
 fn methods_that_change_weights_are_refused_before_the_base_is_loaded() {
     let dir = tempfile::tempdir().unwrap();

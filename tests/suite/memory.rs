@@ -3,9 +3,11 @@
 use crate::cli::{engine, golden_model, train, world};
 use crate::support::dry_run;
 use gems_engine::backend::cuda::{Cuda, DeviceSpec};
-use gems_engine::backend::{Backend, DType, cpu::Cpu};
+use gems_engine::backend::{Backend, DType, Levels, Weight, cpu::Cpu};
 use gems_engine::gems::{Method, MethodSettings, NullSide, Optimizer, Refresh, Scales, StepInput};
-use gems_engine::model::{Architecture, Batch, Labels, LoadOptions, Model, Packed, Quantisation, Scheme};
+use gems_engine::model::{
+    Architecture, Batch, Labels, LoadOptions, Model, Narrow, Packed, Quantisation, Scheme,
+};
 use gems_engine::train::{
     Averaging, MemoryPlan, PlannedRun, gradients, largest_knowledge, micro_step, probe,
 };
@@ -45,8 +47,31 @@ const TEXT: usize = 48;
 /// The peak of a run on the CPU: first bases, then two steps with a refresh after each.
 fn measured(a: &Architecture, settings: &MethodSettings, batch: &Batch, checkpointing: bool) -> usize {
     let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
-    let options = LoadOptions { random: Some(1), vocabulary: 0 };
-    measured_of(Model::build(a.clone(), None, be, &options).unwrap(), settings, batch, checkpointing)
+    let options = LoadOptions { random: Some(1), narrow: a.narrow, ..LoadOptions::default() };
+    let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
+    if a.quantised.is_some() {
+        let outline = Model::outline(a.clone(), Arc::clone(&be)).unwrap();
+        for (layer, coded) in model.linears.iter_mut().zip(outline.linears) {
+            layer.weight = with_values(&*be, coded.weight);
+        }
+    }
+    be.reset_peak_memory();
+    measured_of(model, settings, batch, checkpointing)
+}
+
+/// A weight in codes, with numbers of no particular size.
+fn with_values(be: &dyn Backend, weight: Weight) -> Weight {
+    let Weight::Quantised(mut q) = weight else { panic!("a weight in codes") };
+    let codes: Vec<u8> = (0..q.codes.len()).map(|i| (i * 37 % 251) as u8).collect();
+    be.upload_bytes(&codes, &mut q.codes).unwrap();
+    be.fill(q.scales.mat_mut(), 0.01).unwrap();
+    if let Levels::Book(book) = &mut q.levels {
+        *book = std::array::from_fn(|i| i as f32 - 7.5);
+    }
+    if let Some(zeros) = &mut q.zeros {
+        be.upload_bytes(&vec![0; zeros.len()], zeros).unwrap();
+    }
+    Weight::Quantised(q)
 }
 
 /// The same of a model, where it is.
@@ -160,11 +185,63 @@ fn plans_are_near_the_peak(families: &[&str]) {
     }
 }
 
+/// Weights in codes and weights as bf16, in a model whose layers are larger than what a thread widens at a time.
+#[test]
+fn the_memory_plan_of_weights_in_less_than_f32() {
+    let json = json!({"model_type": "llama", "vocab_size": 1000, "hidden_size": 512, "num_attention_heads": 8,
+        "intermediate_size": 1536, "num_hidden_layers": 4});
+    let whole = Architecture::from_json(json, "llama").unwrap();
+    let scheme = |scheme| Some(Quantisation { scheme, whole: Default::default() });
+    let (group, less_one) = (Some(128), true);
+    let narrow = Narrow { layers: true, tables: true };
+    let kinds = [
+        ("f32", whole.clone(), 4.0),
+        ("bf16", Architecture { narrow, ..whole.clone() }, 2.0),
+        ("nf4", Architecture { quantised: scheme(Scheme::FourBit), ..whole.clone() }, 0.5 + 4.0 / 64.0),
+        ("int8", Architecture { quantised: scheme(Scheme::Int8), ..whole.clone() }, 1.0),
+        (
+            "gptq",
+            Architecture { quantised: scheme(Scheme::Gptq { bits: 4, group, less_one }), ..whole.clone() },
+            0.54,
+        ),
+    ];
+    let batch = batch(&whole, 4, 20, 3);
+    let cpu = Cpu::open(None).unwrap();
+    for (kind, a, bytes) in &kinds {
+        for (method, checkpointing) in [(Method::Gems, false), (Method::Lora, true), (Method::Rows, false)] {
+            let mut settings = MethodSettings::plain();
+            (settings.gems.method, settings.gems.rank) = (method, 8);
+            let run = PlannedRun {
+                architecture: a,
+                settings: &settings,
+                new_rows: Some(900),
+                knowledge: None,
+                batches: std::slice::from_ref(&batch),
+                text_length: TEXT,
+                checkpointing,
+            };
+            let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(cpu.info())).unwrap();
+            let plan = MemoryPlan::of(&run, &counting).unwrap();
+            let measured = measured(a, &settings, &batch, checkpointing);
+            let ratio = (plan.total() - plan.idle) as f64 / measured as f64;
+            assert!(
+                (0.85..=1.15).contains(&ratio),
+                "{kind}, {method:?}, checkpointing {checkpointing}: {plan:?}, measured {measured} ({ratio:.3})"
+            );
+            // 4 layers of four 512 x 512 and three 512 x 1536.
+            let layers = 4.0 * (4.0 * 512.0 * 512.0 + 3.0 * 512.0 * 1536.0) * bytes;
+            let tables = 2.0 * 1000.0 * 512.0 * if *kind == "bf16" { 2.0 } else { 4.0 };
+            let share = plan.weights as f64 / (layers + tables);
+            assert!((0.98..1.05).contains(&share), "{kind}: {} bytes of weights ({share:.3})", plan.weights);
+        }
+    }
+}
+
 #[test]
 fn nothing_is_left_after_a_pass_and_checkpointing_saves_memory() {
     let a = architecture("llama");
     let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
-    let options = LoadOptions { random: Some(1), vocabulary: 0 };
+    let options = LoadOptions { random: Some(1), vocabulary: 0, ..LoadOptions::default() };
     let mut model = Model::build(a.clone(), None, Arc::clone(&be), &options).unwrap();
     let batch = batch(&a, 20, 40, 3);
     let mut settings = MethodSettings::plain();

@@ -49,7 +49,7 @@ proptest! {
 // ---- likelihood --------------------------------------------------------------------------------------
 
 fn model(golden: &Golden, name: &str, vocabulary: usize) -> Model {
-    let options = LoadOptions { random: None, vocabulary };
+    let options = LoadOptions { random: None, vocabulary, ..LoadOptions::default() };
     Model::load(&golden.dir.join("models").join(name), Cpu::open(None).unwrap(), &options).unwrap()
 }
 
@@ -294,7 +294,7 @@ impl World {
     }
     fn model(&self) -> Model {
         let vocabulary = self.vocabulary.size();
-        let options = LoadOptions { random: None, vocabulary };
+        let options = LoadOptions { random: None, vocabulary, ..LoadOptions::default() };
         Model::load(&self.dir, Cpu::open(None).unwrap(), &options).unwrap()
     }
     fn encoder(&self) -> Encoder<'_> {

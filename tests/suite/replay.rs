@@ -32,7 +32,7 @@ struct Run {
 
 impl Run {
     fn new(be: &Arc<dyn Backend>) -> Self {
-        let options = LoadOptions { random: Some(1), vocabulary: 0 };
+        let options = LoadOptions { random: Some(1), vocabulary: 0, ..LoadOptions::default() };
         let mut model = Model::build(architecture(), None, Arc::clone(be), &options).unwrap();
         let mut settings = MethodSettings::plain();
         (settings.gems.rank, settings.gems.refresh_every, settings.optimizer.clip_norm) = (4, 3, 1.0);

@@ -12,10 +12,15 @@ use std::time::Duration;
 
 /// A run of a few steps.
 fn run(dir: &Path) -> PathBuf {
+    run_of("llama_tied", dir)
+}
+
+/// The same of another base model.
+fn run_of(model: &str, dir: &Path) -> PathBuf {
     let (data, out) = (world(dir), dir.join("run"));
     let fast =
         ["--steps", "3", "--set", "train.evaluate_before=false", "--set", "train.evaluate_after=false"];
-    train("llama_tied", &data, &out, &fast).assert().success();
+    train(model, &data, &out, &fast).assert().success();
     out
 }
 
@@ -140,6 +145,16 @@ fn it_answers_as_rank_does() {
     assert!(metrics.contains("gems_waiting_requests 0\n"), "{metrics}");
     let (_, head, page) = server.send("GET /", &[], "");
     assert!(head.contains("default-src 'none'") && page.contains("/page.js"), "{head}");
+}
+
+#[test]
+fn it_serves_a_base_in_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_of("quantised_nf4", dir.path());
+    let server = Server::start(&run, &["--top", "4"]);
+    let (status, answer) = server.rank(&json!({"history": ["i1", "i2"]}));
+    assert_eq!(status, 200, "{answer}");
+    assert!(same(&answer, &ranked(&run, &["--history", "i1,i2", "--top", "4"])));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Attention over packed sequences, one sequence a task; a tile of rows' scores is all that is ever held.
 
-use super::matmul::{block, block_mut, product};
+use super::gemm::product;
+use super::matmul::{block, block_mut};
 use super::rows::{row, softmax};
 use super::simd::{axpy, dot, exp, fast};
 use super::{host, host_mut};

@@ -27,7 +27,7 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
         let mut logits = Tensor::new(Storage::Host(pool.take(n * vocabulary)), n, vocabulary, x.dtype);
         let rows = x.row_range(start..end);
         let scores = Matmul { c: logits.mat_mut(), beta: 0.0, alpha: logit_scale, a: rows.n(), b: head.t() };
-        matmul(threads, scores);
+        matmul(threads, pool, scores);
         if let Some(cap) = softcap {
             elementwise::softcap(Softcap { x: logits.mat_mut(), cap });
         }
@@ -63,13 +63,13 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
         }
         if let Some(dx) = &mut dx {
             let c = dx.reborrow().row_range(start..end);
-            matmul(threads, Matmul { c, beta: 0.0, alpha: 1.0, a: logits.mat().n(), b: head.n() });
+            matmul(threads, pool, Matmul { c, beta: 0.0, alpha: 1.0, a: logits.mat().n(), b: head.n() });
         }
         if let (Some(gradient), Some(segment)) = (&mut head_gradient, segment) {
             let trained = vocabulary - gradient.first_row;
             let c = gradient.grad.out.reborrow().row_range(segment * trained..(segment + 1) * trained);
             let part = logits.mat().col_range(gradient.first_row..vocabulary);
-            matmul(threads, Matmul { c, beta: 1.0, alpha: 1.0, a: part.t(), b: rows.n() });
+            matmul(threads, pool, Matmul { c, beta: 1.0, alpha: 1.0, a: part.t(), b: rows.n() });
         }
         start = end;
     }

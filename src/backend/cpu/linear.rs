@@ -1,7 +1,6 @@
 //! [`crate::backend::Linear`] and its gradient, as products.
 
-use super::dequantize::{product, product_with_transpose};
-use super::matmul::matmul;
+use super::matmul::{matmul, matmul_with_codes};
 use super::rows::each_row;
 use super::{host, simd};
 use crate::backend::{HostPool, Linear, LinearInputGrad, Matmul, Weight};
@@ -9,9 +8,13 @@ use crate::backend::{HostPool, Linear, LinearInputGrad, Matmul, Weight};
 pub fn linear(threads: usize, pool: &HostPool, op: Linear) {
     let Linear { layer, x, h, mut y } = op;
     match &layer.weight {
-        Weight::Quantised(w) => product_with_transpose(threads, pool, x, w, y.reborrow()),
+        Weight::Quantised(w) => matmul_with_codes(threads, pool, (y.reborrow(), 0.0), x, (w, true)),
         Weight::Whole(w) => {
-            matmul(threads, Matmul { c: y.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: w.mat().t() });
+            matmul(
+                threads,
+                pool,
+                Matmul { c: y.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: w.mat().t() },
+            );
         }
     }
     if let Some(bias) = &layer.bias {
@@ -20,8 +23,8 @@ pub fn linear(threads: usize, pool: &HostPool, op: Linear) {
     }
     if let (Some(branch), Some(mut h)) = (&layer.branch, h) {
         let (a, b) = (branch.a.mat().t(), branch.b.mat().t());
-        matmul(threads, Matmul { c: h.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: a });
-        matmul(threads, Matmul { c: y, beta: 1.0, alpha: 1.0, a: h.as_mat().n(), b });
+        matmul(threads, pool, Matmul { c: h.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: a });
+        matmul(threads, pool, Matmul { c: y, beta: 1.0, alpha: 1.0, a: h.as_mat().n(), b });
     }
 }
 
@@ -29,14 +32,14 @@ pub fn linear_input_grad(threads: usize, pool: &HostPool, op: LinearInputGrad) {
     let LinearInputGrad { layer, dy, z, mut dx, accumulate } = op;
     let beta = if accumulate { 1.0 } else { 0.0 };
     match &layer.weight {
-        Weight::Quantised(w) => product(threads, pool, dy, w, beta, dx.reborrow()),
+        Weight::Quantised(w) => matmul_with_codes(threads, pool, (dx.reborrow(), beta), dy, (w, false)),
         Weight::Whole(w) => {
-            matmul(threads, Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: w.mat().n() });
+            matmul(threads, pool, Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: w.mat().n() });
         }
     }
     if let (Some(branch), Some(mut z)) = (&layer.branch, z) {
         let (a, b) = (branch.a.mat().n(), branch.b.mat().n());
-        matmul(threads, Matmul { c: z.reborrow(), beta: 0.0, alpha: 1.0, a: dy.n(), b });
-        matmul(threads, Matmul { c: dx, beta: 1.0, alpha: 1.0, a: z.as_mat().n(), b: a });
+        matmul(threads, pool, Matmul { c: z.reborrow(), beta: 0.0, alpha: 1.0, a: dy.n(), b });
+        matmul(threads, pool, Matmul { c: dx, beta: 1.0, alpha: 1.0, a: z.as_mat().n(), b: a });
     }
 }

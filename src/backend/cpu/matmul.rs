@@ -1,10 +1,11 @@
 //! [`crate::backend::Matmul`], through faer's GEMM.
 
 use super::elementwise::fill;
+use super::gemm::product;
+use super::narrow::{Kept, Part};
 use super::{host, host_mut};
-use crate::backend::{Fill, Mat, MatMut, Matmul, MatmulMany, Operand};
-use faer::linalg::matmul::matmul as gemm;
-use faer::{Accum, MatMut as FaerMut, MatRef, Par};
+use crate::backend::{DType, Fill, HostPool, Mat, MatMut, Matmul, MatmulMany, Operand, Quantised};
+use faer::{MatMut as FaerMut, MatRef};
 use std::ops::Range;
 
 /// Parts of a product that threads share begin at multiples of this many rows or columns.
@@ -45,46 +46,97 @@ pub fn block_mut(data: &mut [f32], ld: usize, rows: Range<usize>, columns: Range
     FaerMut::from_column_major_slice_with_stride_mut(part, width, count, ld).transpose_mut()
 }
 
-/// `c (+)= alpha a b` on the calling thread.
-pub fn product(c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
-    gemm(c, if add { Accum::Add } else { Accum::Replace }, a, b, alpha, Par::Seq);
-    clear_upper_halves();
+/// The right-hand side of a product.
+enum Right<'a> {
+    F32(MatRef<'a, f32>),
+    Narrow(Part<'a>),
 }
 
-/// The GEMM library leaves the upper halves of the vector registers in use. On Intel's processors every scalar
-/// floating-point instruction of the thread is many times slower from then on, until somebody clears them: here, where
-/// products end, on the thread that computed them (`cargo bench --bench ops -- after` shows what it is worth).
-fn clear_upper_halves() {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(avx) = pulp::core_arch::x86::Avx::try_new() {
-        avx._mm256_zeroupper();
+impl<'a> Right<'a> {
+    fn of(b: &Operand<'a>) -> Self {
+        match b.mat.dtype {
+            DType::F32 => Self::F32(oriented(b)),
+            DType::BF16 => Self::Narrow(Part::whole(Kept::Bf16(b.mat), b.transposed)),
+        }
+    }
+    fn split_at_col(self, at: usize) -> (Self, Self) {
+        match self {
+            Self::F32(b) => {
+                let (first, second) = b.split_at_col(at);
+                (Self::F32(first), Self::F32(second))
+            }
+            Self::Narrow(part) => {
+                let (first, second) = part.split_at_col(at);
+                (Self::Narrow(first), Self::Narrow(second))
+            }
+        }
     }
 }
 
-/// [`product`] on `threads` threads. Every element is summed as on one: the result does not depend on them.
-fn shared(threads: usize, c: FaerMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
-    let (m, n, left) = (c.nrows(), c.ncols(), threads / 2);
-    let at = |size: usize| (size * left / threads).next_multiple_of(TILE).min(size);
-    if threads < 2 || m.max(n) <= TILE {
-        product(c, add, alpha, a, b);
-    } else if n >= m {
-        let (c, b) = (c.split_at_col_mut(at(n)), b.split_at_col(at(n)));
-        rayon::join(
-            || shared(left, c.0, add, alpha, a, b.0),
-            || shared(threads - left, c.1, add, alpha, a, b.1),
-        );
-    } else {
-        let (c, a) = (c.split_at_row_mut(at(m)), a.split_at_row(at(m)));
-        rayon::join(
-            || shared(left, c.0, add, alpha, a.0, b),
-            || shared(threads - left, c.1, add, alpha, a.1, b),
-        );
+/// `c (+)= alpha a b`.
+struct Shared<'a> {
+    pool: &'a HostPool,
+    add: bool,
+    alpha: f32,
+}
+
+impl Shared<'_> {
+    /// Computes it on `threads` threads. Every element is summed as on one: the result does not depend on them.
+    fn run(&self, threads: usize, c: FaerMut<f32>, a: MatRef<f32>, b: Right) {
+        let (m, n, left) = (c.nrows(), c.ncols(), threads / 2);
+        let at = |size: usize| (size * left / threads).next_multiple_of(TILE).min(size);
+        if threads < 2 || m.max(n) <= TILE {
+            match b {
+                Right::F32(b) => product(c, self.add, self.alpha, a, b),
+                Right::Narrow(part) => part.product(self.pool, c, self.add, self.alpha, a),
+            }
+        // No thread widens what another one does.
+        } else if n >= m || (matches!(b, Right::Narrow(_)) && n > threads * TILE) {
+            let (c, b) = (c.split_at_col_mut(at(n)), b.split_at_col(at(n)));
+            rayon::join(|| self.run(left, c.0, a, b.0), || self.run(threads - left, c.1, a, b.1));
+        } else {
+            let (c, a) = (c.split_at_row_mut(at(m)), a.split_at_row(at(m)));
+            let (one, other) = match b {
+                Right::F32(b) => (Right::F32(b), Right::F32(b)),
+                Right::Narrow(part) => (Right::Narrow(part.clone()), Right::Narrow(part)),
+            };
+            rayon::join(|| self.run(left, c.0, a.0, one), || self.run(threads - left, c.1, a.1, other));
+        }
     }
 }
 
-pub fn matmul(threads: usize, op: Matmul) {
-    let Matmul { mut c, beta, alpha, a, b } = op;
-    let ((m, k), n) = (a.shape(), c.cols);
+pub fn matmul(threads: usize, pool: &HostPool, op: Matmul) {
+    let Matmul { c, beta, alpha, a, b } = op;
+    into(threads, pool, (c, beta), alpha, a, (b.shape().0, Right::of(&b)));
+}
+
+/// `c = beta c + a W`, or with Wᵀ, of a weight in codes.
+pub fn matmul_with_codes(
+    threads: usize,
+    pool: &HostPool,
+    (c, beta): (MatMut, f32),
+    a: Mat,
+    (w, transposed): (&Quantised, bool),
+) {
+    into(
+        threads,
+        pool,
+        (c, beta),
+        1.0,
+        a.n(),
+        (a.cols, Right::Narrow(Part::whole(Kept::Codes(w), transposed))),
+    );
+}
+
+fn into(
+    threads: usize,
+    pool: &HostPool,
+    (mut c, beta): (MatMut, f32),
+    alpha: f32,
+    a: Operand,
+    (k, b): (usize, Right),
+) {
+    let (m, n) = c.shape();
     if m == 0 || n == 0 {
         return;
     }
@@ -95,13 +147,14 @@ pub fn matmul(threads: usize, op: Matmul) {
         return;
     }
     let threads = if m * n * k >= PARALLEL_FROM { threads } else { 1 };
-    shared(threads, view_mut(&mut c), beta != 0.0, alpha, oriented(&a), oriented(&b));
+    let shared = Shared { pool, add: beta != 0.0, alpha };
+    shared.run(threads, view_mut(&mut c), oriented(&a), b);
 }
 
-pub fn matmul_many(threads: usize, op: MatmulMany) {
+pub fn matmul_many(threads: usize, pool: &HostPool, op: MatmulMany) {
     let MatmulMany { beta, alpha, transpose_b, products } = op;
     for (c, a, b) in products {
         let b = Operand { mat: b, transposed: transpose_b };
-        matmul(threads, Matmul { c, beta, alpha, a: a.n(), b });
+        matmul(threads, pool, Matmul { c, beta, alpha, a: a.n(), b });
     }
 }

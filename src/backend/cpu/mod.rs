@@ -1,4 +1,4 @@
-//! The native CPU backend: f32, threads, SIMD through the GEMM library and auto-vectorised loops.
+//! The native CPU backend: f32 (weights may be bf16 in memory), threads, SIMD through the GEMM library and auto-vectorised loops.
 //!
 //! This is the specification of every operation: written to be read, and as fast as that allows.
 
@@ -13,8 +13,10 @@ mod dots;
 mod elementwise;
 mod fold;
 mod gather;
+mod gemm;
 mod linear;
 mod matmul;
+mod narrow;
 mod orthonormalize;
 mod project;
 mod rmsnorm;
@@ -26,6 +28,7 @@ mod weight_grad;
 
 use super::*;
 use crate::error::{Error, Kind, Result};
+use half::bf16;
 use std::sync::Arc;
 
 /// The CPU backend.
@@ -70,6 +73,7 @@ fn info(threads: usize) -> DeviceInfo {
         name: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
         compute_dtype: DType::F32,
         max_logits: cross_entropy::LOGITS,
+        max_widened: threads * narrow::PIECE,
         peaks: None,
         computes: true,
         sms: 0,
@@ -83,29 +87,53 @@ fn info(threads: usize) -> DeviceInfo {
 /// From so many elements on (64 MB) the system is asked first whether it has them.
 const LARGE: usize = 16 << 20;
 
-/// The elements of a view, from its first to its last row.
+/// The elements of an f32 view, from its first to its last row.
 fn host(m: Mat<'_>) -> &[f32] {
-    match m.storage {
-        Storage::Host(buffer) => &buffer.as_slice()[m.offset..m.offset + m.extent()],
+    assert_eq!(m.dtype, DType::F32, "{F32}");
+    &elements(m.storage)[m.offset..m.offset + m.extent()]
+}
+
+/// The elements of a bf16 view.
+fn host_bf16(m: Mat<'_>) -> &[bf16] {
+    assert_eq!(m.dtype, DType::BF16, "{BF16}");
+    &bytemuck::cast_slice(elements(m.storage))[m.offset..m.offset + m.extent()]
+}
+
+/// The CPU computes in f32; weights alone may be bf16.
+const F32: &str = "an operation of the CPU backend on what is not f32";
+const BF16: &str = "an operation of the CPU backend on what is not bf16";
+
+fn elements(storage: &Storage) -> &[f32] {
+    match storage {
+        Storage::Host(buffer) => buffer.as_slice(),
+        Storage::Device(_) => unreachable!("a device tensor reached the CPU backend"),
+    }
+}
+
+fn elements_mut(storage: &mut Storage) -> &mut [f32] {
+    match storage {
+        Storage::Host(buffer) => buffer.as_mut_slice(),
         Storage::Device(_) => unreachable!("a device tensor reached the CPU backend"),
     }
 }
 
 /// Bytes of a quantised weight.
 fn host_bytes(bytes: &Bytes) -> &[u8] {
-    match bytes.storage() {
-        Storage::Host(buffer) => &bytemuck::cast_slice(buffer.as_slice())[..bytes.len()],
-        Storage::Device(_) => unreachable!("a device's bytes reached the CPU backend"),
-    }
+    &bytemuck::cast_slice(elements(bytes.storage()))[..bytes.len()]
 }
 
-/// The elements of a view, to write.
+/// The elements of an f32 view, to write.
 fn host_mut<'a>(m: &'a mut MatMut<'_>) -> &'a mut [f32] {
+    assert_eq!(m.dtype, DType::F32, "{F32}");
     let range = m.offset..m.offset + m.extent();
-    match m.storage {
-        Storage::Host(buffer) => &mut buffer.as_mut_slice()[range],
-        Storage::Device(_) => unreachable!("a device tensor reached the CPU backend"),
-    }
+    &mut elements_mut(m.storage)[range]
+}
+
+/// The elements of a bf16 view, to write.
+fn host_bf16_mut<'a>(m: &'a mut MatMut<'_>) -> &'a mut [bf16] {
+    assert_eq!(m.dtype, DType::BF16, "{BF16}");
+    let range = m.offset..m.offset + m.extent();
+    &mut bytemuck::cast_slice_mut(elements_mut(m.storage))[range]
 }
 
 impl Backend for Cpu {
@@ -133,9 +161,9 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
-        assert_eq!(dtype, DType::F32, "the CPU backend computes in f32");
-        self.has_room(rows * cols)?;
-        let mut tensor = Tensor::new(Storage::Host(self.pool.take(rows * cols)), rows, cols, dtype);
+        let numbers = (rows * cols * dtype.bytes()).div_ceil(4);
+        self.has_room(numbers)?;
+        let mut tensor = Tensor::new(Storage::Host(self.pool.take(numbers)), rows, cols, dtype);
         if cfg!(debug_assertions) {
             // Reading what nobody wrote shows.
             elementwise::fill(Fill { x: tensor.mat_mut(), value: f32::NAN });
@@ -151,22 +179,33 @@ impl Backend for Cpu {
         Ok(Bytes::new(Storage::Host(self.pool.take(numbers)), len))
     }
     fn upload_bytes(&self, values: &[u8], to: &mut Bytes) -> Result<()> {
-        let Storage::Host(buffer) = to.storage_mut() else {
-            unreachable!("a device's bytes reached the CPU backend")
-        };
-        bytemuck::cast_slice_mut(buffer.as_mut_slice())[..values.len()].copy_from_slice(values);
+        bytemuck::cast_slice_mut(elements_mut(to.storage_mut()))[..values.len()].copy_from_slice(values);
         Ok(())
     }
     fn upload(&self, values: &[f32], mut to: MatMut) -> Result<()> {
         let cols = to.cols;
         assert_eq!(values.len(), to.rows * cols, "upload");
-        rows::each_row(&mut to, |i, out| out.copy_from_slice(&values[i * cols..(i + 1) * cols]));
+        let row = |i: usize| &values[i * cols..(i + 1) * cols];
+        match to.dtype {
+            DType::F32 => rows::each_row(&mut to, |i, out| out.copy_from_slice(row(i))),
+            DType::BF16 => rows::each_row_bf16(&mut to, |i, out| {
+                out.iter_mut().zip(row(i)).for_each(|(to, value)| *to = bf16::from_f32(*value));
+            }),
+        }
         Ok(())
     }
     fn download(&self, from: Mat) -> Result<Vec<f32>> {
-        let data = host(from);
-        let rows = if from.cols == 0 { 0 } else { from.rows };
-        Ok((0..rows).flat_map(|i| rows::row(data, &from, i).iter().copied()).collect())
+        let rows = 0..if from.cols == 0 { 0 } else { from.rows };
+        Ok(match from.dtype {
+            DType::F32 => {
+                let data = host(from);
+                rows.flat_map(|i| rows::row(data, &from, i).iter().copied()).collect()
+            }
+            DType::BF16 => {
+                let data = host_bf16(from);
+                rows.flat_map(|i| rows::row(data, &from, i).iter().map(|v| v.to_f32())).collect()
+            }
+        })
     }
 
     fn execute(&self, op: Operation) -> Result<()> {
@@ -179,11 +218,11 @@ impl Backend for Cpu {
             Operation::Softcap(op) => elementwise::softcap(op),
             Operation::Gather(op) => gather::gather(op),
             Operation::ScatterAdd(op) => gather::scatter_add(op),
-            Operation::Matmul(op) => matmul::matmul(threads, op),
-            Operation::MatmulMany(op) => matmul::matmul_many(threads, op),
+            Operation::Matmul(op) => matmul::matmul(threads, pool, op),
+            Operation::MatmulMany(op) => matmul::matmul_many(threads, pool, op),
             Operation::Linear(op) => linear::linear(threads, pool, op),
             Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, pool, op),
-            Operation::WeightGrad(op) => weight_grad::weight_grad(threads, op),
+            Operation::WeightGrad(op) => weight_grad::weight_grad(threads, pool, op),
             Operation::ColumnSums(op) => column_sums::column_sums(op),
             Operation::Rmsnorm(op) => rmsnorm::rmsnorm(op),
             Operation::RmsnormBackward(op) => rmsnorm::rmsnorm_backward(op),
@@ -200,7 +239,7 @@ impl Backend for Cpu {
             Operation::Adam(op) => adam::adam(op),
             Operation::ProjectRows(op) => project::project_rows(threads, pool, op),
             Operation::ProjectColumns(op) => project::project_columns(threads, pool, op),
-            Operation::Fold(op) => fold::fold(threads, op),
+            Operation::Fold(op) => fold::fold(threads, pool, op),
             Operation::OrthonormalizeRows(op) => orthonormalize::orthonormalize_rows(op),
         }
         Ok(())

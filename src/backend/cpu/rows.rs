@@ -1,8 +1,9 @@
 //! Rows, a few at a time on every thread.
 
-use super::host_mut;
 use super::simd::{exp, fast, sum};
+use super::{host_bf16_mut, host_mut};
 use crate::backend::{Mat, MatMut};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Rows handed to a thread at once: enough work to pay for the hand-off.
@@ -12,12 +13,25 @@ pub fn rows_per_task(cols: usize) -> usize {
 
 /// Calls `f(i, row)` for every row of `to`, in parallel where it pays.
 pub fn each_row(to: &mut MatMut, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
-    let (rows, cols, ld) = (to.rows, to.cols, to.ld);
+    let shape = (to.rows, to.cols, to.ld);
+    each_row_of(host_mut(to), shape, f);
+}
+
+/// The same, of a bf16 matrix.
+pub fn each_row_bf16(to: &mut MatMut, f: impl Fn(usize, &mut [bf16]) + Send + Sync) {
+    let shape = (to.rows, to.cols, to.ld);
+    each_row_of(host_bf16_mut(to), shape, f);
+}
+
+fn each_row_of<T: Send>(
+    data: &mut [T],
+    (rows, cols, ld): (usize, usize, usize),
+    f: impl Fn(usize, &mut [T]) + Send + Sync,
+) {
     if rows == 0 || cols == 0 {
         return;
     }
     let block = rows_per_task(cols);
-    let data = host_mut(to);
     if rows <= block {
         fast(|| data.chunks_mut(ld).enumerate().for_each(|(i, row)| f(i, &mut row[..cols])));
         return;
@@ -29,7 +43,7 @@ pub fn each_row(to: &mut MatMut, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
 
 /// Row i of a view.
 #[inline(always)]
-pub fn row<'a>(data: &'a [f32], m: &Mat, i: usize) -> &'a [f32] {
+pub fn row<'a, T>(data: &'a [T], m: &Mat, i: usize) -> &'a [T] {
     &data[i * m.ld..i * m.ld + m.cols]
 }
 

@@ -3,9 +3,9 @@
 use super::dots::dots;
 use super::elementwise::fill;
 use super::matmul::matmul;
-use crate::backend::{Dots, Fill, Gram, Mat, Matmul, WeightGrad, Write};
+use crate::backend::{Dots, Fill, Gram, HostPool, Mat, Matmul, WeightGrad, Write};
 
-pub fn weight_grad(threads: usize, op: WeightGrad) {
+pub fn weight_grad(threads: usize, pool: &HostPool, op: WeightGrad) {
     let WeightGrad { dy, x, blocks, mut out, write, gram } = op;
     if write == Write::Replace {
         fill(Fill { x: out.reborrow(), value: 0.0 });
@@ -14,7 +14,7 @@ pub fn weight_grad(threads: usize, op: WeightGrad) {
         let c = out.reborrow().col_range(block.to..block.to + block.columns.len());
         let (rows, columns) = (block.rows.clone(), block.columns.clone());
         let (a, b) = (dy.row_range(rows.clone()).t(), x.row_range(rows).col_range(columns).n());
-        matmul(threads, Matmul { c, beta: 1.0, alpha: block.scale, a, b });
+        matmul(threads, pool, Matmul { c, beta: 1.0, alpha: block.scale, a, b });
     }
     if let Some(Gram { pairs, products }) = gram
         && !pairs.is_empty()

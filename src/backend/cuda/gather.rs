@@ -14,6 +14,11 @@ impl Cuda {
         if to.rows == 0 || to.cols == 0 {
             return Ok(());
         }
+        if from.dtype != to.dtype {
+            let mut gathered = self.new_tensor(to.rows, to.cols, from.dtype)?;
+            self.gather(Gather { from, rows, scale, to: gathered.mat_mut() })?;
+            return self.combine(1.0, gathered.mat(), 0.0, &to);
+        }
         let (table, y, ids) = (view(from), view_mut(&to), address(rows));
         let arguments = GatherArguments { table, y, ids, scale, unused: 0.0 };
         self.launch(kernels::gather(to.dtype), chunks(&arguments.y), &arguments, work)

@@ -65,8 +65,8 @@ impl DeviceSpec {
 
     /// The same, to count the memory that a run on `device` takes.
     pub fn counting(device: &DeviceInfo) -> Self {
-        let (dtype, max_logits) = (device.compute_dtype, device.max_logits);
-        let like = DeviceInfo { max_logits, ..DeviceInfo::of_image("sm_90a", 132) };
+        let &DeviceInfo { compute_dtype: dtype, max_logits, max_widened, .. } = device;
+        let like = DeviceInfo { max_logits, max_widened, ..DeviceInfo::of_image("sm_90a", 132) };
         Self { dtype, ..Self::dry_run(like) }
     }
 

@@ -1,7 +1,7 @@
 //! Rows of a table: gathered, and added back to.
 
 use crate::backend::work::{Work, bytes_mut};
-use crate::backend::{Backend, Indices, Mat, MatMut};
+use crate::backend::{Backend, DType, Indices, Mat, MatMut};
 use crate::error::Result;
 
 /// `to[i] = scale * from[rows[i]]`: an embedding, or a choice of rows.
@@ -12,14 +12,14 @@ pub struct Gather<'a> {
     pub rows: &'a Indices,
     /// Factor.
     pub scale: f32,
-    /// `[T x D]`, of the same type, written.
+    /// `[T x D]`, of the same type, or f32; written.
     pub to: MatMut<'a>,
 }
 
 impl Gather<'_> {
     pub(in crate::backend) fn check(&self) {
         assert_eq!((self.rows.len(), self.from.cols), self.to.shape(), "gather");
-        assert_eq!(self.from.dtype, self.to.dtype, "gather");
+        assert!(self.from.dtype == self.to.dtype || self.to.dtype == DType::F32, "gather");
         let inside = |i: &u32| (*i as usize) < self.from.rows;
         debug_assert!(self.rows.host.iter().all(inside), "gather: a row beyond the table");
     }

@@ -18,7 +18,7 @@ pub struct AdaptedLinear {
 /// A layer's weight, as it is kept.
 #[allow(clippy::large_enum_variant, reason = "one a layer")]
 pub enum Weight {
-    /// Compute type.
+    /// Compute type, or bf16 where that is f32.
     Whole(Tensor),
     /// In codes: nothing is ever written to it.
     Quantised(Quantised),

@@ -23,7 +23,7 @@ fn model(open: Open) -> Model {
     let json = json!({"model_type": "qwen2", "vocab_size": 72, "hidden_size": 32, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 48, "num_hidden_layers": 2});
     let architecture = Architecture::from_json(json, "qwen2").unwrap();
-    let options = LoadOptions { random: Some(1), vocabulary: 0 };
+    let options = LoadOptions { random: Some(1), vocabulary: 0, ..LoadOptions::default() };
     Model::build(architecture, None, open(), &options).unwrap()
 }
 

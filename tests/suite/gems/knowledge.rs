@@ -260,7 +260,7 @@ fn architecture(family: &str, feed_forward: usize) -> Architecture {
 }
 
 fn model(family: &str, feed_forward: usize) -> Model {
-    let options = LoadOptions { random: Some(3), vocabulary: 14 };
+    let options = LoadOptions { random: Some(3), vocabulary: 14, ..LoadOptions::default() };
     Model::build(architecture(family, feed_forward), None, backend(), &options).unwrap()
 }
 

@@ -2,6 +2,7 @@
 
 use super::{SHAPES, World, knowledge, small};
 use crate::support::{Golden, assert_close, backend, on_every_device};
+use gems_engine::backend::cpu::Cpu;
 use gems_engine::backend::*;
 use gems_engine::gems::*;
 use gems_engine::layers::*;
@@ -181,5 +182,38 @@ fn layers_with_the_same_input_share_their_protected_directions() {
         };
         let ((apart, one, _), (together, ..)) = (held(&[0, 1, 2]), held(&[0, 0, 0]));
         assert_eq!(apart - together, 2 * one, "{method:?}");
+    }
+}
+
+/// Folds into weights that the CPU keeps as bf16: what is protected stays so up to the rounding of the weights, which is at
+/// random, so that small changes are not lost.
+#[test]
+fn folds_into_bf16_weights_leave_the_knowledge_space_but_for_their_rounding() {
+    for method in [Method::Gems, Method::Galore] {
+        for protects in [true, false] {
+            let basis = knowledge(NullSide::Input, 5);
+            let mut settings = small(method);
+            settings.null_space.side = if protects { NullSide::Input } else { NullSide::None };
+            let be: Arc<dyn Backend> = Cpu::open(None).unwrap();
+            let mut world = World::on(be, DType::BF16);
+            let before: Vec<Vec<f32>> = (0..2).map(|s| world.effective(s)).collect();
+            let mut tuner = world.tuner(settings, Some(&basis));
+            for step in 0..13 {
+                assert!(world.step(&mut tuner, step, [9, 6]).finite);
+            }
+            for site in 0..2 {
+                let change: Vec<f32> =
+                    world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
+                let (m, n) = SHAPES[site];
+                let space = basis.input(site).unwrap();
+                let inside = leak(&change, (m, n), space, NullSide::Input);
+                // Three folds at random, each off by at most half a unit in the last place in the mean square, along a
+                // unit vector: five standard deviations.
+                let mean_square = before[site].iter().map(|w| w * w).sum::<f32>() / (m * n) as f32;
+                let bound = 5.0 * (3.0 * mean_square).sqrt() * 2f32.powi(-8);
+                assert_eq!(world.layers[site].weight.dtype(), DType::BF16);
+                assert_eq!(inside < bound, protects, "{method:?} layer {site}: {inside} of {bound}");
+            }
+        }
     }
 }

@@ -25,7 +25,7 @@ fn model(family: &str, backend: &Arc<dyn Backend>) -> Model {
         architecture,
         None,
         Arc::clone(backend),
-        &LoadOptions { random: Some(3), vocabulary: 0 },
+        &LoadOptions { random: Some(3), vocabulary: 0, ..LoadOptions::default() },
     )
     .unwrap();
     // Predictions that are not nearly uniform.

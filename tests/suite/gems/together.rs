@@ -25,7 +25,7 @@ fn spectrum(v: &Value) -> Spectrum {
 /// A model of the case, of the weights that the program starts from.
 fn model(case: &Value) -> Model {
     let architecture = Architecture::from_json(case["config"].clone(), "golden").unwrap();
-    let options = LoadOptions { random: Some(1), vocabulary: 0 };
+    let options = LoadOptions { random: Some(1), vocabulary: 0, ..LoadOptions::default() };
     let mut model = Model::build(architecture, None, crate::support::backend(), &options).unwrap();
     let be = std::sync::Arc::clone(&model.backend);
     let start = |name: String| narrow(&case["start"][name]);

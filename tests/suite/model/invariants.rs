@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// A tiny random model with random branches of rank 3 everywhere.
 pub fn tiny_model(family: &str) -> Model {
     let architecture = tiny_architecture(family);
-    let options = LoadOptions { random: Some(5), vocabulary: 0 };
+    let options = LoadOptions { random: Some(5), vocabulary: 0, ..LoadOptions::default() };
     let mut model = Model::build(architecture, None, backend(), &options).unwrap();
     let be = Arc::clone(&model.backend);
     for (i, layer) in model.linears.iter_mut().enumerate() {

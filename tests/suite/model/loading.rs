@@ -67,7 +67,7 @@ fn appended_rows_start_as_means_and_stored_ones_stay() {
     let dir = golden.dir.join("models").join(name);
     let plain = Model::load(Path::new(&dir), backend(), &LoadOptions::default()).unwrap();
     let old = plain.architecture.vocabulary;
-    let options = LoadOptions { random: None, vocabulary: old + 3 };
+    let options = LoadOptions { random: None, vocabulary: old + 3, ..LoadOptions::default() };
     let mut grown = Model::load(Path::new(&dir), backend(), &options).unwrap();
     assert_eq!(plain.fingerprint, grown.fingerprint);
     grown.initialise_rows(&[(old as u32, vec![4, 9]), (old as u32 + 2, vec![])], old).unwrap();

@@ -4,6 +4,7 @@ mod golden;
 pub mod invariants;
 mod kinds;
 mod loading;
+mod narrow;
 mod quantised;
 
 use crate::support::{Golden, Reference, backend};

@@ -16,6 +16,7 @@ mod fold;
 mod gather;
 mod linear;
 pub mod matmul;
+mod narrow;
 mod orthonormalize;
 mod project;
 mod rmsnorm;

@@ -3,6 +3,7 @@
 mod changed;
 mod moved;
 mod overlay;
+mod precision;
 mod resume;
 mod saving;
 mod threads;

@@ -27,15 +27,16 @@ fn the_number_of_threads_changes_nothing() {
     let large = ["--steps", "5", "--set", "train.batch=40", "--set", "checkpoint.every=3"];
     let metric =
         ["--set", "null_space.side=metric", "--set", "null_space.pull=0.2", "--set", "rehearsal.every=2"];
-    let cases: [(&str, &str, &[&str]); 4] = [
+    let cases: [(&str, &str, &[&str]); 5] = [
         ("llama_tied", "gems", &["--set", "gems.refresh=exact"]),
         ("qwen3_qknorm", "gems", &metric),
+        ("llama_tied", "gems", &["--set", "precision=bf16", "--set", "gems.refresh_every=2"]),
         ("t5_v11", "galore", &["--set", "null_space.side=output"]),
         ("qwen2_bias", "full", &["--set", "optimizer.norms=true", "--set", "optimizer.biases=true"]),
     ];
-    for (model, method, more) in cases {
+    for (number, (model, method, more)) in cases.into_iter().enumerate() {
         let outcomes = ["1", "2", "3"].map(|threads| {
-            let out = dir.path().join(format!("{model}-{threads}"));
+            let out = dir.path().join(format!("{number}-{threads}"));
             let flags = [&["--method", method, "--threads", threads][..], &large, more].concat();
             train(model, &data, &out, &flags).assert().success();
             outcome(&out)
