@@ -3,7 +3,7 @@
 use super::session::Session;
 use crate::data::{Record, check_names};
 use crate::error::{Error, Result};
-use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, order};
+use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, leading};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -145,7 +145,8 @@ impl<'a> Asker<'a> {
         let (side, batch_tokens) = (self.session.prompt_side, EvaluateSettings::default().batch_tokens);
         let scores = Scorer::new(&self.session.model, side, batch_tokens).scores(&requests)?;
         let best = |(s, scores): (&&Sound, &Vec<f32>)| {
-            let ranked = order(&self.candidates(s).items, scores, 0).into_iter();
+            let depth = s.top.saturating_add(s.excluded.len());
+            let ranked = leading(&self.candidates(s).items, scores, depth, 0).into_iter();
             let best = ranked.filter(|(item, _)| !s.excluded.contains(item)).take(s.top).collect();
             Answer { task: s.record.task, best }
         };

@@ -63,14 +63,14 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
             trec::write(dir, &split.name, &session.data, split, rankings)?;
         }
     }
+    let general = reference.map(|r| r.measure_each_over(ranks::world(), &session.model)).transpose()?;
     let mut result = json!({
         "run": args.run.display().to_string(),
-        "result": summary(&session, &settings, &ranked, reference.as_ref())?,
+        "result": summary(&session, &settings, &ranked, general),
     });
     let (slices, shown) = breakdown(&session, &settings, &ranked);
     result["slices"] = slices;
     result["coverage"] = shown;
-    drop(reference);
     if args.layers {
         result["layers"] = json!(layers(&session, args)?);
     }

@@ -4,7 +4,9 @@ use super::ranks::world;
 use super::session::Session;
 use crate::data::{Record, Split};
 use crate::error::Result;
-use crate::eval::{EvaluateSettings, Metrics, Ranked, Rankings, Reference, compared, rank_split_over};
+use crate::eval::{
+    EvaluateSettings, General, Metrics, PerText, Ranked, Rankings, Reference, compared, rank_split_over,
+};
 use crate::model::{Inference, general_pass};
 use crate::report::Progress;
 use serde_json::{Map, Value, json};
@@ -63,8 +65,8 @@ pub fn summary(
     session: &Session,
     settings: &EvaluateSettings,
     ranked: &[(&Split, Rankings)],
-    reference: Option<&Reference>,
-) -> Result<Value> {
+    general: Option<(General, PerText)>,
+) -> Value {
     let mut all = Map::new();
     for (split, rankings) in ranked {
         let metrics: Metrics = rankings.metrics(&session.data.tasks, settings);
@@ -77,12 +79,11 @@ pub fn summary(
             all.insert(ANSWERS.into(), answers(session, split, rankings));
         }
     }
-    if let Some(reference) = reference {
-        let (general, texts) = reference.measure_each_over(world(), &session.model)?;
+    if let Some((general, texts)) = general {
         all.insert("general".into(), json!(general));
         all.insert(PER_TEXT.into(), json!(texts));
     }
-    Ok(Value::Object(all))
+    Value::Object(all)
 }
 
 /// A few metrics of every request, by task.
@@ -190,9 +191,16 @@ pub fn probe(session: &Session) -> Result<Inference> {
     Ok(general_pass(&session.model, &prompts))
 }
 
-/// Both at once.
+/// Both at once, of a model that was tuned.
 pub fn measure(session: &Session, reference: Option<&Reference>, quiet: bool) -> Result<Value> {
-    let settings = &session.config.evaluate;
-    let ranked = rankings(session, settings, quiet)?;
-    summary(session, settings, &ranked, reference)
+    let ranked = rankings(session, &session.config.evaluate, quiet)?;
+    let general = reference.map(|r| r.measure_each_over(world(), &session.model)).transpose()?;
+    Ok(summary(session, &session.config.evaluate, &ranked, general))
+}
+
+/// The same of the base model, before anything of it is changed: the reference has its states on general text.
+pub fn measure_base(session: &Session, reference: Option<&Reference>, quiet: bool) -> Result<Value> {
+    let ranked = rankings(session, &session.config.evaluate, quiet)?;
+    let general = reference.map(|r| r.base_over(world(), &session.model, usize::MAX)).transpose()?;
+    Ok(summary(session, &session.config.evaluate, &ranked, general))
 }

@@ -16,6 +16,7 @@ mod measure;
 mod needs;
 mod options;
 mod page;
+mod phases;
 mod plan;
 mod prepare;
 mod products;

@@ -3,6 +3,7 @@
 use super::identity::{semantic_ids, start_rows};
 use super::needs::{Planned, PlannedKnowledge};
 use super::options::{DeviceArgs, SettingsArgs};
+use super::phases::Phases;
 use super::protection::Protected;
 use super::ranks;
 use crate::backend::{Backend, DeviceInfo};
@@ -41,6 +42,8 @@ pub struct Session {
     pub same_tests: bool,
     /// Where the base model's states on general text are kept for runs beside this one.
     pub states: Option<KeptStates>,
+    /// What opening took.
+    pub phases: Phases,
     codes: Option<SemanticIds>,
 }
 
@@ -57,6 +60,7 @@ pub enum Memory {
 
 /// What a model is put together with.
 struct Parts {
+    phases: Phases,
     read: RunData,
     codes: Option<SemanticIds>,
     chat: Option<ChatTemplate>,
@@ -120,10 +124,15 @@ impl Session {
         let backend = open(&config)?;
         ranks::world().limit(&config.distributed);
         let base = PathBuf::from(&config.model.path);
-        let data = Dataset::load(Path::new(&config.data.path), &config.data)?;
+        let mut phases = Phases::default();
+        let data =
+            phases.time("reading the data", || Dataset::load(Path::new(&config.data.path), &config.data))?;
         let side = PromptSide::from(&Architecture::read(&base)?);
         let codes = match config.data.item_identity {
-            ItemIdentity::Semantic => Some(semantic_ids(&config, &base, &data, side, &backend)?),
+            ItemIdentity::Semantic => {
+                let find = || semantic_ids(&config, &base, &data, side, &backend);
+                Some(phases.time("semantic ids", find)?)
+            }
             _ => None,
         };
         let general = GeneralText::load(&data.general, &config.data)?;
@@ -132,7 +141,8 @@ impl Session {
         config.data.tasks = data.tasks.clone();
         config.data.templates = prompts.sources().clone();
         let read = RunData { data, general, notes: Vec::new(), same_tests: true };
-        Self::assemble(config, Parts { read, codes, chat: prompts.chat_template().cloned() }, backend, memory)
+        let chat = prompts.chat_template().cloned();
+        Self::assemble(config, Parts { phases, read, codes, chat }, backend, memory)
     }
 
     /// Opens the base model of a run, with the run's own items, codes and prompts, under `config`.
@@ -148,10 +158,11 @@ impl Session {
                 .at(base.display())
                 .remedy("put it back, or say where it is with --set model.path=DIR"));
         }
-        let read = run.data(&config, reads)?;
+        let mut phases = Phases::default();
+        let read = phases.time("reading the data", || run.data(&config, reads))?;
         let backend = super::device::open(&config, device)?;
         ranks::world().limit(&config.distributed);
-        let parts = Parts { read, codes: run.codes.clone(), chat: run.chat.clone() };
+        let parts = Parts { phases, read, codes: run.codes.clone(), chat: run.chat.clone() };
         let session = Self::assemble(config, parts, backend, memory)?;
         let tokenizer = session.vocabulary.fingerprint();
         let found = run.sources.check_model(&session.model.fingerprint, &tokenizer);
@@ -164,13 +175,14 @@ impl Session {
         let (items, tasks) = (self.data.items.clone(), self.data.tasks.clone());
         let data = Dataset { items, tasks, ..Dataset::default() };
         let read = RunData { data, ..RunData::default() };
-        let parts = Parts { read, codes: self.codes.clone(), chat: self.prompts.chat_template().cloned() };
+        let (codes, chat) = (self.codes.clone(), self.prompts.chat_template().cloned());
+        let parts = Parts { phases: Phases::default(), read, codes, chat };
         Self::assemble(self.config.clone(), parts, super::device::open(&self.config, device)?, Memory::Any)
     }
 
     /// Where the machine has the memory for what is to come.
     fn assemble(config: Config, parts: Parts, backend: Arc<dyn Backend>, memory: Memory) -> Result<Self> {
-        let Parts { read: RunData { data, general, notes, same_tests }, codes, chat } = parts;
+        let Parts { mut phases, read: RunData { data, general, notes, same_tests }, codes, chat } = parts;
         let base = PathBuf::from(&config.model.path);
         let mut described = Architecture::read(&base)?;
         if config.model.init == Init::Random {
@@ -180,7 +192,8 @@ impl Session {
             config.tuner().leaves_weights(&format!("{} ({})", base.display(), codes.scheme.name()))?;
         }
         let prompt_side = PromptSide::from(&described);
-        let vocabulary = Vocabulary::new(&base, &data.items, &config.data, prompt_side, codes.as_ref())?;
+        let extend = || Vocabulary::new(&base, &data.items, &config.data, prompt_side, codes.as_ref());
+        let vocabulary = phases.time("tokens of the items", extend)?;
         let rows = vocabulary.rows_for(described.vocabulary)?;
         let random = (config.model.init == Init::Random).then_some(config.seed);
         described.narrow = narrow(&config, &base, backend.info())?;
@@ -207,10 +220,11 @@ impl Session {
                 PlannedKnowledge { architecture, device, settings, chunks, vocabulary }.fits()?;
             }
         }
-        let mut model = Model::load(&base, backend, &options)?;
+        let mut model = phases.time("loading the model", || Model::load(&base, backend, &options))?;
         config.tuner().fits(&model.layout.sites, data.tasks.len())?;
         let old_vocabulary = new_rows.unwrap_or(model.architecture.vocabulary);
-        start_rows(&mut model, &vocabulary, &data, old_vocabulary)?;
+        let start = || start_rows(&mut model, &vocabulary, &data, old_vocabulary);
+        phases.time("rows of the items", start)?;
         Ok(Self {
             config,
             base,
@@ -225,6 +239,7 @@ impl Session {
             notes,
             same_tests,
             states: None,
+            phases,
             codes,
         })
     }

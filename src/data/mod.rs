@@ -23,6 +23,7 @@ pub(crate) mod fault;
 pub(crate) mod filenames;
 mod files;
 mod general;
+mod kmeans;
 mod markup;
 mod pack;
 mod prompt;

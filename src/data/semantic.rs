@@ -1,9 +1,7 @@
 //! Semantic ids: a few codes an item, from residual k-means over item embeddings.
 
+use super::kmeans::kmeans;
 use crate::error::{Error, Result};
-use crate::random::{Purpose, stream};
-use rand::RngExt;
-use rayon::prelude::*;
 use std::collections::HashMap;
 
 /// The codes of every item: `levels` each, no two items the same.
@@ -88,7 +86,7 @@ pub fn residual_kmeans(
     let mut residual = embeddings.to_vec();
     let mut assigned = vec![Vec::with_capacity(levels + 1); n];
     for level in 0..levels {
-        let (centroids, nearest) = kmeans(&residual, dim, codes.min(n), iterations, seed, level as u64);
+        let (centroids, nearest) = kmeans(&residual, dim, codes.min(n), iterations, (seed, level as u64));
         for (i, &code) in nearest.iter().enumerate() {
             assigned[i].push(code);
             let centroid = &centroids[code as usize * dim..][..dim];
@@ -114,76 +112,4 @@ fn number_collisions(assigned: &mut [Vec<u32>]) -> bool {
         assigned.iter_mut().zip(ranks).for_each(|(codes, rank)| codes.push(rank));
     }
     collide
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(x, y)| ((x - y) as f64).powi(2)).sum()
-}
-
-/// Lloyd's algorithm from a k-means++ start: centroids `[k x dim]` and the nearest of each row.
-fn kmeans(
-    rows: &[f32],
-    dim: usize,
-    k: usize,
-    iterations: usize,
-    seed: u64,
-    level: u64,
-) -> (Vec<f32>, Vec<u32>) {
-    let mut centroids = plus_plus(rows, dim, k, seed, level);
-    let mut nearest = assign(rows, dim, &centroids);
-    for _ in 0..iterations {
-        let (mut sums, mut counts) = (vec![0f64; centroids.len()], vec![0usize; k]);
-        for (row, &code) in rows.chunks_exact(dim).zip(&nearest) {
-            counts[code as usize] += 1;
-            let sum = &mut sums[code as usize * dim..][..dim];
-            sum.iter_mut().zip(row).for_each(|(s, x)| *s += *x as f64);
-        }
-        for (code, &count) in counts.iter().enumerate().filter(|(_, c)| **c > 0) {
-            for j in code * dim..(code + 1) * dim {
-                centroids[j] = (sums[j] / count as f64) as f32;
-            }
-        }
-        let moved = assign(rows, dim, &centroids);
-        if moved == nearest {
-            break;
-        }
-        nearest = moved;
-    }
-    (centroids, nearest)
-}
-
-fn assign(rows: &[f32], dim: usize, centroids: &[f32]) -> Vec<u32> {
-    rows.par_chunks_exact(dim)
-        .map(|row| {
-            let distances = centroids.chunks_exact(dim).map(|c| distance(row, c));
-            distances.enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(i, _)| i as u32)
-        })
-        .collect()
-}
-
-/// k-means++: each further centroid is a row drawn in proportion to its squared distance from the
-/// nearest centroid so far.
-fn plus_plus(rows: &[f32], dim: usize, k: usize, seed: u64, level: u64) -> Vec<f32> {
-    let n = rows.len() / dim;
-    let mut rng = stream(seed, Purpose::Init, 0x73656d, level);
-    let mut chosen = rng.random_range(0..n);
-    let mut centroids = Vec::with_capacity(k * dim);
-    let mut gaps = vec![f64::INFINITY; n];
-    loop {
-        let centroid = &rows[chosen * dim..][..dim];
-        centroids.extend_from_slice(centroid);
-        if centroids.len() == k * dim {
-            return centroids;
-        }
-        gaps.par_iter_mut()
-            .zip(rows.par_chunks_exact(dim))
-            .for_each(|(gap, row)| *gap = gap.min(distance(row, centroid)));
-        let mut left = rng.random::<f64>() * gaps.iter().sum::<f64>();
-        // Where all rows are centroids already, any row will do.
-        let drawn = gaps.iter().position(|gap| {
-            left -= gap;
-            left < 0.0
-        });
-        chosen = drawn.unwrap_or(n - 1);
-    }
 }

@@ -4,7 +4,7 @@ use super::states::KeptStates;
 use crate::backend::{Backend, DType, Dots, Mat, Tensor};
 use crate::distributed::World;
 use crate::error::Result;
-use crate::model::{Model, Packed, general_pass, passes};
+use crate::model::{Inference, Model, Packed, general_pass, passes};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -38,6 +38,15 @@ pub struct Reference {
     hidden: Vec<Option<Tensor>>,
     head: Tensor,
     old: usize,
+}
+
+/// Where the final hidden states of a model that is measured come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum States {
+    /// It is the base model: those that were captured.
+    Captured,
+    /// A pass through it.
+    Tuned,
 }
 
 /// Rows whose logits are held at a time.
@@ -76,7 +85,8 @@ impl Reference {
         let head = model.backend.duplicate(head, head.dtype)?;
         let groups = passes(&chunks);
         let own = || (0..groups.len()).filter(|number| number % world.size() == world.rank());
-        let compute = || own().map(|number| Ok(hidden_of(model, groups[number], old)?.0)).collect();
+        let compute =
+            || own().map(|number| model.hidden(&predicting(model, groups[number], old).0)).collect();
         let what = format!("predictions below {old}, those of rank {} of {}", world.rank(), world.size());
         let found: Vec<Tensor> = match kept {
             Some(kept) => kept.get(model, (&what, &chunks), compute)?,
@@ -102,7 +112,16 @@ impl Reference {
     /// # Errors
     /// The device; ranks that do something else, or are silent.
     pub fn measure_each_over(&self, world: &World, model: &Model) -> Result<(General, PerText)> {
-        self.measure_over(world, model, usize::MAX)
+        self.measure_over(world, (model, States::Tuned), usize::MAX)
+    }
+
+    /// The same of the base model itself, which nothing was changed of but rows of new tokens: its states are those that were
+    /// captured. Of the first passes only, which reach `most` tokens.
+    ///
+    /// # Errors
+    /// As [`Self::measure_each_over`].
+    pub fn base_over(&self, world: &World, model: &Model, most: usize) -> Result<(General, PerText)> {
+        self.measure_over(world, (model, States::Captured), most)
     }
 
     /// The same of the first passes only, which reach `most` tokens: a look while training goes on.
@@ -110,10 +129,15 @@ impl Reference {
     /// # Errors
     /// As [`Self::measure_each_over`].
     pub fn sample_over(&self, world: &World, model: &Model, most: usize) -> Result<General> {
-        self.measure_over(world, model, most).map(|(all, _)| all)
+        self.measure_over(world, (model, States::Tuned), most).map(|(all, _)| all)
     }
 
-    fn measure_over(&self, world: &World, model: &Model, most: usize) -> Result<(General, PerText)> {
+    fn measure_over(
+        &self,
+        world: &World,
+        (model, states): (&Model, States),
+        most: usize,
+    ) -> Result<(General, PerText)> {
         let mut groups = passes(&self.chunks);
         let mut tokens = 0;
         groups.retain(|group| {
@@ -122,7 +146,7 @@ impl Reference {
             wanted
         });
         let compared = world.in_turns(groups.len(), |number| match &self.hidden[number] {
-            Some(base) => self.compare_group(model, groups[number], base),
+            Some(base) => self.compare_group((model, states), groups[number], base),
             None => Ok(Vec::new()),
         })?;
         let (mut nll, mut kl, mut mass, mut tokens) = (0.0, 0.0, 0.0, 0usize);
@@ -150,12 +174,17 @@ impl Reference {
     /// ranks.
     fn compare_group(
         &self,
-        model: &Model,
+        (model, states): (&Model, States),
         group: &[Vec<u32>],
         base: &Tensor,
     ) -> Result<Vec<(usize, [u64; 3])>> {
         let (be, head) = (&model.backend, model.parameter(model.head()));
-        let (hidden, targets, text_of) = hidden_of(model, group, self.old)?;
+        let (pass, targets, text_of) = predicting(model, group, self.old);
+        let tuned = match states {
+            States::Tuned => Some(model.hidden(&pass)?),
+            States::Captured => None,
+        };
+        let hidden = tuned.as_ref().unwrap_or(base);
         let mut all = Vec::with_capacity(targets.len());
         for start in (0..targets.len()).step_by(LOGIT_ROWS) {
             let rows = start..(start + LOGIT_ROWS).min(targets.len());
@@ -205,12 +234,12 @@ pub fn drift(backend: &dyn Backend, change: Mat, x: Mat) -> Result<f64> {
     Ok(f64::from(backend.download(sum.mat())?[0]))
 }
 
-/// Final hidden states that predict a token among the first `old`, those tokens, and the number of each one's text.
-fn hidden_of(model: &Model, group: &[Vec<u32>], old: usize) -> Result<(Tensor, Vec<u32>, Vec<usize>)> {
+/// The pass whose final hidden states predict a token among the first `old`, those tokens, and the number of each one's text.
+fn predicting(model: &Model, group: &[Vec<u32>], old: usize) -> (Inference, Vec<u32>, Vec<usize>) {
     let mut pass = general_pass(model, group);
     let mut all = predictions(&pass.decoder, group, pass.encoder.is_some());
     all.retain(|(_, target, _)| (*target as usize) < old);
     pass.rows = all.iter().map(|(row, ..)| *row).collect();
     let (targets, texts) = all.into_iter().map(|(_, target, text)| (target, text)).unzip();
-    Ok((model.hidden(&pass)?, targets, texts))
+    (pass, targets, texts)
 }

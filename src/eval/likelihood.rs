@@ -10,13 +10,14 @@ use crate::backend::{CrossEntropy, DType, Gather, Mat, Tensor};
 use crate::data::PromptSide;
 use crate::error::{Error, Result};
 use crate::model::{Inference, Model, Packed, Visible};
+use rayon::prelude::*;
 use std::collections::HashMap;
 
 /// A node with so many children gets their logits in one product; one with fewer is repeated for each child,
 /// so that many small nodes share a launch.
 const WIDE: usize = 16;
 /// Most logits of one product over a wide node's children.
-const LOGITS: usize = 1 << 23;
+const LOGITS: usize = 1 << 24;
 
 /// A prompt and what may follow it.
 #[derive(Clone, Copy)]
@@ -64,7 +65,7 @@ impl<'a> Scorer<'a> {
     pub fn scores(&self, requests: &[Request]) -> Result<Vec<Vec<f32>>> {
         let pieces = (0..requests.len()).flat_map(|r| self.pieces(r, &requests[r])).collect();
         let edges = self.edges(requests, pieces)?;
-        let scores = requests.iter().zip(edges).map(|(request, edges)| {
+        let scores = requests.par_iter().zip(edges).map(|(request, edges)| {
             let mut totals: Vec<f64> = edges.into_iter().map(f64::from).collect();
             for node in 1..totals.len() {
                 totals[node] += totals[request.trie.parent(node as u32) as usize];
@@ -99,13 +100,12 @@ impl<'a> Scorer<'a> {
     fn pieces(&self, number: usize, request: &Request) -> Vec<Piece> {
         let room = self.batch_tokens.saturating_sub(self.rows_of(request));
         let room = room.max(self.batch_tokens / 4).max(1);
-        let inner: Vec<u32> = request.trie.inner().collect();
         let piece = |run: &[u32]| {
             let mut rows = request.trie.path(run[0]);
             rows.extend(run.iter().copied().skip(1));
             Piece { request: number, rows, wanted: run.to_vec() }
         };
-        inner.chunks(room).map(piece).collect()
+        request.trie.inner().chunks(room).map(piece).collect()
     }
 
     /// Rows of a request's prompt, encoder and decoder together.
@@ -134,8 +134,7 @@ impl<'a> Scorer<'a> {
 
     fn check(&self, request: &Request) -> Result<()> {
         let rows = self.model.architecture.vocabulary as u32;
-        let trie = (1..request.trie.len() as u32).map(|n| request.trie.token(n));
-        match request.prompt.iter().copied().chain(trie).find(|t| *t >= rows) {
+        match request.prompt.iter().copied().chain(request.trie.largest_token()).find(|t| *t >= rows) {
             Some(token) => {
                 Err(Error::model(format!("token {token}, but the model has {rows} embedding rows"))
                     .remedy("evaluate with the model that was tuned on this catalogue"))

@@ -20,7 +20,7 @@ pub use knowledge::{General, PerText, Reference, drift};
 pub use layers::{LayerChange, layer_changes};
 pub use likelihood::{Request, Scorer};
 pub use rank::{
-    Metrics, Ranked, Rankings, candidate_trie, check_candidates, judge, order, rank_split, rank_split_over,
+    Metrics, Ranked, Rankings, candidate_trie, check_candidates, judge, leading, rank_split, rank_split_over,
     score,
 };
 pub use sample::{SampleSettings, sample_text};

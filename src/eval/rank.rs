@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// Most trie nodes of the requests that are scored together: their likelihoods are held at once.
-const NODES: usize = 1 << 22;
+/// Most trie nodes of the requests that are scored together: their likelihoods are held at once (128 MB). Of a million items
+/// these are 16 requests, which share a reading of the head.
+const NODES: usize = 1 << 24;
 
 /// Requests whose metrics are summed together.
 const BLOCK: usize = 8192;
@@ -132,16 +133,28 @@ pub fn score(
     Ok(scores.into_iter().next().unwrap_or_default())
 }
 
-/// Items in ranking order: by score, and those of equal score in an order drawn for `request`.
-pub fn order(candidates: &[u32], scores: &[f32], request: u64) -> Vec<(u32, f32)> {
-    let mut list = pairs(candidates, scores);
-    list.sort_unstable_by(|a, b| before(a, b, request));
-    list
-}
-
-fn pairs(candidates: &[u32], scores: &[f32]) -> Vec<(u32, f32)> {
-    // Adding 0 makes the two zeros one.
-    candidates.iter().copied().zip(scores.iter().map(|s| s + 0.0)).collect()
+/// The first `depth` items in ranking order: by score, and those of equal score in an order drawn for `request`. Linear in
+/// the number of candidates.
+pub fn leading(candidates: &[u32], scores: &[f32], depth: usize, request: u64) -> Vec<(u32, f32)> {
+    let by_rank = |a: &(u32, f32), b: &(u32, f32)| before(a, b, request);
+    // What is kept is cut back to `depth` whenever it has grown to this.
+    let room = depth.saturating_mul(4).max(256);
+    let (mut kept, mut least) = (Vec::new(), f32::NEG_INFINITY);
+    for (item, score) in candidates.iter().zip(scores) {
+        // Adding 0 makes the two zeros one.
+        let score = score + 0.0;
+        if score < least || depth == 0 {
+            continue;
+        }
+        kept.push((*item, score));
+        if kept.len() == room {
+            least = kept.select_nth_unstable_by(depth - 1, by_rank).1.1;
+            kept.truncate(depth);
+        }
+    }
+    kept.sort_unstable_by(by_rank);
+    kept.truncate(depth);
+    kept
 }
 
 fn before(a: &(u32, f32), b: &(u32, f32), request: u64) -> Ordering {
@@ -149,38 +162,20 @@ fn before(a: &(u32, f32), b: &(u32, f32), request: u64) -> Ordering {
     b.1.total_cmp(&a.1).then_with(|| drawn(a.0).cmp(&drawn(b.0)))
 }
 
-/// The first `depth` of [`order`], and where each of `targets` stands (those that are candidates). Linear in the
-/// number of candidates.
+/// The first `depth` items in ranking order ([`leading`]), and where each of `targets` stands (those that are candidates).
 pub fn judge(
     candidates: &[u32],
     scores: &[f32],
     targets: &[u32],
     (depth, request): (usize, u64),
 ) -> (Vec<(u32, f32)>, Vec<Place>) {
-    let mut list = pairs(candidates, scores);
-    let find = |t: &u32| list.iter().find(|(item, _)| item == t).map(|(_, score)| *score);
-    let wanted: Vec<f32> = targets.iter().filter_map(find).collect();
-    let mut levels = wanted.clone();
-    levels.sort_unstable_by(|a, b| b.total_cmp(a));
-    levels.dedup();
-    let level = |score: f32| levels.partition_point(|l| *l > score);
-    // Candidates of each level's score, and those between it and the level before.
-    let (mut tied, mut between) = (vec![0usize; levels.len()], vec![0usize; levels.len() + 1]);
-    for (_, score) in &list {
-        match levels.get(level(*score)) {
-            Some(l) if l == score => tied[level(*score)] += 1,
-            _ => between[level(*score)] += 1,
-        }
-    }
-    let ahead = |l: usize| between[..=l].iter().sum::<usize>() + tied[..l].iter().sum::<usize>();
-    let place = |score: &f32| Place { ahead: ahead(level(*score)), tied: tied[level(*score)] };
-    let places = wanted.iter().map(place).collect();
-    if depth < list.len() {
-        list.select_nth_unstable_by(depth, |a, b| before(a, b, request));
-        list.truncate(depth);
-    }
-    list.sort_unstable_by(|a, b| before(a, b, request));
-    (list, places)
+    // Of a whole catalogue item i stands at i.
+    let own = |target: &u32| Some(*target as usize).filter(|at| candidates.get(*at) == Some(target));
+    let at = |target: &u32| own(target).or_else(|| candidates.iter().position(|item| item == target));
+    let count = |is: &dyn Fn(f32) -> bool| scores.iter().filter(|score| is(**score)).count();
+    let place = |score: f32| Place { ahead: count(&|s| s > score), tied: count(&|s| s == score) };
+    let places = targets.iter().filter_map(at).map(|at| place(scores[at])).collect();
+    (leading(candidates, scores, depth, request), places)
 }
 
 /// Refuses `candidates = "given"` where a record to be ranked has no negatives: metrics among a few candidates and
@@ -284,7 +279,7 @@ pub fn rank_split_over(
             Some((_, trie)) => trie,
             None => catalogue.get_or_insert_with(|| candidate_trie(&all, vocabulary)),
         };
-        rows += prompt.len() + trie.inner().count();
+        rows += prompt.len() + trie.inner().len();
         nodes += trie.len();
         waiting.push(Waiting { record: *number, prompt, own });
         if rows >= settings.batch_tokens || nodes >= NODES || done + 1 == numbers.len() {
@@ -312,7 +307,6 @@ fn rank(
     (all, catalogue): (&[u32], Option<&Trie>),
     settings: &EvaluateSettings,
 ) -> Result<Vec<Ranked>> {
-    let mut ranked = Vec::with_capacity(waiting.len());
     let empty = Trie::new(&[]);
     let mut requests = Vec::with_capacity(waiting.len());
     for w in waiting {
@@ -320,7 +314,8 @@ fn rank(
         requests.push(Request { prompt: &w.prompt, trie });
     }
     let depth = settings.k.iter().copied().max().unwrap_or(10);
-    for (waiting, scores) in waiting.iter().zip(scorer.scores(&requests)?) {
+    let scores = scorer.scores(&requests)?;
+    let judged = waiting.par_iter().zip(scores).map(|(waiting, scores)| {
         let record = &split.records[waiting.record];
         let candidates = waiting.own.as_ref().map_or(all, |(list, _)| list);
         let drawn = waiting.record as u64;
@@ -334,7 +329,7 @@ fn rank(
             _ => Vec::new(),
         };
         let (record, task, candidates) = (waiting.record, record.task, candidates.len());
-        ranked.push(Ranked { record, task, top, places, candidates, sampled });
-    }
-    Ok(ranked)
+        Ranked { record, task, top, places, candidates, sampled }
+    });
+    Ok(judged.collect())
 }

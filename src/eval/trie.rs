@@ -7,6 +7,9 @@ pub struct Trie {
     nodes: Vec<Node>,
     ends: Vec<u32>,
     targets: Vec<Option<u32>>,
+    /// Nodes with children, ascending.
+    inner: Vec<u32>,
+    largest: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,7 +52,10 @@ impl Trie {
         }
         close(&mut nodes, &mut path, 0);
         nodes[0].end = nodes.len() as u32;
-        Self { nodes, ends, targets }
+        let inner =
+            (0..).zip(&nodes).filter(|(number, node)| node.end > number + 1).map(|(number, _)| number);
+        let (inner, largest) = (inner.collect(), nodes[1..].iter().map(|node| node.token).max());
+        Self { nodes, ends, targets, inner, largest }
     }
 
     /// Number of nodes, the root included.
@@ -101,9 +107,13 @@ impl Trie {
         path.reverse();
         path
     }
-    /// Every node that must be computed, because a token is predicted from it: the root and the inner nodes.
-    pub fn inner(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.len() as u32).filter(|n| self.is_inner(*n))
+    /// Every node that must be computed, because a token is predicted from it: the root and the inner nodes, ascending.
+    pub fn inner(&self) -> &[u32] {
+        &self.inner
+    }
+    /// The largest token of any node; `None`: there is nothing but the root.
+    pub fn largest_token(&self) -> Option<u32> {
+        self.largest
     }
 }
 

@@ -259,27 +259,33 @@ fn write(
     Ok(report)
 }
 
-/// Works on all parts, several at a time, and hands the results over in their order.
+/// Works on all parts, several at a time, and hands the results over in their order, those of some parts while the next
+/// are worked on.
 fn each_part<T: Send>(
     log: &Log,
     watch: &mut Watch,
     stage: &'static str,
     work: impl Fn(&[spool::Event]) -> T + Sync,
-    mut take: impl FnMut(T) -> Result<()>,
+    mut take: impl FnMut(T) -> Result<()> + Send,
 ) -> Result<()> {
+    let load = |number| {
+        let bytes = log.spool.load(number)?;
+        Ok(work(&events_of(&bytes).collect::<Vec<_>>()))
+    };
+    let mut done = Vec::new();
     let step = rayon::current_num_threads().max(1);
     for first in (0..PARTS).step_by(step) {
         watch.at(stage, first as u64, PARTS as u64)?;
         let numbers = (first..PARTS.min(first + step)).into_par_iter();
-        let results: Vec<Result<T>> = numbers
-            .map(|number| {
-                let bytes = log.spool.load(number)?;
-                Ok(work(&events_of(&bytes).collect::<Vec<_>>()))
-            })
-            .collect();
-        results.into_iter().try_for_each(|r| r.and_then(&mut take))?;
+        let before = std::mem::take(&mut done);
+        let (taken, found) = rayon::join(
+            || before.into_iter().try_for_each(&mut take),
+            || numbers.map(load).collect::<Result<Vec<T>>>(),
+        );
+        taken?;
+        done = found?;
     }
-    Ok(())
+    done.into_iter().try_for_each(take)
 }
 
 fn write_items(log: &Log, alive: &Alive, settings: &Settings, dir: &Path) -> Result<(u64, u64)> {

@@ -22,4 +22,4 @@ pub use rehearsal::Rehearsal;
 pub use schedule::Schedule;
 pub use settings::{CheckpointSettings, TrainSettings};
 pub use step::{Leaves, gradients, gradients_in_leaves, micro_step, probe, rehearse};
-pub use trainer::{Ending, Outcome, Standing, Trainer, Validate};
+pub use trainer::{Ending, Outcome, Spent, Standing, Trainer, Validate};

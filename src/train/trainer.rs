@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,19 @@ pub struct Outcome {
     pub step: u64,
     /// The best validation: step and value.
     pub best: Option<(u64, f64)>,
+    /// Where this process' time went besides steps and validation.
+    pub spent: Spent,
+}
+
+/// Time of a run besides its steps and validations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Trying the largest step.
+    pub largest: Duration,
+    /// Finding the first bases.
+    pub bases: Duration,
+    /// Writing checkpoints.
+    pub saving: Duration,
 }
 
 /// Everything a run is made of.
@@ -88,6 +101,7 @@ pub struct Standing {
     saved: Option<u64>,
     /// Examples seen by this process, and those of them that were cut to fit the context.
     seen: (usize, usize),
+    spent: Spent,
 }
 
 impl Standing {
@@ -107,6 +121,7 @@ impl Standing {
             bad_in_a_row: count("bad_in_a_row"),
             saved: Some(found.step),
             seen: (0, 0),
+            spent: Spent::default(),
         }
     }
 
@@ -142,8 +157,11 @@ impl Trainer<'_> {
             self.world.by_first(|| self.prune(&at))?;
         }
         if at.step == 0 && self.settings.steps > 0 {
+            let start = Instant::now();
             self.largest_first()?;
+            at.spent.largest = start.elapsed();
             self.probe(listener)?;
+            at.spent.bases = start.elapsed() - at.spent.largest;
         }
         let ending = match at.is_patient(self.settings) {
             true => self.steps(&mut at, listener, validate)?,
@@ -157,7 +175,7 @@ impl Trainer<'_> {
         if at.saved != Some(at.step) {
             self.save(&mut at, listener)?;
         }
-        Ok(Outcome { ending, step: at.step, best: at.best })
+        Ok(Outcome { ending, step: at.step, best: at.best, spent: at.spent })
     }
 
     /// The largest step there can be, forward and backward, so that what does not fit fails at once.
@@ -400,7 +418,9 @@ impl Trainer<'_> {
 
     /// The first rank writes what all of them hold.
     fn save(&mut self, at: &mut Standing, listener: &mut dyn Listener) -> Result<()> {
+        let start = Instant::now();
         self.world.by_first(|| self.write(at, listener))?;
+        at.spent.saving += start.elapsed();
         at.saved = Some(at.step);
         Ok(())
     }

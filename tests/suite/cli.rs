@@ -143,6 +143,13 @@ fn train_evaluate_rank_and_export_on_every_family() {
             }
         }
         assert!(result["before"]["general"]["kl"].as_f64().unwrap() < 1e-6);
+        for phase in ["reading the data", "loading the model", "first bases", "training", "validating"] {
+            assert!(
+                result["phases"][phase].as_f64().is_some_and(|s| s >= 0.0),
+                "{model} {phase}: {}",
+                result["phases"]
+            );
+        }
         let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let steps: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         // A line a step, whatever else belongs to it, and one of the validation before the first.

@@ -5,6 +5,7 @@ use crate::support::Golden;
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::backend::{Backend, DType};
 use gems_engine::data::{Catalogue, DataSettings, EndOfSequence, ItemIdentity, PromptSide, Vocabulary};
+use gems_engine::distributed::World;
 use gems_engine::eval::metrics::{Judged, Place, named, names};
 use gems_engine::eval::{KeptStates, Reference, score};
 use gems_engine::model::{Architecture, LoadOptions, Model};
@@ -150,7 +151,15 @@ fn a_model_has_forgotten_nothing_of_itself() {
         let chunks: Vec<Vec<u32>> = vec![vec![3, 5, 7, 11, 13], vec![2, 4], vec![9, 9, 9, 8, 7, 6, 5, 4, 3]];
         let old = model.architecture.vocabulary - 10;
         let reference = Reference::capture(&model, chunks, old).unwrap();
-        let general = reference.measure(&model).unwrap();
+        let (general, each) = reference.measure_each(&model).unwrap();
+        let alone = World::alone();
+        assert_eq!(
+            reference.base_over(&alone, &model, usize::MAX).unwrap(),
+            (general, each),
+            "{name}: captured states"
+        );
+        let first = reference.base_over(&alone, &model, 1).unwrap().0;
+        assert_eq!(first, reference.sample_over(&alone, &model, 1).unwrap(), "{name}: of the first pass");
         assert!(general.kl < 1e-9 && general.perplexity > 1.0, "{name}: {general:?}");
         assert!(general.item_mass > 0.0 && general.item_mass < 1.0, "{name}: {general:?}");
     }

@@ -8,12 +8,13 @@ use gems_engine::data::{
 };
 use gems_engine::eval::metrics::Place;
 use gems_engine::eval::{
-    Candidates, EvaluateSettings, ROOT, Ranked, Rankings, Request, Scorer, Trie, beam, judge, order,
+    Candidates, EvaluateSettings, ROOT, Ranked, Rankings, Request, Scorer, Trie, beam, judge, leading,
     rank_split, score,
 };
 use gems_engine::model::{Batch, Labels, LoadOptions, Model, Packed};
 use proptest::prelude::*;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 // ---- trie ------------------------------------------------------------------------------------------
@@ -36,11 +37,13 @@ proptest! {
             let first = sequences.iter().position(|s| s == sequence).unwrap() as u32;
             prop_assert_eq!(trie.sequence_at(end), Some(first));
         }
+        prop_assert_eq!(trie.largest_token(), sequences.concat().into_iter().max());
         for node in 0..trie.len() as u32 {
             let children: Vec<u32> = trie.children(node).collect();
             let want: Vec<u32> = (1..trie.len() as u32).filter(|c| trie.parent(*c) == node).collect();
             prop_assert_eq!(&children, &want);
             prop_assert_eq!(trie.is_inner(node), !want.is_empty());
+            prop_assert_eq!(trie.inner().contains(&node), trie.is_inner(node) );
             prop_assert_eq!(trie.depth(node) as usize, trie.path(node).len());
         }
     }
@@ -170,10 +173,12 @@ fn golden_beam_search_and_exact_ranking() {
             let query = Request { prompt: &prompt, trie: &trie };
             let scores = scorer.scores(&[query]).unwrap().remove(0);
             assert_close(&what, &scores, &floats(&request["exact_log_likelihood"]), 0.0, atol);
-            let ranked: Vec<u32> = order(&all, &scores, 0).into_iter().map(|(item, _)| item).collect();
+            let ranked: Vec<u32> =
+                leading(&all, &scores, all.len(), 0).into_iter().map(|(item, _)| item).collect();
             assert_eq!(ranked, tokens(&request["ranking_by_sum"]), "{what}: exact ranking");
             let means: Vec<f32> = scores.iter().zip(&sequences).map(|(s, t)| s / t.len() as f32).collect();
-            let by_mean: Vec<u32> = order(&all, &means, 0).into_iter().map(|(item, _)| item).collect();
+            let by_mean: Vec<u32> =
+                leading(&all, &means, all.len(), 0).into_iter().map(|(item, _)| item).collect();
             assert_eq!(by_mean, tokens(&request["ranking_by_mean"]), "{what}: ranking by mean");
             for run in request["beam_runs"].as_array().unwrap() {
                 let settings = beam::BeamSettings {
@@ -214,7 +219,7 @@ fn golden_a_beam_as_wide_as_the_trie_finds_the_exact_ranking() {
     let request = Request { prompt: &[4, 9, 2], trie: &trie };
     let settings = beam::BeamSettings { beams: 60, length_penalty: 0.0, early_stopping: false };
     let all: Vec<u32> = (0..30).collect();
-    let exact = order(&all, &scorer.scores(&[request]).unwrap()[0], 0);
+    let exact = leading(&all, &scorer.scores(&[request]).unwrap()[0], all.len(), 0);
     let found = beam::search(&scorer, &request, settings).unwrap();
     assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), exact.iter().map(|e| e.0).collect::<Vec<_>>());
     let empty = Trie::new(&[]);
@@ -227,16 +232,17 @@ fn golden_a_beam_as_wide_as_the_trie_finds_the_exact_ranking() {
 proptest! {
     #[test]
     fn judging_equals_sorting(
-        levels in prop::collection::vec(0u8..5, 1..40),
-        depth in 0usize..50,
+        levels in prop_oneof![prop::collection::vec(0u8..5, 0..40), prop::collection::vec(0u8..200, 900..1200)],
+        depth in 0usize..80,
         (marks, request) in (any::<u64>(), any::<u64>()),
     ) {
         // Few levels: many ties.
         let scores: Vec<f32> = levels.iter().map(|l| -f32::from(*l)).collect();
         let candidates: Vec<u32> = (0..scores.len() as u32).map(|i| i * 3 + 1).collect();
         let targets: Vec<u32> =
-            candidates.iter().rev().enumerate().filter(|(i, _)| marks >> i & 1 == 1).map(|(_, c)| *c).collect();
-        let sorted = order(&candidates, &scores, request);
+            candidates.iter().rev().enumerate().filter(|(i, _)| marks >> (i % 64) & 1 == 1).map(|(_, c)| *c).collect();
+        let sorted = leading(&candidates, &scores, candidates.len(), request);
+        prop_assert_eq!(sorted.iter().map(|s| s.0).collect::<BTreeSet<_>>().len(), candidates.len());
         prop_assert!(sorted.windows(2).all(|w| w[0].1 >= w[1].1));
         let (top, places) = judge(&candidates, &scores, &targets, (depth, request));
         prop_assert_eq!(&top[..], &sorted[..depth.min(sorted.len())]);
@@ -388,7 +394,7 @@ fn check_request(world: &World, model: &Model, ranked: &Ranked, rule: Candidates
     let prompt = world.encoder().prompt(record).unwrap();
     let target = |c: &u32| world.vocabulary.target(*c).collect::<Vec<u32>>();
     let scores: Vec<f32> = candidates.iter().map(|c| alone(model, &prompt, &target(c))).collect();
-    let sorted = order(&candidates, &scores, 0);
+    let sorted = leading(&candidates, &scores, candidates.len(), 0);
     let place = |t: &u32| Place::alone(sorted.iter().position(|(item, _)| item == t).unwrap());
     assert_eq!(ranked.places, record.target.iter().map(place).collect::<Vec<_>>());
     assert_eq!(ranked.candidates, candidates.len());

@@ -1,7 +1,7 @@
 //! Tied scores: every metric against the mean over all orders of the tied items, and a model that knows nothing.
 
 use gems_engine::eval::metrics::{self, Judged, Place};
-use gems_engine::eval::{EvaluateSettings, Ranked, Rankings, judge, order, slices};
+use gems_engine::eval::{EvaluateSettings, Ranked, Rankings, judge, leading, slices};
 use proptest::prelude::*;
 
 /// A metric of a list without ties, from its textbook formula; `list` says which items are relevant.
@@ -121,9 +121,13 @@ fn lists_of_equal_scores_know_nothing_of_the_catalogue() {
     let items: Vec<u32> = (0..400).collect();
     let scores = vec![-3.0; 400];
     let lists: Vec<Vec<u32>> = (0..500)
-        .map(|request| order(&items, &scores, request).iter().take(10).map(|(item, _)| *item).collect())
+        .map(|request| leading(&items, &scores, 10, request).iter().map(|(item, _)| *item).collect())
         .collect();
-    assert_eq!(lists[3], order(&items, &scores, 3)[..10].iter().map(|i| i.0).collect::<Vec<_>>(), "stable");
+    assert_eq!(
+        lists[3],
+        leading(&items, &scores, 400, 3)[..10].iter().map(|i| i.0).collect::<Vec<_>>(),
+        "stable"
+    );
     assert_ne!(lists[0], lists[1], "another request, another order");
     // 5000 places for 400 items: 12.5 each, deviation 3.5. The first quarter of the catalogue gets a quarter.
     let mut counts = vec![0u32; 400];

@@ -4,6 +4,7 @@ use crate::cli::card;
 use crate::cli::console::Console;
 use crate::cli::demo::{self, Source};
 use crate::cli::measure::{example, measure, probe};
+use crate::cli::phases::Phases;
 use crate::cli::session::Session;
 use crate::cli::{SAVE_ASKED, catch_interrupts, page, plan, ranks, summary};
 use crate::error::{Error, Kind, Result};
@@ -37,23 +38,6 @@ pub(super) struct Course {
     pub source: Source,
     pub phases: Phases,
     pub quiet: bool,
-}
-
-/// Seconds of every phase of this process, in order.
-#[derive(Default)]
-pub(super) struct Phases(Map<String, Value>);
-
-impl Phases {
-    /// Does the work of a phase.
-    pub fn time<T>(&mut self, phase: &str, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let done = work();
-        self.add(phase, start.elapsed());
-        done
-    }
-    fn add(&mut self, phase: &str, spent: Duration) {
-        self.0.insert(phase.into(), json!((spent.as_secs_f64() * 1e3).round() / 1e3));
-    }
 }
 
 /// Tokens of general text that a validation reads.
@@ -100,7 +84,7 @@ impl Course {
         let run = &self.directory.path;
         let result = json!({
             "run": run.display().to_string(), "before": self.before, "after": after,
-            "training": summary::training(run)?, "phases": self.phases.0, "example": example(&self.session, run),
+            "training": summary::training(run)?, "phases": self.phases.json(), "example": example(&self.session, run),
         });
         write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
         page::write(run, Some(&result))?;
@@ -131,10 +115,16 @@ impl Course {
         };
         let evaluate = EvaluateSettings { records: t.validate_records, ..config.evaluate.clone() };
         let (reference, spent) = (self.reference.as_ref(), Cell::new(Duration::ZERO));
+        // Until the first step the model is the base model.
+        let first = Cell::new(at.step == 0);
         let mut validate = |model: &Model| {
             let start = Instant::now();
             let mut found = validation::measure((model, world), &encoder, data, &evaluate)?;
-            if let Some(general) = reference.map(|r| r.sample_over(world, model, SAMPLE)).transpose()? {
+            let general = |r: &Reference| match first.take() {
+                true => r.base_over(world, model, SAMPLE).map(|(general, _)| general),
+                false => r.sample_over(world, model, SAMPLE),
+            };
+            if let Some(general) = reference.map(general).transpose()? {
                 let of = [("kl", general.kl), ("perplexity", general.perplexity)];
                 found.extend(of.map(|(name, value)| (format!("general.{name}"), value)));
             }
@@ -163,9 +153,15 @@ impl Course {
         };
         let outcome = trainer.run(at, listener, &mut validate);
         let told = console.as_mut().map_or(Ok(()), Console::finish);
-        self.phases.add("training", start.elapsed().saturating_sub(spent.get()));
-        self.phases.add("validating", spent.get());
-        let outcome = outcome?;
+        let (whole, outcome) = (start.elapsed(), outcome?);
+        let parts = [
+            ("trying the largest step", outcome.spent.largest),
+            ("first bases", outcome.spent.bases),
+            ("validating", spent.get()),
+            ("saving checkpoints", outcome.spent.saving),
+        ];
+        self.phases.add("training", whole.saturating_sub(parts.iter().map(|(_, spent)| *spent).sum()));
+        parts.into_iter().for_each(|(phase, spent)| self.phases.add(phase, spent));
         told.map(|()| outcome)
     }
 

@@ -4,7 +4,7 @@ mod course;
 mod resume;
 
 use super::demo::{self, Source};
-use super::measure::{measure, reference};
+use super::measure::{measure_base, reference};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::session::{Memory, Session, configuration};
 use super::{plan, ranks, say};
@@ -15,7 +15,7 @@ use crate::gems::{Knowledge, NullSide};
 use crate::run::{RunDirectory, StepNorms, whole};
 use crate::train::{Standing, validation};
 use clap::Args;
-use course::{Course, Phases};
+use course::Course;
 use std::path::{Path, PathBuf};
 
 /// Tune a model for search and recommendation together.
@@ -186,7 +186,7 @@ fn start(args: &TrainArgs) -> Result<()> {
     }
     kept.norms.iter().filter_map(|norms| norms.ends_before(steps)).for_each(|note| journal.say(&note));
     session.text_warnings()?.iter().for_each(|warning| journal.say(warning));
-    let mut phases = Phases::default();
+    let mut phases = std::mem::take(&mut session.phases);
     let learn = || knowledge(&session, &directory, args.basis.as_deref(), quiet);
     let knowledge = phases.time("learning the knowledge basis", learn)?;
     if let Some(knowledge) = &knowledge {
@@ -195,12 +195,12 @@ fn start(args: &TrainArgs) -> Result<()> {
         let protects = matches!(session.config.null_space.side, NullSide::Input | NullSide::Output);
         protected.warnings(protects).iter().for_each(|w| journal.say(&format!("warning: {w}")));
     }
-    let reference = reference(&session)?;
+    let reference = phases.time("base on general text", || reference(&session))?;
     // Before anything of the model changes.
-    let rehearsal = session.rehearsal()?;
+    let rehearsal = phases.time("text to rehearse", || session.rehearsal())?;
     let before = match session.config.train.evaluate_before {
         true => {
-            let measure = || measure(&session, reference.as_ref(), quiet);
+            let measure = || measure_base(&session, reference.as_ref(), quiet);
             Some(phases.time("measuring before", measure)?)
         }
         false => None,

@@ -1,9 +1,9 @@
 //! `train --resume`: nothing of a run is written before everything is known to fit.
 
 use super::TrainArgs;
-use super::course::{Course, Phases, keep_before, legend};
+use super::course::{Course, keep_before, legend};
 use crate::cli::demo::Source;
-use crate::cli::measure::{measure, reference};
+use crate::cli::measure::{measure_base, reference};
 use crate::cli::session::{Memory, Session, device_layer};
 use crate::cli::{plan, ranks, say, summary};
 use crate::config::{Config, Layer};
@@ -50,7 +50,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let stored = std::fs::read_to_string(out.join("before.json")).ok();
     let stored = stored.and_then(|text| serde_json::from_str(&text).ok()).filter(|_| session.same_tests);
     let before: Option<Value> = match (stored, session.config.train.evaluate_before) {
-        (None, true) => Some(measure(&session, reference.as_ref(), quiet)?),
+        (None, true) => Some(measure_base(&session, reference.as_ref(), quiet)?),
         (stored, _) => stored,
     };
     // Before anything of the model changes.
@@ -86,7 +86,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         say(&note);
         journal.keep(&note);
     }
-    let phases = Phases::default();
+    let phases = std::mem::take(&mut session.phases);
     Course {
         session,
         kept,
