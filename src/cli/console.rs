@@ -1,6 +1,6 @@
 //! What is shown and kept while a run goes on: progress, `metrics.jsonl`, TensorBoard events, `log.txt`.
 
-use super::page;
+use super::{page, settings};
 use crate::error::Result;
 use crate::gems::RefreshReport;
 use crate::report::{EventWriter, Journal, Line, MetricsLog, Progress, training_message};
@@ -36,21 +36,24 @@ impl<'a> Console<'a> {
     ) -> Result<Self> {
         let events = run.join("tensorboard");
         let resumed = events.is_dir().then_some(done);
+        let mut events = EventWriter::open(&events, resumed)?;
+        events.settings(&settings::shareable(&settings::of(run)?), &compared(tasks))?;
         Ok(Self {
             run: run.to_path_buf(),
             journal,
             tasks: tasks.to_vec(),
             log: MetricsLog::open(&run.join("metrics.jsonl"), done)?,
-            events: EventWriter::open(&events, resumed)?,
+            events,
             progress: Progress::new("training", steps, json).starting_at(done),
             stream: json,
             held: Line::new(),
         })
     }
-    /// The end of the progress display, and of the log.
-    pub fn finish(&mut self) -> Result<()> {
+    /// The end of the progress display, and of the log; `ended`: of the run too.
+    pub fn finish(&mut self, ended: bool) -> Result<()> {
         self.progress.finish();
-        self.write()
+        self.write()?;
+        if ended { self.events.finish() } else { Ok(()) }
     }
     fn write(&mut self) -> Result<()> {
         let line = std::mem::take(&mut self.held);
@@ -66,6 +69,12 @@ impl<'a> Console<'a> {
         }
         self.events.write(&line)
     }
+}
+
+/// What a table of several runs shows of each: names of a line.
+fn compared(tasks: &[String]) -> Vec<String> {
+    let ranking = tasks.iter().map(|task| format!("valid.{task}.ndcg@10"));
+    ["loss".to_string(), "valid.general.kl".into()].into_iter().chain(ranking).collect()
 }
 
 impl Listener for Console<'_> {

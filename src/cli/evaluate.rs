@@ -1,13 +1,13 @@
 //! `gems-engine evaluate`.
 
-use super::measure::{few_requests, rankings, reference, summary};
+use super::measure::{SLICES, few_requests, rankings, reference, summary};
 use super::options::{DeviceArgs, OutputArgs, SettingsArgs};
 use super::ranks;
 use super::session::Session;
 use super::summary::without_requests;
 use crate::data::{Catalogue, Split};
 use crate::error::{Error, Result};
-use crate::eval::slices::{by_slice, coverage, popularity};
+use crate::eval::slices::coverage;
 use crate::eval::{EvaluateSettings, LayerChange, Paired, Rankings, compare_runs, layer_changes, trec};
 use crate::report::before_after;
 use crate::run::{Reads, part};
@@ -68,9 +68,8 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
         "run": args.run.display().to_string(),
         "result": summary(&session, &settings, &ranked, general),
     });
-    let (slices, shown) = breakdown(&session, &settings, &ranked);
-    result["slices"] = slices;
-    result["coverage"] = shown;
+    result["slices"] = result["result"][SLICES].take();
+    result["coverage"] = shown(&session, &settings, &ranked);
     if args.layers {
         result["layers"] = json!(layers(&session, args)?);
     }
@@ -96,19 +95,11 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
     writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|e| Error::io("write", "standard output", e))
 }
 
-/// Metrics by slice, and catalogue coverage where all requests were ranked, by split and task as in the summary.
-fn breakdown(
-    session: &Session,
-    settings: &EvaluateSettings,
-    ranked: &[(&Split, Rankings)],
-) -> (Value, Value) {
-    let (data, (mut slices, mut shares)) = (&session.data, (Map::new(), Map::new()));
-    let kinds = popularity(data.items.len(), &data.train);
+/// Catalogue coverage where all requests were ranked, by split and task as in the summary.
+fn shown(session: &Session, settings: &EvaluateSettings, ranked: &[(&Split, Rankings)]) -> Value {
+    let (data, mut shares) = (&session.data, Map::new());
     let key = |split: &str, task: String| if split == "test" { task } else { format!("{split}.{task}") };
     for (split, rankings) in ranked {
-        for (task, of_task) in by_slice(rankings, split, &data.tasks, &kinds, settings) {
-            slices.insert(key(&split.name, task), json!(of_task));
-        }
         // What a part of the requests shows says little of what all would show.
         let asked = split.records.iter().filter(|record| !record.target.is_empty()).count();
         if rankings.requests.len() < asked {
@@ -118,7 +109,7 @@ fn breakdown(
             shares.insert(key(&split.name, task), json!(of_task));
         }
     }
-    (Value::Object(slices), Value::Object(shares))
+    Value::Object(shares)
 }
 
 fn layers(session: &Session, args: &EvaluateArgs) -> Result<Vec<LayerChange>> {

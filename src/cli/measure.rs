@@ -4,6 +4,7 @@ use super::ranks::world;
 use super::session::Session;
 use crate::data::{Record, Split};
 use crate::error::Result;
+use crate::eval::slices::{by_slice, popularity};
 use crate::eval::{
     EvaluateSettings, General, Metrics, PerText, Ranked, Rankings, Reference, compared, rank_split_over,
 };
@@ -58,7 +59,10 @@ pub const PER_TEXT: &str = "per_text";
 /// The key of [`answers`] among the tasks of a summary.
 pub const ANSWERS: &str = "answers";
 
-/// `{task: {metric: value}, "SPLIT.task": .., "per_request": {task: {metric: [value ..]}}, "general": ..,
+/// The key of the metrics by kind of request among the tasks of a summary: `{task: {slice: {"requests": n, "metrics": ..}}}`.
+pub const SLICES: &str = "slices";
+
+/// `{task: {metric: value}, "SPLIT.task": .., "slices": .., "per_request": {task: {metric: [value ..]}}, "general": ..,
 /// "per_text": {"divergence": [nats ..], "tokens": [n ..]}}`; single requests are of the test split, for tests of what a
 /// run changed.
 pub fn summary(
@@ -67,18 +71,20 @@ pub fn summary(
     ranked: &[(&Split, Rankings)],
     general: Option<(General, PerText)>,
 ) -> Value {
-    let mut all = Map::new();
+    let (data, mut all, mut slices) = (&session.data, Map::new(), Map::new());
+    let kinds = popularity(data.items.len(), &data.train);
     for (split, rankings) in ranked {
-        let metrics: Metrics = rankings.metrics(&session.data.tasks, settings);
-        for (task, values) in metrics {
-            let key = if split.name == "test" { task } else { format!("{}.{task}", split.name) };
-            all.insert(key, json!(values));
-        }
+        let key = |task: String| if split.name == "test" { task } else { format!("{}.{task}", split.name) };
+        let metrics: Metrics = rankings.metrics(&data.tasks, settings);
+        all.extend(metrics.into_iter().map(|(task, values)| (key(task), json!(values))));
+        let of_split = by_slice(rankings, split, &data.tasks, &kinds, settings);
+        slices.extend(of_split.into_iter().map(|(task, of_task)| (key(task), json!(of_task))));
         if split.name == "test" {
             all.insert(PER_REQUEST.into(), per_request(session, settings, rankings));
             all.insert(ANSWERS.into(), answers(session, split, rankings));
         }
     }
+    all.insert(SLICES.into(), Value::Object(slices));
     if let Some((general, texts)) = general {
         all.insert("general".into(), json!(general));
         all.insert(PER_TEXT.into(), json!(texts));

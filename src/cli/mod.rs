@@ -28,6 +28,7 @@ mod ranks;
 mod schema;
 mod serve;
 mod session;
+mod settings;
 mod shell;
 mod summary;
 mod train;

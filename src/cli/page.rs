@@ -1,21 +1,23 @@
 //! A run's report: what is put on the page, from the files of the run.
 
-use super::measure::{ANSWERS, PER_REQUEST};
-use super::summary;
-use crate::error::{Error, Result};
+use super::measure::{ANSWERS, PER_REQUEST, SLICES};
+use super::{settings, summary};
+use crate::error::Result;
 use crate::eval::significance;
 use crate::files::write_atomically;
-use crate::report::{self, Line, ReportData, ReportTable, Tested};
+use crate::report::{self, Curve, CurveFigure, CurvePoint, Line, ReportData, ReportTable, Tested};
 use crate::run;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// What a report needs to know of a run and no other file says: the device and the names of the adapted layers.
+/// What a report needs to know of a run and no other file says: the device, the names of the adapted layers, the spectra
+/// of general text.
 const ABOUT: &str = "about.json";
 
-/// Keeps what the run is done on, and the names of its adapted layers.
-pub fn keep_about(run: &Path, device: &str, layers: &[&str]) -> Result<()> {
-    write_atomically(&run.join(ABOUT), json!({"device": device, "layers": layers}).to_string().as_bytes())
+/// Keeps what the run is done on, the names of its adapted layers, and the curves of [`Protected::spectra`].
+pub fn keep_about(run: &Path, device: &str, layers: &[&str], spectrum: &[Value]) -> Result<()> {
+    let about = json!({"device": device, "layers": layers, "spectrum": spectrum});
+    write_atomically(&run.join(ABOUT), about.to_string().as_bytes())
 }
 
 /// Writes `report.html` of a run from its metrics log, and from its `result` once it has one.
@@ -24,9 +26,7 @@ pub fn write(run: &Path, result: Option<&Value>) -> Result<()> {
         let text = std::fs::read_to_string(run.join(name)).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
     };
-    let path = run.join("config.toml");
-    let config = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-    let config: toml::Table = config.parse().unwrap_or_default();
+    let config = settings::of(run)?;
     let training = match result {
         Some(result) => result["training"].clone(),
         None => summary::training(run)?,
@@ -46,11 +46,16 @@ pub fn write(run: &Path, result: Option<&Value>) -> Result<()> {
         run: [facts(&config, &training, &history), origin(run, &about, &sources)].concat(),
         tested: tested(&before, &after),
         examples: examples(&before, &after),
+        spectrum: spectrum(&about["spectrum"]),
+        tables: slices(&before, &after)
+            .into_iter()
+            .chain(result.and_then(time))
+            .chain([settings_table(&config)])
+            .collect(),
         before: Some(before).filter(Value::is_object),
         after: Some(after).filter(Value::is_object),
         layers: layers.map(str::to_string).collect(),
         history,
-        tables: result.and_then(time).into_iter().chain([settings(&config)]).collect(),
         notes,
     };
     report::write(&data, &run.join("report.html"))
@@ -215,6 +220,65 @@ fn date(unix_time: u64) -> String {
     format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60)
 }
 
+/// How kinds of requests fare; the test split only.
+fn slices(before: &Value, after: &Value) -> Option<ReportTable> {
+    let number = |slice: &Value, metric: &str| {
+        slice["metrics"][metric].as_f64().map_or("—".into(), |value| format!("{value:.4}"))
+    };
+    let mut rows = Vec::new();
+    for (task, of_task) in after[SLICES].as_object().into_iter().flatten() {
+        for (name, now) in of_task.as_object().into_iter().flatten() {
+            let then = &before[SLICES][task][name];
+            let metrics = ["ndcg@10", "hit@10"].iter().flat_map(|m| [number(then, m), number(now, m)]);
+            rows.push(
+                [task.clone(), name.clone(), now["requests"].to_string()]
+                    .into_iter()
+                    .chain(metrics)
+                    .collect(),
+            );
+        }
+    }
+    let header = ["task", "requests", "how many", "ndcg@10 before", "after", "hit@10 before", "after"];
+    (!rows.is_empty()).then(|| ReportTable {
+        title: "Kinds of requests".into(),
+        caption: "By how often the wanted item is a target in training (head: the most frequent items that make up half of \
+                  all targets; cold: never) and by items in the history. Means, without a test."
+            .into(),
+        header: header.map(str::to_string).to_vec(),
+        rows,
+    })
+}
+
+/// How much of the energy of general text how few directions hold, and where the null space cuts.
+fn spectrum(kept: &Value) -> Option<CurveFigure> {
+    let curve = |kind: &Value| {
+        let point = |point: &Value| {
+            let (x, y) = (point[0].as_f64()?, point[1].as_f64()?);
+            let label = format!("{x} directions");
+            Some(CurvePoint {
+                label,
+                x,
+                y,
+                x_interval: None,
+                y_interval: None,
+                marked: kind["cut"] == point[0],
+            })
+        };
+        let points = kind["points"].as_array().into_iter().flatten().filter_map(point).collect();
+        Curve { label: kind["name"].as_str().unwrap_or_default().into(), points }
+    };
+    let curves: Vec<Curve> = kept.as_array().into_iter().flatten().map(curve).collect();
+    (!curves.is_empty()).then(|| CurveFigure {
+        title: "Energy of general text in the leading directions".into(),
+        caption: "Share of the second moment's trace, by what the inputs serve, as a mean over the layers. Ringed: as many \
+                  as the null space protects (also a mean)."
+            .into(),
+        x: "leading directions".into(),
+        linear: false,
+        curves,
+    })
+}
+
 /// Where the time went.
 fn time(result: &Value) -> Option<ReportTable> {
     let phases = result["phases"].as_object().filter(|phases| !phases.is_empty())?;
@@ -231,22 +295,12 @@ fn time(result: &Value) -> Option<ReportTable> {
     })
 }
 
-fn settings(config: &toml::Table) -> ReportTable {
-    let mut rows = Vec::new();
-    collect("", config, &mut rows);
+fn settings_table(config: &toml::Table) -> ReportTable {
+    let settings = settings::shareable(config).into_iter();
     ReportTable {
         title: "Settings".into(),
-        caption: "As resolved; config.toml of the run has them too.".into(),
+        caption: "As resolved, with the last parts of paths; config.toml of the run has them whole.".into(),
         header: vec!["setting".into(), "value".into()],
-        rows,
-    }
-}
-
-fn collect(prefix: &str, table: &toml::Table, rows: &mut Vec<Vec<String>>) {
-    for (key, value) in table {
-        match value {
-            toml::Value::Table(inner) => collect(&format!("{prefix}{key}."), inner, rows),
-            other => rows.push(vec![format!("{prefix}{key}"), other.to_string()]),
-        }
+        rows: settings.map(|(name, value)| vec![name, value.to_string()]).collect(),
     }
 }

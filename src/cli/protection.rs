@@ -1,8 +1,10 @@
-//! What is protected in each layer under the present settings, and what is left: told by `basis`, `train` and `doctor`.
+//! What is protected in each layer under the present settings, and what is left: told by `basis`, `train` and `doctor`, drawn
+//! by reports.
 
 use crate::gems::{Knowledge, Protection, Space, Spectrum};
 use crate::layers::Site;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 /// One input (or output) of one or more layers.
 #[derive(Debug, Serialize)]
@@ -156,4 +158,42 @@ impl Protected {
         }
         all
     }
+}
+
+/// Points of a curve at most, cut apart.
+const POINTS: usize = 24;
+
+/// The energy that the leading directions hold, as curves for a page, one for all inputs that serve the same:
+/// `{"name": .., "points": [[directions, share] ..], "cut": directions or null}`, means over their layers.
+pub fn spectra(knowledge: &Knowledge, protection: &Protection, sites: &[Site]) -> Vec<Value> {
+    let serves = |number: usize| -> Vec<&str> {
+        let of = |site: &usize| knowledge.input_of_site.get(*site) == Some(&Some(number));
+        (0..sites.len()).filter(of).map(|site| sites[site].projection.name()).collect()
+    };
+    let mut kinds: Vec<(String, Vec<&Spectrum>)> = Vec::new();
+    let inputs = knowledge.inputs.iter().enumerate().map(|(number, s)| (serves(number).join(" "), s));
+    for (name, spectrum) in inputs.chain(knowledge.hidden.iter().map(|s| ("item rows".to_string(), s))) {
+        match kinds.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, all)) => all.push(spectrum),
+            None => kinds.push((name, vec![spectrum])),
+        }
+    }
+    let spaces = || protection.spaces.iter().chain(&protection.item_rows);
+    let curve = |(name, all): &(String, Vec<&Spectrum>)| {
+        let cuts: Vec<usize> = all
+            .iter()
+            .filter_map(|s| spaces().find(|space| std::ptr::eq(space.spectrum, *s)))
+            .map(Space::kept)
+            .collect();
+        let cut = (!cuts.is_empty()).then(|| cuts.iter().sum::<usize>().div_ceil(cuts.len()));
+        let kept = all.iter().map(|s| s.kept()).min().unwrap_or(0);
+        let mean = |k: usize| all.iter().map(|s| s.energy(k)).sum::<f64>() / all.len() as f64;
+        let spread = (0..POINTS).map(|i| (kept as f64).powf(i as f64 / (POINTS - 1) as f64).round() as usize);
+        let mut at: Vec<usize> = spread.chain(cut).filter(|k| (1..=kept).contains(k)).collect();
+        at.sort_unstable();
+        at.dedup();
+        let points: Vec<(usize, f64)> = at.into_iter().map(|k| (k, (mean(k) * 1e4).round() / 1e4)).collect();
+        json!({"name": name, "points": points, "cut": cut.filter(|k| *k > 0)})
+    };
+    kinds.iter().map(curve).filter(|kind| kind["points"].as_array().is_some_and(|p| p.len() > 1)).collect()
 }

@@ -4,7 +4,7 @@ use super::identity::{semantic_ids, start_rows};
 use super::needs::{Planned, PlannedKnowledge};
 use super::options::{DeviceArgs, SettingsArgs};
 use super::phases::Phases;
-use super::protection::Protected;
+use super::protection::{Protected, spectra};
 use super::ranks;
 use crate::backend::{Backend, DeviceInfo};
 use crate::config::{Config, Init, Layer, Precision};
@@ -18,6 +18,7 @@ use crate::model::{Architecture, Checked, LoadOptions, Model, Narrow, Weights, h
 use crate::report::Progress;
 use crate::run::{Purpose, Reads, Run, RunData, Sources, StepNorms, whole};
 use crate::train::{KnowledgePass, KnowledgeProgress, Rehearsal, checkpoint, needs_basis, partial_path};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -414,6 +415,11 @@ impl Session {
         let (sites, protection) = (&self.model.layout.sites, self.protection(knowledge)?);
         let rooms = self.config.tuner().rooms(sites, self.data.tasks.len())?;
         Ok(Protected::of(knowledge, &protection, sites, &rooms))
+    }
+
+    /// What general text uses, to be drawn.
+    pub fn spectra(&self, knowledge: &Knowledge) -> Result<Vec<Value>> {
+        Ok(spectra(knowledge, &self.protection(knowledge)?, &self.model.layout.sites))
     }
 
     /// Names of the adapted layers, in order.

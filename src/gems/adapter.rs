@@ -133,21 +133,30 @@ pub(super) fn change_by_adam(
 }
 
 /// Applies the layers' updates: what is in place in few launches, then the rest. *f32* `squares [1 x n]` receives the
-/// squared norms of the changes of W. Where a norm is to be met, all changes are scaled to it; that waits.
+/// squared norms of the changes of W. Where a norm is to be met, all changes are scaled to it; that waits. Returns the site
+/// of every square.
 pub(super) fn apply(
     be: &dyn Backend,
-    updates: Vec<Update>,
+    updates: Vec<(usize, Update)>,
     factors: Mat,
     mut squares: MatMut,
     norm: Option<f64>,
-) -> Result<()> {
+) -> Result<Vec<usize>> {
     let (mut in_place, mut deltas) = (Vec::new(), Vec::new());
-    for update in updates {
+    let (mut sites, mut sites_of_deltas) = (Vec::new(), Vec::new());
+    for (site, update) in updates {
         match update {
-            Update::InPlace(all) => in_place.extend(all),
-            Update::Deltas(all) => deltas.extend(all),
+            Update::InPlace(all) => {
+                sites.extend(all.iter().map(|_| site));
+                in_place.extend(all);
+            }
+            Update::Deltas(all) => {
+                sites_of_deltas.extend(all.iter().map(|_| site));
+                deltas.extend(all);
+            }
         }
     }
+    sites.extend(sites_of_deltas);
     let (own, others) = (in_place.len(), deltas.len());
     if own > 0 {
         let squares = Some(squares.reborrow().col_range(0..own));
@@ -170,7 +179,7 @@ pub(super) fn apply(
             }
         }
     }
-    Ok(())
+    Ok(sites)
 }
 
 /// Squared norms of the changes of W.

@@ -22,6 +22,8 @@ pub(super) struct StepGram {
     dense: Vec<Range<usize>>,
     /// Where the rehearsal's loss stands, and the squares of what is held of it after that; empty without a rehearsal.
     pub held: Range<usize>,
+    /// The site of every squared norm of a change.
+    pub changed: Vec<usize>,
     /// `[1 x n]`.
     pub values: Tensor,
     /// `[1 x 1 + 2 tasks]`, see [`factors`].
@@ -57,6 +59,7 @@ impl StepGram {
             fused,
             dense,
             held,
+            changed: Vec::new(),
             values: be.zeros(1, count, DType::F32)?,
             factors: be.zeros(1, factors::count(tasks), DType::F32)?,
         })
@@ -118,10 +121,18 @@ impl StepGram {
         let of_layer =
             |at: &Range<usize>| Sums::of(self.tasks, &self.entries[at.clone()], &values[at.clone()]);
         let adapted = self.sites.iter().enumerate().filter(|(_, at)| !at.is_empty());
-        let squares: f64 = doubles(self.squares()).iter().sum();
+        let squares = doubles(self.squares());
+        let mut changes = vec![0.0; self.sites.len()];
+        self.changed.iter().zip(&squares).for_each(|(site, square)| changes[*site] += square);
+        let layer = |(site, at): (usize, &Range<usize>)| LayerReport {
+            site,
+            competition: of_layer(at).competition(),
+            change: changes[site].max(0.0).sqrt(),
+        };
+        let squares: f64 = squares.iter().sum();
         Ok(Reading {
             sums: Sums::of(self.tasks, &self.entries, &values),
-            layers: adapted.map(|(site, at)| (site, of_layer(at).competition())).collect(),
+            layers: adapted.map(layer).collect(),
             rehearsed: values[self.held.clone()].first().map_or(0.0, |v| f64::from(*v)),
             losses: doubles(self.losses()),
             update_norm: squares.max(0.0).sqrt(),
@@ -140,11 +151,22 @@ pub struct Competition {
     pub alignments: Vec<f64>,
 }
 
+/// What a step was in one adapted layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerReport {
+    /// Which layer.
+    pub site: usize,
+    /// How the tasks compete in it.
+    pub competition: Competition,
+    /// Norm of its change: of W, of both factors together for LoRA.
+    pub change: f64,
+}
+
 /// A [`StepGram`], read back.
 pub(super) struct Reading {
     pub sums: Sums,
-    /// The tasks' gradients of every adapted layer, by site.
-    pub layers: Vec<(usize, Competition)>,
+    /// The adapted layers one by one.
+    pub layers: Vec<LayerReport>,
     pub losses: Vec<f64>,
     /// Summed divergence of the step's rehearsal.
     pub rehearsed: f64,

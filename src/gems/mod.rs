@@ -54,7 +54,7 @@ mod tuned;
 pub use adam::{adamw, direction};
 pub use adapter::Scales;
 pub use gates::{GateGradients, GateNetwork, Gates, TaskSignals};
-pub use gram::Competition;
+pub use gram::{Competition, LayerReport};
 pub use knowledge::{
     Knowledge, Moment, Protection, Space, Spectrum, Sums, WHOLE, protected, sketch_rows, test_matrix,
 };
@@ -322,14 +322,14 @@ impl Optimizer {
             t_tasks: &t_tasks,
             measured_first: input.target_norm.is_some(),
         };
-        let tuned = self.adapters.iter_mut().zip(layers.linears()).zip(&self.step_factors);
-        let updates = tuned.filter_map(|((a, linear), factor)| {
+        let tuned = self.adapters.iter_mut().zip(layers.linears()).zip(&self.step_factors).enumerate();
+        let updates = tuned.filter_map(|(site, ((a, linear), factor))| {
             let step = Step { rate: step.rate * factor, lr: step.lr * factor, ..step };
-            Some(a.as_mut()?.update(linear, &step))
+            Some(a.as_mut()?.update(linear, &step).map(|update| (site, update)))
         });
         let updates = updates.collect::<Result<Vec<_>>>()?;
         let squares = self.gram.values.mat_mut().col_range(squares);
-        apply(&*self.backend, updates, step.factors, squares, input.target_norm)?;
+        self.gram.changed = apply(&*self.backend, updates, step.factors, squares, input.target_norm)?;
         for (i, p) in self.dense.iter_mut().enumerate() {
             let Some(p) = p else { continue };
             let lr = if matches!(p.role, DenseRole::Rows { .. }) { input.lr_rows } else { input.lr };

@@ -1,6 +1,6 @@
 //! What a step is given and what it tells.
 
-use super::gram::{Competition, Reading};
+use super::gram::{Competition, LayerReport, Reading};
 use super::refresh::search::Found;
 
 /// What a finished step's batch was.
@@ -43,8 +43,8 @@ pub struct StepReport {
     pub rehearsed: Option<(usize, f64)>,
     /// How the tasks compete over all adapted layers together (in the shared subspace).
     pub competition: Competition,
-    /// The same by site, of every adapted layer.
-    pub layers: Vec<(usize, Competition)>,
+    /// Every adapted layer by itself.
+    pub layers: Vec<LayerReport>,
     /// Set when the bases were renewed after this step.
     pub refresh: Option<RefreshReport>,
 }

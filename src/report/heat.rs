@@ -200,6 +200,7 @@ pub(super) fn maps(history: &[Line], layers: &[String]) -> Vec<HeatMap> {
         let what = key.strip_prefix("layers.")?;
         let (family, of) = what.split_once('.').unwrap_or((what, ""));
         let (title, caption, signed) = match family {
+            "update_norm" => ("Drift by layer".to_string(), "Norm of a step's change of the layer.", false),
             "room" => (
                 "Room by layer".to_string(),
                 "Share of the gradient's energy that the null space leaves, at every refresh.",

@@ -2,6 +2,7 @@
 
 use super::Line;
 use super::comparison::{Comparison, Group, Measure, Verdict};
+use super::curves::CurveFigure;
 use super::figures::{figures, trade_off};
 use super::format::{number, optional, percent, signed};
 use super::heat::{HeatMap, maps};
@@ -30,6 +31,8 @@ pub struct ReportData {
     pub history: Vec<Line>,
     /// Names of the adapted layers, in the order of the lists in `history`.
     pub layers: Vec<String>,
+    /// What general text uses of the layers' inputs, and what of it is protected.
+    pub spectrum: Option<CurveFigure>,
     /// Requests with their answers before and after: tables of texts.
     pub examples: Vec<ReportTable>,
     /// Further tables: slices, significance, comparisons.
@@ -80,6 +83,7 @@ pub fn render(data: &ReportData) -> Result<String> {
         groups => groups.iter().map(|group| rows(group, &data.tested)).collect::<Vec<_>>(),
         figures,
         trade_off,
+        spectrum => data.spectrum.as_ref().map(CurveFigure::values).transpose()?,
         maps => maps(&data.history, &data.layers).iter().map(map).collect::<Vec<_>>(),
         examples => data.examples.iter().map(table).collect::<Vec<_>>(),
         tables => data.tables.iter().map(table).collect::<Vec<_>>(),

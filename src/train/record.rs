@@ -2,7 +2,7 @@
 
 use crate::distributed::Costs;
 use crate::error::Result;
-use crate::gems::{Competition, RefreshReport, StepReport};
+use crate::gems::{Competition, LayerReport, RefreshReport, StepReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -92,14 +92,22 @@ impl StepRecord {
     }
 }
 
-/// How the tasks compete, layer by layer: lists in the order of the adapted layers, to four decimals.
-fn by_layer(layers: &[(usize, Competition)], tasks: &[String]) -> Map<String, Value> {
+/// How far each layer was moved and how the tasks compete in it: lists in the order of the adapted layers, to four digits
+/// and to four decimals.
+fn by_layer(layers: &[LayerReport], tasks: &[String]) -> Map<String, Value> {
     let list = |of: &dyn Fn(&Competition) -> Option<f64>| {
         let value =
-            |(_, layer): &(usize, Competition)| number((of(layer).unwrap_or(f64::NAN) * 1e4).round() / 1e4);
+            |layer: &LayerReport| number((of(&layer.competition).unwrap_or(f64::NAN) * 1e4).round() / 1e4);
         Value::Array(layers.iter().map(value).collect())
     };
     let mut all = Map::new();
+    if layers.len() > 1 {
+        let changes = layers.iter().map(|layer| number(digits(layer.change)));
+        all.insert("layers.update_norm".into(), Value::Array(changes.collect()));
+    }
+    if tasks.len() < 2 || layers.is_empty() {
+        return all;
+    }
     for (i, first) in tasks.iter().enumerate() {
         for (j, second) in tasks.iter().enumerate().skip(i + 1) {
             let cosine = move |layer: &Competition| {
@@ -109,7 +117,7 @@ fn by_layer(layers: &[(usize, Competition)], tasks: &[String]) -> Map<String, Va
         }
         all.insert(format!("layers.alignment.{first}"), list(&|layer| layer.alignments.get(i).copied()));
     }
-    if tasks.len() > 1 && !layers.is_empty() { all } else { Map::new() }
+    all
 }
 
 /// What a refresh found, as keys of a metrics line: means, and of several layers their lists, to four digits.

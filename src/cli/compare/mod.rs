@@ -2,8 +2,9 @@
 
 mod page;
 
-use super::measure::ANSWERS;
+use super::measure::{ANSWERS, SLICES};
 use super::options::OutputArgs;
+use super::settings;
 use crate::error::{Error, Result};
 use crate::report::side_by_side;
 use clap::Args;
@@ -91,27 +92,13 @@ fn column(run: &Path) -> Result<Value> {
     let config: toml::Table =
         read("config.toml")?.parse().map_err(|e: toml::de::Error| bad("config.toml", e.to_string()))?;
     let mut all = Map::from_iter([("run".to_string(), json!(run.display().to_string()))]);
-    let mut settings = Map::new();
-    flatten("", &config, &mut settings);
-    all.insert("settings".into(), Value::Object(settings));
+    all.insert("settings".into(), Value::Object(settings::by_name(&config)));
     let mut after = result["after"].as_object().cloned().unwrap_or_default();
-    after.remove(ANSWERS);
+    [ANSWERS, SLICES].iter().for_each(|key| drop(after.remove(*key)));
     let tasks: Vec<&String> = after.keys().collect();
     all.insert("training".into(), training(&result["training"], &tasks));
     all.extend(after);
     Ok(Value::Object(all))
-}
-
-/// Every setting by its dotted key.
-fn flatten(prefix: &str, table: &toml::Table, to: &mut Map<String, Value>) {
-    for (key, value) in table {
-        match value {
-            toml::Value::Table(inner) => flatten(&format!("{prefix}{key}."), inner, to),
-            value => {
-                to.insert(format!("{prefix}{key}"), serde_json::to_value(value).unwrap_or_default());
-            }
-        }
-    }
 }
 
 /// Facts of training; the cosine of two tasks has one name, whichever task comes first.

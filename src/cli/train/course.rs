@@ -98,7 +98,9 @@ impl Course {
         let start = Instant::now();
         let adapted = self.session.adapted()?;
         let device = self.session.model.backend.info().name.clone();
-        ranks::world().by_first(|| page::keep_about(run, &device, &adapted))?;
+        let spectra =
+            self.knowledge.as_ref().map(|k| self.session.spectra(k)).transpose()?.unwrap_or_default();
+        ranks::world().by_first(|| page::keep_about(run, &device, &adapted, &spectra))?;
         drop(adapted);
         let Session { config, data, vocabulary, prompts, model, prompt_side, .. } = &mut self.session;
         let encoder = crate::data::Encoder::new(vocabulary, prompts, &data.tasks, *prompt_side, &config.data);
@@ -152,7 +154,8 @@ impl Course {
             save_asked: &SAVE_ASKED,
         };
         let outcome = trainer.run(at, listener, &mut validate);
-        let told = console.as_mut().map_or(Ok(()), Console::finish);
+        let ended = outcome.as_ref().is_ok_and(|outcome| outcome.ending != Ending::Interrupted);
+        let told = console.as_mut().map_or(Ok(()), |console| console.finish(ended));
         let (whole, outcome) = (start.elapsed(), outcome?);
         let parts = [
             ("trying the largest step", outcome.spent.largest),

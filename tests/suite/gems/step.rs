@@ -64,7 +64,10 @@ fn a_step_equals_the_three_gradients_of_the_definition() {
                 let got: Vec<f32> =
                     world.effective(site).iter().zip(&before[site]).map(|(a, b)| a - b).collect();
                 assert_close("update", &got, &wanted[site], 1e-4, 3e-6);
-                square += wanted[site].iter().map(|v| (*v as f64).powi(2)).sum::<f64>();
+                let of_site = wanted[site].iter().map(|v| (*v as f64).powi(2)).sum::<f64>();
+                let told = report.layers[site].change;
+                assert!((told / of_site.sqrt() - 1.0).abs() < 1e-4, "{bases:?} site {site}: {told}");
+                square += of_site;
             }
             assert!(
                 (report.update_norm / square.sqrt() - 1.0).abs() < 1e-4,
@@ -106,8 +109,8 @@ fn how_the_tasks_compete_is_told_layer_by_layer() {
                 assert!((got - want).abs() < 1e-5, "{got} {want}");
             }
         };
-        assert_eq!(report.layers.iter().map(|(site, _)| *site).collect::<Vec<_>>(), [0, 1]);
-        report.layers.iter().for_each(|(site, found)| told(found, &tasks[*site]));
+        assert_eq!(report.layers.iter().map(|layer| layer.site).collect::<Vec<_>>(), [0, 1]);
+        report.layers.iter().for_each(|layer| told(&layer.competition, &tasks[layer.site]));
         let both = [0, 1].map(|task| [tasks[0][task].clone(), tasks[1][task].clone()].concat());
         told(&report.competition, &both);
         // A task without a gradient lies nowhere.

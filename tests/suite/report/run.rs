@@ -35,6 +35,9 @@ fn runs_have_their_pages() {
         "Requests of rec",
         "Energy by layer: shared",
         "Conflict by layer: ",
+        "Drift by layer",
+        "Kinds of requests",
+        "Energy of general text in the leading directions",
         "rec, validation",
         "measuring before",
         "UTC",
@@ -43,10 +46,21 @@ fn runs_have_their_pages() {
     ] {
         assert!(page.contains(text), "{text}");
     }
-    assert!(
-        !page.contains(dir.path().to_str().unwrap()) || page.contains("data.path"),
-        "no path in the head"
-    );
+    assert!(!page.contains(dir.path().to_str().unwrap()), "where it lies is nobody's business");
+
+    let result: Value = serde_json::from_str(&fs::read_to_string(gems.join("result.json")).unwrap()).unwrap();
+    let of_task = result["after"]["slices"]["rec"].as_object().unwrap();
+    let by_history = of_task.iter().filter(|(name, _)| name.starts_with("history:"));
+    let requests: u64 = by_history.map(|(_, slice)| slice["requests"].as_u64().unwrap()).sum();
+    let all = result["after"]["per_request"]["rec"]["ndcg@10"].as_array().unwrap();
+    assert_eq!(requests, all.len() as u64, "every request has one length of history");
+
+    let about: Value = serde_json::from_str(&fs::read_to_string(gems.join("about.json")).unwrap()).unwrap();
+    for kind in about["spectrum"].as_array().unwrap() {
+        let points = kind["points"].as_array().unwrap();
+        let held: Vec<f64> = points.iter().map(|point| point[1].as_f64().unwrap()).collect();
+        assert!(held.is_sorted() && held[0] > 0.0 && held[held.len() - 1] <= 1.0, "{kind}");
+    }
 
     let page = dir.path().join("comparison.html");
     engine().arg("compare").args([&gems, &lora]).arg("--report").arg(&page).assert().success();

@@ -113,6 +113,100 @@ fn events_decode_to_what_was_written() {
     assert!(scalars(&records[3]).is_empty());
 }
 
+/// A field of a message in a message ..
+fn within(message: &[u8], path: &[u64]) -> Vec<u8> {
+    path.iter().fold(message.to_vec(), |message, field| get(&message, *field).unwrap_or_default())
+}
+
+fn double(message: &[u8], number: u64) -> f64 {
+    f64::from_le_bytes(get(message, number).unwrap().try_into().unwrap())
+}
+
+fn doubles(message: &[u8], number: u64) -> Vec<f64> {
+    let packed = get(message, number).unwrap();
+    packed.chunks(8).map(|v| f64::from_le_bytes(v.try_into().unwrap())).collect()
+}
+
+#[test]
+fn lists_are_histograms_that_hold_every_finite_value() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = EventWriter::open(dir.path(), None).unwrap();
+    let ragged: Vec<f64> = (0..101).map(|i| (i as f64 * 0.37).sin() * 3.0).collect();
+    for values in [json!([0.25]), json!([2.0, null, 2.0]), json!([-1.0, 0.1, 0.2, 0.3, 7.0]), json!(ragged)] {
+        events.write(&line(json!({"step": 4, "layers.room": values}))).unwrap();
+    }
+    events.write(&line(json!({"step": 5, "layers.room": [], "layers.energy.rec": [null]}))).unwrap();
+    let records = records(&std::fs::read(events.path()).unwrap());
+    let wanted: [&[f64]; 4] = [&[0.25], &[2.0, 2.0], &[-1.0, 0.1, 0.2, 0.3, 7.0], &ragged];
+    for (record, wanted) in records[1..5].iter().zip(wanted) {
+        let value = within(record, &[5, 1]);
+        assert_eq!(get(&value, 1).unwrap(), b"layers/room");
+        let histogram = get(&value, 5).unwrap();
+        let (least, most) =
+            wanted.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
+        assert_eq!((double(&histogram, 1), double(&histogram, 2)), (least, most));
+        assert_eq!(double(&histogram, 3), wanted.len() as f64);
+        assert!((double(&histogram, 4) - wanted.iter().sum::<f64>()).abs() < 1e-9);
+        let (limits, counts) = (doubles(&histogram, 6), doubles(&histogram, 7));
+        assert_eq!(limits.len(), counts.len());
+        assert_eq!(limits.last(), Some(&most));
+        // A bar counts what is above the limit before it, up to its own.
+        let mut below = f64::NEG_INFINITY;
+        for (limit, count) in limits.iter().zip(&counts) {
+            let inside = wanted.iter().filter(|v| **v > below && **v <= *limit).count();
+            assert_eq!(*count, inside as f64, "to {limit}");
+            below = *limit;
+        }
+    }
+    assert!(get(&records[5], 5).is_none_or(|summary| summary.is_empty()));
+}
+
+#[test]
+fn settings_are_hyperparameters_and_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = EventWriter::open(dir.path(), None).unwrap();
+    let settings = [
+        ("train.lr".to_string(), json!(0.5)),
+        ("train.export".into(), json!(true)),
+        ("gems.method".into(), json!("gems")),
+        ("train.tasks".into(), json!(["rec"])),
+    ];
+    events.settings(&settings, &["loss".into(), "valid.rec.ndcg@10".into()]).unwrap();
+    events.finish().unwrap();
+    let records = records(&std::fs::read(events.path()).unwrap());
+    let values: Vec<Vec<u8>> = fields(&get(&records[1], 5).unwrap()).into_iter().map(|(_, v)| v).collect();
+    let tags: Vec<Vec<u8>> = values.iter().map(|value| get(value, 1).unwrap()).collect();
+    assert_eq!(
+        tags,
+        [&b"_hparams_/experiment"[..], b"_hparams_/session_start_info", b"settings/text_summary"]
+    );
+    assert!(values.iter().all(|value| u64::from_le_bytes(within(value, &[9, 4]).try_into().unwrap()) == 2));
+    assert_eq!(within(&values[0], &[9, 1, 1]), b"hparams");
+    // Experiment: names and types of settings, tags of metrics.
+    let experiment = fields(&within(&values[0], &[9, 1, 2, 2]));
+    let of = |number: u64| experiment.iter().filter(move |(n, _)| *n == number).map(|(_, m)| m.clone());
+    let types: Vec<u8> = of(4).map(|m| get(&m, 4).unwrap()[0]).collect();
+    assert_eq!(types, [3, 2, 1, 1]);
+    let metrics: Vec<Vec<u8>> = of(5).map(|m| within(&m, &[1, 2])).collect();
+    assert_eq!(metrics, [&b"loss"[..], b"valid/rec.ndcg@10"]);
+    // The session: a map from name to a value of its type.
+    let start = fields(&within(&values[1], &[9, 1, 2, 3]));
+    let entries: Vec<(Vec<u8>, Vec<u8>)> = start
+        .iter()
+        .filter(|(n, _)| *n == 1)
+        .map(|(_, m)| (get(m, 1).unwrap(), get(m, 2).unwrap()))
+        .collect();
+    assert_eq!((&entries[0].0[..], double(&entries[0].1, 2)), (&b"train.lr"[..], 0.5));
+    assert_eq!((&entries[1].0[..], get(&entries[1].1, 4).unwrap()[0]), (&b"train.export"[..], 1));
+    assert_eq!(get(&entries[2].1, 3).unwrap(), b"gems");
+    assert_eq!(get(&entries[3].1, 3).unwrap(), b"[\"rec\"]");
+    let text = String::from_utf8(within(&values[2], &[8, 8])).unwrap();
+    assert!(text.contains("| train.lr | 0.5 |"), "{text}");
+    let end = within(&records[2], &[5, 1]);
+    assert_eq!(get(&end, 1).unwrap(), b"_hparams_/session_end_info");
+    assert_eq!(within(&end, &[9, 1, 2, 4, 1])[0], 1);
+}
+
 #[test]
 fn a_resumed_run_writes_a_later_file_that_takes_steps_back() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,6 +7,9 @@
 //! (little-endian), whose data is an `Event` message in protobuf's wire format (tensorflow's
 //! `event.proto` and `summary.proto`; the fields used are named below).
 
+mod values;
+mod wire;
+
 use super::Line;
 use crate::error::{Error, Result};
 use crate::files::create_last;
@@ -15,8 +18,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use wire::Message;
 
-/// Writes scalars to an event file of its own in a log directory.
+/// Writes what a run tells to an event file of its own in a log directory.
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
@@ -33,26 +37,57 @@ impl EventWriter {
         create_last(directory).map_err(|e| Error::io("create the log directory", directory, e))?;
         let (path, file) = create_file(directory)?;
         let mut writer = Self { path, file };
-        writer.record(&Event::new(0).version())?;
+        writer.record(event(0).bytes(3, b"brain.Event:2"))?;
         if let Some(step) = resumed_after {
-            writer.record(&Event::new(step.saturating_add(1)).session_start())?;
+            // `SessionLog { status = 1 (enum): START = 1 }`
+            let start = Message::default().varint(1, 1);
+            writer.record(event(step.saturating_add(1)).message(7, start))?;
         }
         Ok(writer)
     }
 
-    /// Appends the numbers of a line of the metrics log at the line's `step`; a `null` is a NaN. The
-    /// first dot of a name becomes a slash, by which TensorBoard groups: `loss.search` is shown as
-    /// `search` beneath `loss`.
+    /// Tells the run's `settings` (name and value) as hyperparameters, whose table shows the last values of `metrics` (names of
+    /// a line) beside them, and as a text.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn settings(&mut self, settings: &[(String, Value)], metrics: &[String]) -> Result<()> {
+        let rows = settings.iter().map(|(name, value)| format!("| {name} | {value} |\n"));
+        let text = "| setting | value |\n| --- | --- |\n".to_string() + &rows.collect::<String>();
+        let metrics: Vec<String> = metrics.iter().map(|name| tag(name)).collect();
+        let values = [
+            values::experiment(settings, &metrics),
+            values::session_start(settings, now().as_secs_f64()),
+            values::text("settings/text_summary", &text),
+        ];
+        self.record(event(0).message(5, summary(values)))
+    }
+
+    /// The run came to its end.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn finish(&mut self) -> Result<()> {
+        self.record(event(0).message(5, summary([values::session_end(now().as_secs_f64())])))
+    }
+
+    /// Appends the numbers of a line of the metrics log at the line's `step`, and its lists as histograms; a `null` is a NaN.
+    /// The first dot of a name becomes a slash, by which TensorBoard groups: `loss.search` is shown as `search` beneath
+    /// `loss`.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let step = line.get("step").and_then(Value::as_u64).unwrap_or(0);
-        let scalars = line.iter().filter(|(name, _)| *name != "step").filter_map(|(name, value)| {
-            let scalar = if value.is_null() { f64::NAN } else { value.as_f64()? };
-            Some((name.replacen('.', "/", 1), scalar as f32))
+        let shown = line.iter().filter(|(name, _)| *name != "step").filter_map(|(name, value)| match value {
+            Value::Null => Some(values::scalar(&tag(name), f32::NAN)),
+            Value::Array(all) => {
+                let values: Vec<f64> = all.iter().filter_map(Value::as_f64).collect();
+                values::histogram(&tag(name), &values)
+            }
+            value => Some(values::scalar(&tag(name), value.as_f64()? as f32)),
         });
-        self.record(&Event::new(step).scalars(scalars))
+        self.record(event(step).message(5, summary(shown)))
     }
 
     /// The event file.
@@ -61,8 +96,8 @@ impl EventWriter {
     }
 
     /// Frames one message and writes it with one call, so that a reader never meets half a frame.
-    fn record(&mut self, event: &Event) -> Result<()> {
-        let data = &event.0;
+    fn record(&mut self, event: Message) -> Result<()> {
+        let data = event.encoded();
         let length = (data.len() as u64).to_le_bytes();
         let mut frame = Vec::with_capacity(data.len() + 16);
         frame.extend_from_slice(&length);
@@ -71,6 +106,11 @@ impl EventWriter {
         frame.extend_from_slice(&masked_crc32c(data).to_le_bytes());
         self.file.write_all(&frame).map_err(|e| Error::io("write the TensorBoard events", &self.path, e))
     }
+}
+
+/// The name of a metric as TensorBoard shows it.
+fn tag(name: &str) -> String {
+    name.replacen('.', "/", 1)
 }
 
 /// A new file whose name sorts after those of earlier runs; TensorBoard reads them in that order.
@@ -90,69 +130,13 @@ fn create_file(directory: &Path) -> Result<(PathBuf, File)> {
 
 /// An `Event` message: `wall_time = 1 (double)`, `step = 2 (int64)`, and one of
 /// `file_version = 3 (string)`, `summary = 5 (Summary)`, `session_log = 7 (SessionLog)`.
-struct Event(Vec<u8>);
-
-impl Event {
-    fn new(step: u64) -> Self {
-        let mut data = Vec::new();
-        tag(&mut data, 1, Wire::Fixed64);
-        data.extend_from_slice(&now().as_secs_f64().to_le_bytes());
-        tag(&mut data, 2, Wire::Varint);
-        varint(&mut data, step);
-        Self(data)
-    }
-    fn version(mut self) -> Self {
-        bytes(&mut self.0, 3, b"brain.Event:2");
-        self
-    }
-    /// `SessionLog { status = 1 (enum): START = 1 }`
-    fn session_start(mut self) -> Self {
-        let mut log = Vec::new();
-        tag(&mut log, 1, Wire::Varint);
-        varint(&mut log, 1);
-        bytes(&mut self.0, 7, &log);
-        self
-    }
-    /// `Summary { value = 1 (repeated Value { tag = 1 (string), simple_value = 2 (float) }) }`
-    fn scalars(mut self, scalars: impl Iterator<Item = (String, f32)>) -> Self {
-        let mut summary = Vec::new();
-        for (name, scalar) in scalars {
-            let mut value = Vec::new();
-            bytes(&mut value, 1, name.as_bytes());
-            tag(&mut value, 2, Wire::Fixed32);
-            value.extend_from_slice(&scalar.to_le_bytes());
-            bytes(&mut summary, 1, &value);
-        }
-        bytes(&mut self.0, 5, &summary);
-        self
-    }
+fn event(step: u64) -> Message {
+    Message::default().double(1, now().as_secs_f64()).varint(2, step)
 }
 
-/// Protobuf's wire types.
-#[derive(Clone, Copy)]
-enum Wire {
-    Varint = 0,
-    Fixed64 = 1,
-    Bytes = 2,
-    Fixed32 = 5,
-}
-
-fn tag(out: &mut Vec<u8>, field: u64, wire: Wire) {
-    varint(out, field << 3 | wire as u64);
-}
-
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn bytes(out: &mut Vec<u8>, field: u64, content: &[u8]) {
-    tag(out, field, Wire::Bytes);
-    varint(out, content.len() as u64);
-    out.extend_from_slice(content);
+/// `Summary { value = 1 (repeated Value) }`
+fn summary(values: impl IntoIterator<Item = Message>) -> Message {
+    values.into_iter().fold(Message::default(), |summary, value| summary.message(1, value))
 }
 
 /// TFRecord's checksum: a crc32c that is safe to store beside the data it covers.
