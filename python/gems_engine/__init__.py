@@ -161,15 +161,24 @@ class Run:
         return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
 
     @property
-    def metrics(self) -> Any:
-        """What was logged, a line a step: a pandas.DataFrame where pandas is installed, else a list of dicts."""
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted name, of a run that has finished."""
+        return _result(["compare", str(self.path)])["runs"][0]["settings"]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What was logged, a line a step; lists are of the adapted layers."""
         with open(self.path / "metrics.jsonl", encoding="utf-8") as log:
-            lines = [json.loads(line) for line in log if line.endswith("\n")]
+            return [json.loads(line) for line in log if line.endswith("\n")]
+
+    @property
+    def metrics(self) -> Any:
+        """The same as a pandas.DataFrame where pandas is installed, else the list."""
         try:
             import pandas
         except ImportError:
-            return lines
-        return pandas.DataFrame(lines)
+            return self.lines
+        return pandas.DataFrame(self.lines)
 
     def rank(
         self,
