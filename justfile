@@ -59,9 +59,9 @@ real-models *ARGS:
 wheel *ARGS:
     scripts/wheel.sh {{ARGS}}
 
-# The documents as a site (needs mdbook).
-book:
-    mdbook build
+# The documents as a site, every link followed (needs mdbook).
+site:
+    scripts/site.sh
 
 # The CUDA compiler from its Python wheels, pinned, into .cuda/ (no root, no driver needed).
 cuda-toolchain:

@@ -17,21 +17,23 @@ fn completions(shell: &str, dir: &std::path::Path) -> std::path::PathBuf {
     script
 }
 
+/// What is typed, and what the shell is to make of its end.
+const CASES: [(&str, &str); 4] = [
+    ("tra", "train"),
+    ("train --me", "--method"),
+    ("prepare ev", "events"),
+    ("config-schema --ma", "--markdown"),
+];
+
 #[test]
 fn bash_and_fish_complete_commands_and_their_flags() {
     let dir = tempfile::tempdir().unwrap();
-    let cases = [
-        ("tra", "train"),
-        ("train --me", "--method"),
-        ("prepare ev", "events"),
-        ("config-schema --ma", "--markdown"),
-    ];
     if has("bash") {
         let script = completions("bash", dir.path());
         let ask = "source \"$1\"; COMP_WORDS=(gems-engine $2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); \
                    function=$(complete -p gems-engine | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
                    $function gems-engine \"${COMP_WORDS[-1]}\" \"${COMP_WORDS[-2]}\"; echo \"${COMPREPLY[*]}\"";
-        for (typed, wanted) in cases {
+        for (typed, wanted) in CASES {
             let output =
                 Command::new("bash").args(["-c", ask, "bash"]).arg(&script).arg(typed).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), wanted, "{typed}: {output:?}");
@@ -39,7 +41,7 @@ fn bash_and_fish_complete_commands_and_their_flags() {
     }
     if has("fish") {
         let script = completions("fish", dir.path());
-        for (typed, wanted) in cases {
+        for (typed, wanted) in CASES {
             let ask = format!("source {}; complete -C 'gems-engine {typed}'", script.display());
             let output = Command::new("fish").args(["--no-config", "-c", &ask]).output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -48,17 +50,34 @@ fn bash_and_fish_complete_commands_and_their_flags() {
     }
 }
 
+/// Zsh completes only in a terminal: this types into one and waits for what is wanted.
+const ASK_ZSH: &str = r#"
+zmodload zsh/zpty
+zpty -b shell zsh -f -i
+zpty -w shell "PS1='> '; fpath=($1 \$fpath); autoload -U compinit; compinit -u -D; echo rea''dy"
+zpty -r shell line '*ready*'
+zpty -w -n shell "gems-engine $2"$'\t'
+repeat 300; do
+  zpty -r -t shell part && all+=$part
+  [[ $all == *$3* ]] && { print found; exit }
+  sleep 0.1
+done
+print -r -- "$all"
+"#;
+
 #[test]
-fn zsh_takes_the_completions() {
+fn zsh_completes_them_too() {
     if !has("zsh") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let script = completions("zsh", dir.path());
-    let ask = "autoload -Uz compinit; compinit -u -D; source \"$1\"; echo ${_comps[gems-engine]}";
-    let output = Command::new("zsh").args(["-f", "-c", ask, "zsh"]).arg(&script).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "_gems-engine", "{output:?}");
-    assert!(fs::read_to_string(&script).unwrap().contains("--match-step"));
+    fs::rename(completions("zsh", dir.path()), dir.path().join("_gems-engine")).unwrap();
+    for (typed, wanted) in CASES {
+        let mut zsh = Command::new("zsh");
+        let output =
+            zsh.args(["-f", "-c", ASK_ZSH, "zsh"]).arg(dir.path()).args([typed, wanted]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "found", "{typed}: {output:?}");
+    }
 }
 
 #[test]
