@@ -17,9 +17,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHAPES = ROOT / "benches" / "shapes"
 LABELS = 3  # an item's tokens and the end of sequence
 CONTENDERS = [("engine", "gems"), ("peer", "three-pass"), ("engine", "lora"), ("peer", "lora")]
+COMPILED = [("peer", "three-pass-compiled"), ("peer", "lora-compiled")]  # by torch.compile
 # On a checkpoint of one's own; "bf16": weights are kept so.
 OF_CHECKPOINT = [("engine", "gems"), ("engine", "gems bf16"), ("engine", "lora"), ("engine", "lora bf16"), ("peer", "lora")]
-PAIRS = [("engine gems", "peer three-pass"), ("engine gems", "peer lora"), ("engine lora", "peer lora")]
+PAIRS = [("engine gems", "peer three-pass"), ("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems", "engine lora")]
+PAIRS_COMPILED = [("engine gems", f"{kind} {method}") for kind, method in COMPILED]
 PAIRS_OF_CHECKPOINT = [("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems bf16", "peer lora"), ("engine lora bf16", "peer lora"),
                        ("engine gems bf16", "engine gems"), ("engine lora bf16", "engine lora")]
 
@@ -87,7 +89,7 @@ def measure(shape, args):
         checkpoint(shape, model)
     batch(json.loads((model / "config.json").read_text()), data, args.sequences, args.length)
     contenders = []
-    for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS:
+    for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS + COMPILED * args.compiled:
         contenders.append(Contender(kind, method, args, model, data))
     for _ in range(args.rounds):
         for contender in contenders:
@@ -110,7 +112,7 @@ def measure(shape, args):
     print(f"{'':18}{'first loss':>12}{'step ms':>10}{'least ms':>10}{'cpu ms':>10}{'first s':>10}{'peak MB':>10}")
     for name, r in rows.items():
         print(f"{name:18}{r['first loss']:12.5f}{r['step'] * 1e3:10.1f}{r['least'] * 1e3:10.1f}{r['cpu'] * 1e3:10.1f}{r['first']:10.2f}{r['peak']:10.0f}")
-    for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS:
+    for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS + PAIRS_COMPILED * args.compiled:
         ratio = {k: rows[theirs][k] / rows[ours][k] for k in ("step", "least", "cpu", "first", "peak")}
         print(f"{theirs} / {ours}: " + ", ".join(f"{k} {v:.2f}" for k, v in ratio.items()))
     return rows
@@ -126,6 +128,7 @@ def main():
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--sequences", type=int, default=8, help="sequences of each task")
     parser.add_argument("--length", type=int, default=64, help="tokens of a sequence (of the encoder's, for T5)")
+    parser.add_argument("--compiled", action="store_true", help="the peers under torch.compile too")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     shapes = [args.checkpoint.name] if args.checkpoint else args.shape or ["llama-tiny", "llama-60m", "t5-small"]

@@ -13,4 +13,4 @@ if [ ! -x "$venv/bin/python" ]; then
   "$venv/bin/pip" install --quiet -r benches/peers/requirements.txt
 fi
 cargo build --release --locked --example peers-engine
-exec "$venv/bin/python" benches/peers/compare.py --engine target/release/examples/peers-engine "$@"
+exec "$venv/bin/python" benches/peers/compare.py --engine "${CARGO_TARGET_DIR:-target}"/release/examples/peers-engine "$@"

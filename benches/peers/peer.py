@@ -4,6 +4,7 @@ three-pass   the published GEMS procedure: one forward pass on the whole batch a
              backward passes with full gradients, three dense SVDs a matrix at a refresh, Adam in each subspace
              (arXiv 2601.09496), written from the paper's formulas. Only the target matrices are trained.
 lora         PEFT LoRA on the same matrices with torch.optim.AdamW, one pass over the whole batch.
+             Either with -compiled behind it: the model goes through torch.compile.
 """
 
 import argparse
@@ -120,10 +121,12 @@ def main():
     torch.manual_seed(0)
     model, targets = load(args.model)
     batch, tasks = inputs(args.batch)
-    if args.method == "three-pass":
+    if args.method.startswith("three-pass"):
         contender = ThreePass(model, targets, batch, tasks, args.rank, args.refresh_every)
     else:
         contender = Lora(model, targets, batch, args.rank)
+    if args.method.endswith("-compiled"):
+        contender.model = torch.compile(contender.model)
     for _ in sys.stdin:
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         loss = contender.step()
