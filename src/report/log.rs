@@ -5,7 +5,7 @@
 //! as that of a run that was never interrupted.
 
 use super::Line;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::{sync_directory, write_atomically};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
@@ -25,7 +25,7 @@ impl MetricsLog {
     /// too: nothing of one that was killed before its first checkpoint stays.
     ///
     /// # Errors
-    /// When the file cannot be opened, or a line other than the last is not a JSON object.
+    /// When the file cannot be opened, or a line that a checkpoint vouches for is not a JSON object.
     pub fn open(path: &Path, keep: u64) -> Result<Self> {
         let mut log = Self { path: path.to_path_buf(), file: append_to(path)? };
         sync_directory(path.parent().unwrap_or(Path::new(".")))
@@ -56,9 +56,8 @@ impl MetricsLog {
     /// # Errors
     /// When the file cannot be read or rewritten; the old one is then still whole.
     pub fn truncate_after(&mut self, step: u64) -> Result<()> {
-        let mut found = Lines::read(&self.path)?;
-        let beyond =
-            |line: &Line| line.get("step").and_then(Value::as_u64).is_some_and(|s| s > step || step == 0);
+        let mut found = Lines::up_to(&self.path, step)?;
+        let beyond = |line: &Line| step_of(line).is_some_and(|s| s > step || step == 0);
         let before = found.lines.len();
         found.lines.retain(|line| !beyond(line));
         if found.lines.len() < before || found.torn {
@@ -67,6 +66,10 @@ impl MetricsLog {
         }
         Ok(())
     }
+}
+
+fn step_of(line: &Line) -> Option<u64> {
+    line.get("step").and_then(Value::as_u64)
 }
 
 /// Reads all lines of a metrics log; none when there is no file. A torn last line is left out.
@@ -119,7 +122,7 @@ impl Thinned {
             return self.lines.push((usize::MAX, line));
         }
         let validated = line.keys().any(|key| key.starts_with("valid."));
-        let kind = if validated { 2 } else { usize::from(line.values().any(Value::is_array)) };
+        let kind = if validated { 2 } else { usize::from(line.contains_key("room")) };
         let of = &mut self.kinds[kind];
         of.came += 1;
         if !(of.came - 1).is_multiple_of(1 << of.halved) {
@@ -183,6 +186,20 @@ impl Lines {
         let mut lines = Vec::new();
         let torn = go_through(path, |line| lines.push(line))?;
         Ok(Self { lines, torn })
+    }
+
+    /// At least those up to `step`, at which the log was flushed: a loss of power can have made anything of the later ones.
+    fn up_to(path: &Path, step: u64) -> Result<Self> {
+        let mut lines = Vec::new();
+        match go_through(path, |line| lines.push(line)) {
+            Ok(torn) => Ok(Self { lines, torn }),
+            Err(e)
+                if e.kind == Kind::Data && (step == 0 || lines.iter().any(|l| step_of(l) >= Some(step))) =>
+            {
+                Ok(Self { lines, torn: true })
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn write(&self, path: &Path) -> Result<()> {
