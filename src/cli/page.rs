@@ -14,7 +14,7 @@ use std::path::Path;
 /// of general text.
 const ABOUT: &str = "about.json";
 
-/// Keeps what the run is done on, the names of its adapted layers, and the curves of [`Protected::spectra`].
+/// Keeps what the run is done on, the names of its adapted layers, and the curves of `protection::spectra`.
 pub fn keep_about(run: &Path, device: &str, layers: &[&str], spectrum: &[Value]) -> Result<()> {
     let about = json!({"device": device, "layers": layers, "spectrum": spectrum});
     write_atomically(&run.join(ABOUT), about.to_string().as_bytes())
