@@ -36,7 +36,6 @@ mod train;
 use crate::error::{Error, Result};
 use crate::report;
 use clap::{CommandFactory, Parser, Subcommand};
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -183,13 +182,13 @@ fn say(text: &str) {
     if !ranks::world().is_first() || report::talk() == report::Talk::Errors {
         return;
     }
-    let _ = writeln!(std::io::stderr(), "{text}");
+    report::tell(text);
 }
 
 /// Prints an error the way every command does: what, where, what to do.
 fn tell(error: &Error) {
     // In one piece: ranks share a terminal.
-    let _ = std::io::stderr().write_all(format!("error: {error}\n").as_bytes());
+    report::tell(&format!("error: {error}"));
     if for_machines() {
         tell_machines(error);
     }
@@ -202,7 +201,7 @@ fn for_machines() -> bool {
 
 /// The error as the last line of standard error: what was told on standard output before stays the result.
 fn tell_machines(error: &Error) {
-    let _ = std::io::stderr().write_all(format!("{}\n", error.json()).as_bytes());
+    report::tell(&error.json().to_string());
 }
 
 /// From now on SIGUSR1, which launchers pass on, asks to save and stop, and SIGUSR2 to save and go on. Neither ends a program

@@ -1,6 +1,6 @@
 //! `log.txt`: what a run told its user, with the time since it was opened; a resumed run appends to it.
 
-use super::talk::{Talk, talk};
+use super::talk::{Talk, talk, tell};
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -37,7 +37,7 @@ impl Journal {
     /// Tells and keeps.
     pub fn say(&self, text: &str) {
         if !self.quiet && talk() != Talk::Errors {
-            let _ = writeln!(std::io::stderr(), "{text}");
+            tell(text);
         }
         self.note(text);
     }
@@ -45,15 +45,16 @@ impl Journal {
     /// Keeps, and tells only who wants to hear everything: it was shown in another way.
     pub fn keep(&self, text: &str) {
         if !self.quiet && talk() == Talk::All {
-            let _ = writeln!(std::io::stderr(), "{text}");
+            tell(text);
         }
         self.note(text);
     }
 
-    /// A log that cannot be written is no reason to stop the work.
+    /// A log that cannot be written is no reason to stop the work. A line is one write: threads share the journal.
     fn note(&self, text: &str) {
         if let Some(mut file) = self.file.as_ref() {
-            let _ = writeln!(file, "{:9.1} s  {text}", self.opened.elapsed().as_secs_f64());
+            let line = format!("{:9.1} s  {text}\n", self.opened.elapsed().as_secs_f64());
+            let _ = file.write_all(line.as_bytes());
         }
     }
 }

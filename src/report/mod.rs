@@ -33,7 +33,7 @@ pub use progress::{Progress, training_message};
 pub use report_table::ReportTable;
 pub use runs::side_by_side;
 pub use table::{before_after, print_before_after};
-pub use talk::{Talk, set_talk, talk};
+pub use talk::{Talk, set_talk, talk, tell};
 pub use tensorboard::EventWriter;
 
 /// One line of `metrics.jsonl`.

@@ -1,5 +1,6 @@
 //! How much this process says on standard error: chosen once, by its user.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// How much is said besides results.
@@ -27,4 +28,9 @@ pub fn talk() -> Talk {
         talk if talk == Talk::All as u8 => Talk::All,
         _ => Talk::Usual,
     }
+}
+
+/// A line on standard error, if anybody listens, in one write: other ranks may be telling something at the same time.
+pub fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }

@@ -2,6 +2,7 @@
 
 mod html;
 pub use html::check;
+mod journal;
 mod log;
 mod progress;
 mod run;
