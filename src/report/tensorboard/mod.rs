@@ -52,7 +52,9 @@ impl EventWriter {
     /// # Errors
     /// When the file cannot be written.
     pub fn settings(&mut self, settings: &[(String, Value)], metrics: &[String]) -> Result<()> {
-        let rows = settings.iter().map(|(name, value)| format!("| {name} | {value} |\n"));
+        let as_text = |value: &dyn std::fmt::Display| without_markup(&value.to_string());
+        let rows =
+            settings.iter().map(|(name, value)| format!("| {} | {} |\n", as_text(name), as_text(value)));
         let text = "| setting | value |\n| --- | --- |\n".to_string() + &rows.collect::<String>();
         let metrics: Vec<String> = metrics.iter().map(|name| tag(name)).collect();
         let values = [
@@ -147,4 +149,10 @@ fn masked_crc32c(data: &[u8]) -> u32 {
 /// Time since 1970; zero on a machine whose clock stands before that.
 fn now() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A text that Markdown shows as it is: a prompt's `|` would begin another column, its `<item>` would be taken for HTML.
+fn without_markup(text: &str) -> String {
+    let special = |c: char| "\\`*_{}[]<>#|&~!".contains(c);
+    text.chars().map(|c| if special(c) { format!("&#{};", c as u32) } else { c.to_string() }).collect()
 }

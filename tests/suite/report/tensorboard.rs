@@ -170,6 +170,7 @@ fn settings_are_hyperparameters_and_a_text() {
         ("train.export".into(), json!(true)),
         ("gems.method".into(), json!("gems")),
         ("train.tasks".into(), json!(["rec"])),
+        ("data.templates.rec.prompt".into(), json!("a | *b* <item>")),
     ];
     events.settings(&settings, &["loss".into(), "valid.rec.ndcg@10".into()]).unwrap();
     events.finish().unwrap();
@@ -186,7 +187,7 @@ fn settings_are_hyperparameters_and_a_text() {
     let experiment = fields(&within(&values[0], &[9, 1, 2, 2]));
     let of = |number: u64| experiment.iter().filter(move |(n, _)| *n == number).map(|(_, m)| m.clone());
     let types: Vec<u8> = of(4).map(|m| get(&m, 4).unwrap()[0]).collect();
-    assert_eq!(types, [3, 2, 1, 1]);
+    assert_eq!(types, [3, 2, 1, 1, 1]);
     let metrics: Vec<Vec<u8>> = of(5).map(|m| within(&m, &[1, 2])).collect();
     assert_eq!(metrics, [&b"loss"[..], b"valid/rec.ndcg@10"]);
     // The session: a map from name to a value of its type.
@@ -202,6 +203,9 @@ fn settings_are_hyperparameters_and_a_text() {
     assert_eq!(get(&entries[3].1, 3).unwrap(), b"[\"rec\"]");
     let text = String::from_utf8(within(&values[2], &[8, 8])).unwrap();
     assert!(text.contains("| train.lr | 0.5 |"), "{text}");
+    // A table of two columns, whatever a prompt says: as TensorBoard 2.21's own renderer shows it.
+    let prompt = r#"| data.templates.rec.prompt | "a &#124; &#42;b&#42; &#60;item&#62;" |"#;
+    assert!(text.contains(prompt), "{text}");
     let end = within(&records[2], &[5, 1]);
     assert_eq!(get(&end, 1).unwrap(), b"_hparams_/session_end_info");
     assert_eq!(within(&end, &[9, 1, 2, 4, 1])[0], 1);
