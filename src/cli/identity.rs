@@ -6,18 +6,25 @@ use crate::config::Config;
 use crate::data::{Dataset, ItemIdentity, PromptSide, SemanticIds, Vocabulary, residual_kmeans};
 use crate::error::Result;
 use crate::model::{Inference, LoadOptions, Model, Packed, passes};
+use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
+
 /// New item rows start as the mean of their text's token rows.
 pub fn start_rows(model: &mut Model, vocabulary: &Vocabulary, data: &Dataset, old: usize) -> Result<()> {
+    let tokens = |item: u32| match data.items.text(item) {
+        Some(text) => {
+            let mut tokens = vocabulary.plain(&format!(" {text}"))?;
+            tokens.retain(|token| (*token as usize) < old);
+            Ok(tokens)
+        }
+        None => Ok(Vec::new()),
+    };
+    let texts: Vec<Vec<u32>> =
+        (0..data.items.len() as u32).into_par_iter().map(tokens).collect::<Result<_>>()?;
     let mut rows = Vec::new();
     let mut done = std::collections::HashSet::new();
-    for item in 0..data.items.len() as u32 {
-        let text = match data.items.text(item) {
-            Some(text) => vocabulary.plain(&format!(" {text}"))?,
-            None => Vec::new(),
-        };
-        let text: Vec<u32> = text.into_iter().filter(|t| (*t as usize) < old).collect();
+    for (item, text) in (0..).zip(&texts) {
         for token in vocabulary.item(item).iter().filter(|t| **t as usize >= vocabulary.base_size()) {
             if done.insert(*token) {
                 rows.push((*token, text.clone()));

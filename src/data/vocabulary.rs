@@ -9,6 +9,7 @@ use super::tokens::{BaseTokens, content};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::model::Architecture;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -126,18 +127,16 @@ impl Vocabulary {
         let lead = if prompt_side == PromptSide::Decoder { " " } else { "" };
         let mut taken: HashMap<Box<[u32]>, u32> = HashMap::new();
         let mut repeats: HashMap<String, u32> = HashMap::new();
-        for number in 0..items.len() as u32 {
-            let text = items.text(number).ok_or_else(|| {
-                Error::data(format!("item `{}` has no text", items.id(number)))
-                    .at("data.item_identity")
-                    .remedy("give every item a text, or use item_identity = \"atomic\"")
-            })?;
-            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (number, (text, tokens)) in (0..).zip(self.titles(items, lead)?) {
+            let mut first = Some(tokens);
             let repeat = repeats.entry(text.clone()).or_insert(0);
             let (name, tokens) = loop {
                 *repeat += 1;
                 let name = if *repeat == 1 { text.clone() } else { format!("{text} #{repeat}") };
-                let tokens: Box<[u32]> = self.plain(&format!("{lead}{name}"))?.into();
+                let tokens: Box<[u32]> = match first.take() {
+                    Some(tokens) if *repeat == 1 => tokens.into(),
+                    _ => self.plain(&format!("{lead}{name}"))?.into(),
+                };
                 if !tokens.is_empty() && !taken.contains_key(&tokens) {
                     break (name, tokens);
                 }
@@ -152,6 +151,23 @@ impl Vocabulary {
             self.tokens.push(tokens);
         }
         Ok(())
+    }
+
+    /// The text of every item with single blanks, and its tokens behind `lead`.
+    fn titles(&self, items: &Catalogue, lead: &str) -> Result<Vec<(String, Vec<u32>)>> {
+        let all = 0..items.len() as u32;
+        if let Some(number) = all.clone().find(|number| items.text(*number).is_none()) {
+            return Err(Error::data(format!("item `{}` has no text", items.id(number)))
+                .at("data.item_identity")
+                .remedy("give every item a text, or use item_identity = \"atomic\""));
+        }
+        let read = |number: u32| {
+            let words = items.text(number).unwrap_or_default().split_whitespace();
+            let text = words.collect::<Vec<_>>().join(" ");
+            let tokens = self.plain(&format!("{lead}{text}"))?;
+            Ok((text, tokens))
+        };
+        all.into_par_iter().map(read).collect()
     }
 
     fn token(&self, name: &str) -> Result<u32> {
