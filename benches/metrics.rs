@@ -21,6 +21,7 @@ fn world() -> (Rankings, Split) {
         places: (0..1 + i % 3)
             .map(|t| Place::alone(spread(i + t, 40_503, if i.is_multiple_of(2) { 30 } else { ITEMS })))
             .collect(),
+        is_cut: false,
         candidates: ITEMS,
         sampled: Vec::new(),
     };

@@ -5,6 +5,8 @@ mod support;
 
 #[path = "suite/bad_input/mod.rs"]
 mod bad_input;
+#[path = "suite/best_first.rs"]
+mod best_first;
 #[path = "suite/blocks.rs"]
 mod blocks;
 #[path = "suite/checkpoints.rs"]

@@ -3,7 +3,7 @@
 use super::session::Session;
 use crate::data::{Record, check_names};
 use crate::error::{Error, Result};
-use crate::eval::{EvaluateSettings, Request, Scorer, Trie, candidate_trie, leading};
+use crate::eval::{EvaluateSettings, Request, Scorer, Trie, Wanted, candidate_trie, leading};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -143,10 +143,12 @@ impl<'a> Asker<'a> {
         let requests: Vec<Request> =
             asked.iter().map(|s| Request { prompt: &s.prompt, trie: &self.candidates(s).trie }).collect();
         let (side, batch_tokens) = (self.session.prompt_side, EvaluateSettings::default().batch_tokens);
-        let scores = Scorer::new(&self.session.model, side, batch_tokens).scores(&requests)?;
+        let depth = |s: &Sound| s.top.saturating_add(s.excluded.len());
+        let wanted: Vec<Wanted> =
+            asked.iter().map(|s| Wanted { depth: depth(s), ..Wanted::default() }).collect();
+        let scores = Scorer::new(&self.session.model, side, batch_tokens).best(&requests, &wanted)?;
         let best = |(s, scores): (&&Sound, &Vec<f32>)| {
-            let depth = s.top.saturating_add(s.excluded.len());
-            let ranked = leading(&self.candidates(s).items, scores, depth, 0).into_iter();
+            let ranked = leading(&self.candidates(s).items, scores, depth(s), 0).into_iter();
             let best = ranked.filter(|(item, _)| !s.excluded.contains(item)).take(s.top).collect();
             Answer { task: s.record.task, best }
         };

@@ -4,6 +4,7 @@ use super::ranks::world;
 use super::session::Session;
 use crate::data::{Record, Split};
 use crate::error::Result;
+use crate::eval::metrics::Place;
 use crate::eval::slices::{by_slice, popularity};
 use crate::eval::{
     EvaluateSettings, General, Metrics, PerText, Ranked, Rankings, Reference, compared, rank_split_over,
@@ -129,7 +130,15 @@ fn answers(session: &Session, split: &Split, rankings: &Rankings) -> Value {
         // In the middle of those that are equally good.
         let rank = ranked.places.first().map(|place| place.ahead + place.tied.div_ceil(2).max(1));
         let top: Vec<String> = ranked.top.iter().take(TOLD).map(|(item, _)| name(item)).collect();
-        json!({"asked": asked.join(" after "), "wanted": record.target.first().map(name), "rank": rank, "top": top})
+        let mut told =
+            json!({"asked": asked.join(" after "), "wanted": record.target.first().map(name), "rank": rank});
+        told["top"] = json!(top);
+        // Nobody has counted what stands before it.
+        let is_behind = |place: &Place| ranked.is_cut && place.ahead >= ranked.top.len();
+        if ranked.places.first().is_some_and(is_behind) {
+            told["rank_or_later"] = json!(true);
+        }
+        told
     };
     let tasks = session.data.tasks.iter().enumerate().map(|(number, task)| {
         let of_task = rankings.requests.iter().filter(|ranked| ranked.task as usize == number);

@@ -86,6 +86,8 @@ fn tested(before: &Value, after: &Value) -> Vec<Tested> {
     tests
 }
 
+/// Of an answer: its rank is at least the one told.
+const LATER: &str = "rank_or_later";
 /// Requests of each kind that a task shows.
 const EXAMPLES: usize = 5;
 
@@ -95,7 +97,12 @@ fn examples(before: &Value, after: &Value) -> Vec<ReportTable> {
     let table = |(task, answers): (&String, &Value)| {
         let (now, then) = (answers.as_array()?, before[ANSWERS][task].as_array()?);
         let rank = |answer: &Value| answer["rank"].as_f64();
-        let pair = |(then, now)| Some((rank(now)?.ln() - rank(then)?.ln(), then, now));
+        // Of two that stand somewhere behind the best nobody knows which is better.
+        let is_known = |then: &Value, now: &Value| then[LATER].is_null() || now[LATER].is_null();
+        let pair = |(then, now)| {
+            is_known(then, now).then_some(())?;
+            Some((rank(now)?.ln() - rank(then)?.ln(), then, now))
+        };
         let mut pairs: Vec<(f64, &Value, &Value)> = then.iter().zip(now).filter_map(pair).collect();
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
         let (worse, better) = (pairs.iter().filter(|p| p.0 > 0.0), pairs.iter().rev().filter(|p| p.0 < 0.0));
@@ -124,12 +131,15 @@ fn example(then: &Value, now: &Value) -> Vec<String> {
         let all = value.as_array().into_iter().flatten().filter_map(Value::as_str);
         all.enumerate().map(|(at, item)| format!("{}. {item}", at + 1)).collect::<Vec<_>>().join("  ")
     };
-    let rank = |value: &Value| value.as_u64().unwrap_or(0).to_string();
+    let rank = |answer: &Value| {
+        let rank = answer["rank"].as_u64().unwrap_or(0);
+        if answer[LATER].is_null() { rank.to_string() } else { format!("{rank} or later") }
+    };
     vec![
         text(&now["asked"]),
         text(&now["wanted"]),
-        rank(&then["rank"]),
-        rank(&now["rank"]),
+        rank(then),
+        rank(now),
         list(&then["top"]),
         list(&now["top"]),
     ]

@@ -3,7 +3,8 @@
 //! A pass holds prompts and, behind each, nodes of its trie; a node sees the prompt and its ancestors, so that
 //! what candidates share is computed once. A trie that does not fit a pass is cut into runs of its depth-first
 //! order, each with the ancestors of its first node. Only inner nodes become rows: a leaf's token is
-//! predicted, nothing is predicted from it.
+//! predicted, nothing is predicted from it. Whatever is computed, the longest sequence of a trie decides how rows rotate
+//! where that depends on a text's length.
 
 use super::trie::Trie;
 use crate::backend::{CrossEntropy, DType, Gather, Mat, Tensor};
@@ -63,8 +64,9 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// Tokens that the model does not have, scores that are not finite, the device.
     pub fn scores(&self, requests: &[Request]) -> Result<Vec<Vec<f32>>> {
-        let pieces = (0..requests.len()).flat_map(|r| self.pieces(r, &requests[r])).collect();
-        let edges = self.edges(requests, pieces)?;
+        let nodes: Vec<&[u32]> = requests.iter().map(|request| request.trie.inner()).collect();
+        let mut edges: Vec<Vec<f32>> = requests.iter().map(|r| vec![0.0; r.trie.len()]).collect();
+        self.edges(requests, &nodes, &mut edges)?;
         let scores = requests.par_iter().zip(edges).map(|(request, edges)| {
             let mut totals: Vec<f64> = edges.into_iter().map(f64::from).collect();
             for node in 1..totals.len() {
@@ -89,23 +91,34 @@ impl<'a> Scorer<'a> {
         let mut wanted = nodes.to_vec();
         wanted.sort_unstable();
         wanted.dedup();
-        let mut rows: Vec<u32> = wanted.iter().flat_map(|n| request.trie.path(*n)).collect();
-        rows.sort_unstable();
-        rows.dedup();
-        let edges = self.edges(&[*request], vec![Piece { request: 0, rows, wanted: wanted.clone() }])?;
+        let mut edges = [vec![0.0; request.trie.len()]];
+        self.edges(&[*request], &[&wanted], &mut edges)?;
         let children = wanted.iter().flat_map(|n| request.trie.children(*n));
         Ok(children.map(|c| (c, edges[0][c as usize])).collect())
     }
 
-    fn pieces(&self, number: usize, request: &Request) -> Vec<Piece> {
+    /// Pieces that predict the children of `nodes` (ascending), each with about as many rows as a pass has room for.
+    fn pieces(&self, number: usize, request: &Request, nodes: &[u32]) -> Vec<Piece> {
         let room = self.batch_tokens.saturating_sub(self.rows_of(request));
         let room = room.max(self.batch_tokens / 4).max(1);
-        let piece = |run: &[u32]| {
-            let mut rows = request.trie.path(run[0]);
-            rows.extend(run.iter().copied().skip(1));
-            Piece { request: number, rows, wanted: run.to_vec() }
-        };
-        request.trie.inner().chunks(room).map(piece).collect()
+        let empty = || Piece { request: number, rows: Vec::new(), wanted: Vec::new() };
+        let (mut pieces, mut piece) = (Vec::new(), empty());
+        for node in nodes {
+            let path = request.trie.path(*node);
+            // In depth-first order ancestors that are not there yet come behind all rows that are.
+            let known = |piece: &Piece| path.partition_point(|n| piece.rows.binary_search(n).is_ok());
+            let mut from = known(&piece);
+            if !piece.wanted.is_empty() && piece.rows.len() + path.len() - from > room {
+                pieces.push(std::mem::replace(&mut piece, empty()));
+                from = 0;
+            }
+            piece.rows.extend_from_slice(&path[from..]);
+            piece.wanted.push(*node);
+        }
+        if !piece.wanted.is_empty() {
+            pieces.push(piece);
+        }
+        pieces
     }
 
     /// Rows of a request's prompt, encoder and decoder together.
@@ -113,23 +126,30 @@ impl<'a> Scorer<'a> {
         request.prompt.len() + usize::from(self.prompt_side != PromptSide::Decoder)
     }
 
-    /// Log-probability of every node given its path, of every request; of nodes that no piece wants, 0.
-    fn edges(&self, requests: &[Request], pieces: Vec<Piece>) -> Result<Vec<Vec<f32>>> {
+    /// Writes log-probabilities, given their path, of the children of some nodes (ascending) of every request.
+    pub(super) fn edges(
+        &self,
+        requests: &[Request],
+        nodes: &[impl AsRef<[u32]>],
+        edges: &mut [Vec<f32>],
+    ) -> Result<()> {
         requests.iter().try_for_each(|r| self.check(r))?;
-        let mut edges: Vec<Vec<f32>> = requests.iter().map(|r| vec![0.0; r.trie.len()]).collect();
+        let of_request =
+            |(number, nodes): (usize, &_)| self.pieces(number, &requests[number], AsRef::as_ref(nodes));
+        let pieces: Vec<Piece> = nodes.iter().enumerate().flat_map(of_request).collect();
         let size = |piece: &Piece| self.rows_of(&requests[piece.request]) + piece.rows.len();
         let (mut start, mut used) = (0, 0);
         for end in 0..pieces.len() {
             if end > start && used + size(&pieces[end]) > self.batch_tokens {
-                self.pass(requests, &pieces[start..end], &mut edges)?;
+                self.pass(requests, &pieces[start..end], edges)?;
                 (start, used) = (end, 0);
             }
             used += size(&pieces[end]);
         }
         if start < pieces.len() {
-            self.pass(requests, &pieces[start..], &mut edges)?;
+            self.pass(requests, &pieces[start..], edges)?;
         }
-        Ok(edges)
+        Ok(())
     }
 
     fn check(&self, request: &Request) -> Result<()> {
@@ -178,6 +198,7 @@ impl<'a> Scorer<'a> {
                 visible.offsets.push(visible.keys.len() as u32);
             }
             decoder.offsets.push(decoder.rows() as u32);
+            decoder.lengths.push(stem.len() as u32 + trie.height());
             for node in &piece.wanted {
                 parents.push(Parent { row: wanted.len(), request: piece.request, node: *node });
                 wanted.push(row_of(*node));

@@ -2,6 +2,7 @@
 
 mod against;
 pub mod beam;
+mod best_first;
 mod knowledge;
 mod layers;
 mod likelihood;
@@ -16,6 +17,7 @@ pub mod trec;
 mod trie;
 
 pub use against::{Paired, compare_runs, compared};
+pub use best_first::Wanted;
 pub use knowledge::{General, PerText, Reference, drift};
 pub use layers::{LayerChange, layer_changes};
 pub use likelihood::{Request, Scorer};

@@ -1,10 +1,12 @@
 //! Ranking a split's requests by exact conditional likelihood.
 //!
 //! The candidates of a request form a trie of token sequences behind its prompt ([`Scorer`]); a candidate's
-//! score is the sum of full-vocabulary log-probabilities along its path. Items of equal score count in every metric by
+//! score is the sum of full-vocabulary log-probabilities along its path. Of a large trie only what can be among the best
+//! is scored ([`Scorer::best`]). Items of equal score count in every metric by
 //! their expectation ([`metrics`]); where they must be listed they stand in an order drawn for the request, which
 //! knows nothing of the catalogue's order (`prepare` writes that by popularity).
 
+use super::best_first::Wanted;
 use super::likelihood::{Request, Scorer};
 use super::metrics::{self, Judged, Place};
 use super::settings::{Candidates, EvaluateSettings};
@@ -35,8 +37,11 @@ pub struct Ranked {
     pub task: u32,
     /// The best items with their log-likelihoods, best first, those of equal score in a drawn order.
     pub top: Vec<(u32, f32)>,
-    /// Where each of the record's targets stands among all candidates, in the record's order.
+    /// Where each of the record's targets stands among all candidates, in the record's order. Behind the best items a place
+    /// may be too good, if `is_cut`; no metric looks there.
     pub places: Vec<Place>,
+    /// Whether candidates behind the best ones were left unscored.
+    pub is_cut: bool,
     /// Number of candidates.
     pub candidates: usize,
     /// Places of the targets among the record's own negatives and them, where all items were ranked and the record
@@ -279,7 +284,8 @@ pub fn rank_split_over(
             Some((_, trie)) => trie,
             None => catalogue.get_or_insert_with(|| candidate_trie(&all, vocabulary)),
         };
-        rows += prompt.len() + trie.inner().len();
+        // What a search needs is not known before it.
+        rows += prompt.len() + trie.inner().len().min(prompt.len());
         nodes += trie.len();
         waiting.push(Waiting { record: *number, prompt, own });
         if rows >= settings.batch_tokens || nodes >= NODES || done + 1 == numbers.len() {
@@ -308,28 +314,36 @@ fn rank(
     settings: &EvaluateSettings,
 ) -> Result<Vec<Ranked>> {
     let empty = Trie::new(&[]);
-    let mut requests = Vec::with_capacity(waiting.len());
-    for w in waiting {
-        let trie = w.own.as_ref().map(|(_, trie)| trie).or(catalogue).unwrap_or(&empty);
-        requests.push(Request { prompt: &w.prompt, trie });
-    }
     let depth = settings.k.iter().copied().max().unwrap_or(10);
-    let scores = scorer.scores(&requests)?;
-    let judged = waiting.par_iter().zip(scores).map(|(waiting, scores)| {
+    // The sampled ranking is of candidates that stand in the whole one too.
+    let sampled = |w: &Waiting| match &w.own {
+        Some(_) => None,
+        None => candidates_of(&split.records[w.record], all.len(), Candidates::Given),
+    };
+    let sampled: Vec<Option<Vec<u32>>> = waiting.iter().map(sampled).collect();
+    let (mut requests, mut wanted) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+    for (w, sampled) in waiting.iter().zip(&sampled) {
+        let trie = w.own.as_ref().map(|(_, trie)| trie).or(catalogue).unwrap_or(&empty);
+        let known = match w.own {
+            Some(_) => &[],
+            None => sampled.as_deref().unwrap_or(&split.records[w.record].target),
+        };
+        requests.push(Request { prompt: &w.prompt, trie });
+        wanted.push(Wanted { depth, known });
+    }
+    let scores = scorer.best(&requests, &wanted)?;
+    let judged = waiting.par_iter().zip(scores).zip(sampled).map(|((waiting, scores), sampled)| {
         let record = &split.records[waiting.record];
         let candidates = waiting.own.as_ref().map_or(all, |(list, _)| list);
         let drawn = waiting.record as u64;
         let (top, places) = judge(candidates, &scores, &record.target, (depth, drawn));
-        // The sampled ranking costs nothing more: its candidates are among those that were scored.
-        let sampled = match candidates_of(record, all.len(), Candidates::Given) {
-            Some(list) if waiting.own.is_none() => {
-                let scores: Vec<f32> = list.iter().map(|item| scores[*item as usize]).collect();
-                judge(&list, &scores, &record.target, (0, drawn)).1
-            }
-            _ => Vec::new(),
-        };
+        let sampled = sampled.map_or_else(Vec::new, |list| {
+            let scores: Vec<f32> = list.iter().map(|item| scores[*item as usize]).collect();
+            judge(&list, &scores, &record.target, (0, drawn)).1
+        });
+        let is_cut = scores.iter().any(|score| score.is_infinite());
         let (record, task, candidates) = (waiting.record, record.task, candidates.len());
-        Ranked { record, task, top, places, candidates, sampled }
+        Ranked { record, task, top, places, is_cut, candidates, sampled }
     });
     Ok(judged.collect())
 }

@@ -10,6 +10,7 @@ pub struct Trie {
     /// Nodes with children, ascending.
     inner: Vec<u32>,
     largest: Option<u32>,
+    height: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,8 +55,9 @@ impl Trie {
         nodes[0].end = nodes.len() as u32;
         let inner =
             (0..).zip(&nodes).filter(|(number, node)| node.end > number + 1).map(|(number, _)| number);
-        let (inner, largest) = (inner.collect(), nodes[1..].iter().map(|node| node.token).max());
-        Self { nodes, ends, targets, inner, largest }
+        let (inner, largest) = (inner.collect::<Vec<u32>>(), nodes[1..].iter().map(|node| node.token).max());
+        let height = inner.iter().map(|number| nodes[*number as usize].depth).max().unwrap_or(0);
+        Self { nodes, ends, targets, inner, largest, height }
     }
 
     /// Number of nodes, the root included.
@@ -110,6 +112,10 @@ impl Trie {
     /// Every node that must be computed, because a token is predicted from it: the root and the inner nodes, ascending.
     pub fn inner(&self) -> &[u32] {
         &self.inner
+    }
+    /// The depth of the deepest inner node: so many tokens behind a prompt are ever rows.
+    pub fn height(&self) -> u32 {
+        self.height
     }
     /// The largest token of any node; `None`: there is nothing but the root.
     pub fn largest_token(&self) -> Option<u32> {

@@ -13,6 +13,9 @@ pub struct Packed {
     pub offsets: Vec<u32>,
     /// Rows of each task, in task order, together all rows; a task without sequences has an empty range.
     pub segments: Vec<Range<usize>>,
+    /// How long the text of each sequence is, where its rows may be a part of it; else empty. Rotations that change
+    /// with the length go by it.
+    pub lengths: Vec<u32>,
 }
 
 impl Packed {

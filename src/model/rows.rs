@@ -32,9 +32,10 @@ impl Turn {
             return Ok(Vec::new());
         }
         let mut found: Vec<(Range<usize>, Cow<[f32]>)> = Vec::new();
-        for ends in packed.offsets.windows(2) {
+        for (number, ends) in packed.offsets.windows(2).enumerate() {
             let rows = ends[0] as usize..ends[1] as usize;
             let length = packed.positions[rows.clone()].iter().max().map_or(0, |last| *last as usize + 1);
+            let length = packed.lengths.get(number).map_or(length, |whole| length.max(*whole as usize));
             match found.last_mut().filter(|(_, before)| *before == rotary.at(length)) {
                 Some((before, _)) => before.end = rows.end,
                 None => found.push((rows, rotary.at(length))),

@@ -37,6 +37,7 @@ proptest! {
             let first = sequences.iter().position(|s| s == sequence).unwrap() as u32;
             prop_assert_eq!(trie.sequence_at(end), Some(first));
         }
+        prop_assert_eq!(trie.height() as usize, sequences.iter().map(|s| s.len().saturating_sub(1)).max().unwrap_or(0));
         prop_assert_eq!(trie.largest_token(), sequences.concat().into_iter().max());
         for node in 0..trie.len() as u32 {
             let children: Vec<u32> = trie.children(node).collect();
@@ -51,12 +52,12 @@ proptest! {
 
 // ---- likelihood --------------------------------------------------------------------------------------
 
-fn model(golden: &Golden, name: &str, vocabulary: usize) -> Model {
+pub fn model(golden: &Golden, name: &str, vocabulary: usize) -> Model {
     let options = LoadOptions { random: None, vocabulary, ..LoadOptions::default() };
     Model::load(&golden.dir.join("models").join(name), Cpu::open(None).unwrap(), &options).unwrap()
 }
 
-fn kind(model: &Model) -> PromptSide {
+pub fn kind(model: &Model) -> PromptSide {
     match model.architecture.decoder_start {
         Some(decoder_start) if model.architecture.is_encoder_decoder() => {
             PromptSide::Encoder { decoder_start }

@@ -122,7 +122,7 @@ fn a_list_without_relevant_items_scores_zero() {
 fn ranked(record: usize, task: u32, positions: &[usize], top: &[u32]) -> Ranked {
     let top = top.iter().map(|item| (*item, -1.0)).collect();
     let places = positions.iter().map(|p| Place::alone(*p)).collect();
-    Ranked { record, task, top, places, candidates: 9, sampled: Vec::new() }
+    Ranked { record, task, top, places, is_cut: false, candidates: 9, sampled: Vec::new() }
 }
 
 fn split(records: &[(usize, &[u32])]) -> Split {

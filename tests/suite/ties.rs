@@ -141,6 +141,7 @@ fn lists_of_equal_scores_know_nothing_of_the_catalogue() {
         task: 0,
         top: list.iter().map(|item| (*item, -3.0)).collect(),
         places: vec![Place { ahead: 0, tied: 400 }],
+        is_cut: false,
         candidates: 400,
         sampled: vec![Place { ahead: 0, tied: 20 }],
     });

@@ -186,8 +186,12 @@ fn a_trie_gives_every_path_what_it_gets_alone() {
                 offsets.push(keys.len() as u32);
                 positions.push(path(row).len() as u32 - 1);
             }
-            let decoder =
-                Packed { tokens: tokens.clone(), positions, offsets: vec![0, 7], segments: vec![0..7] };
+            let decoder = Packed {
+                tokens: tokens.clone(),
+                positions,
+                offsets: vec![0, 7],
+                ..Packed::new(&[vec![vec![0; 7]]])
+            };
             let rows: Vec<u32> = (0..7).collect();
             let request = Inference {
                 encoder: encoder.clone(),
