@@ -53,6 +53,11 @@ pub trait Backend: Send + Sync {
     fn waits(&self) -> u64 {
         0
     }
+    /// The point in its work up to which everything was given to it: what another stream of a GPU waits for before it
+    /// touches the same memory.
+    fn event(&self) -> Result<cuda::driver::Event> {
+        Ok(cuda::driver::Event::Host(std::time::Instant::now()))
+    }
     /// Tells an external profiler (Nsight) that the steps worth looking at begin or end.
     fn profiler(&self, _on: bool) -> Result<()> {
         Ok(())

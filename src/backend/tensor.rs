@@ -93,6 +93,28 @@ impl Tensor {
     pub fn dtype(&self) -> DType {
         self.dtype
     }
+    /// Its f32 elements, where they are in host memory.
+    pub fn host(&self) -> Option<&[f32]> {
+        match &self.storage {
+            Storage::Host(buffer) if self.dtype == DType::F32 => Some(&buffer.as_slice()[..self.len()]),
+            _ => None,
+        }
+    }
+    /// The same, to write.
+    pub fn host_mut(&mut self) -> Option<&mut [f32]> {
+        let len = self.len();
+        match &mut self.storage {
+            Storage::Host(buffer) if self.dtype == DType::F32 => Some(&mut buffer.as_mut_slice()[..len]),
+            _ => None,
+        }
+    }
+    /// The address of its first element, where that is on a device.
+    pub fn address(&self) -> Option<u64> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Device(buffer) => Some(buffer.address),
+        }
+    }
     /// The whole matrix, to read.
     pub fn mat(&self) -> Mat<'_> {
         Mat {

@@ -1,5 +1,6 @@
 //! What a run will need, before its weights are loaded, and whether the machine has it.
 
+use super::ranks;
 use crate::backend::cuda::{Cuda, DeviceSpec};
 use crate::backend::{Backend, DeviceInfo};
 use crate::config::{Config, Device};
@@ -44,6 +45,10 @@ impl Planned<'_> {
             batches: &batches,
             text_length: config.data.general_length,
             checkpointing: config.train.activation_checkpointing,
+            leaves: match config.train.shards {
+                0 | 1 => 0,
+                shards => ranks::world().leaves(shards).len().max(1),
+            },
         };
         let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(self.device))?;
         let mut memory = MemoryPlan::of(&run, &counting)?;

@@ -1,7 +1,7 @@
 //! The ranks that do this command together: found and opened once, before anything else.
 
 use crate::config::Config;
-use crate::distributed::{Communicator, Launcher, Means, Mpi, Nccl, World};
+use crate::distributed::{Communicator, Launcher, Means, Mpi, Nccl, NcclBesideMpi, World};
 use crate::error::{Error, Result};
 use crate::report::Journal;
 use crate::run::RunDirectory;
@@ -38,7 +38,7 @@ pub fn open(command: &str, shared: bool) -> Result<()> {
             .remedy("start it without the launcher"));
     }
     let link: Box<dyn Communicator> = match &launcher.means {
-        Means::Mpi => Box::new(Mpi::open(&launcher)?),
+        Means::Mpi => Box::new(NcclBesideMpi::over(Mpi::open(&launcher)?)),
         Means::Nccl(place) => {
             Box::new(Nccl::open(&launcher, place.as_deref(), device(launcher.local_rank.unwrap_or(0)))?)
         }

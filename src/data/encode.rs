@@ -158,6 +158,19 @@ impl<'a> Encoder<'a> {
         }
     }
 
+    /// About how many rows [`encode`](Self::encode) gives an example. Nothing is encoded: items have their tokens already,
+    /// and of text four bytes are taken for one.
+    pub fn rows_about(&self, record: &Record, nth: usize) -> usize {
+        let kept = record.history.len().min(self.history_limit);
+        let shown = &record.history[record.history.len() - kept..];
+        let items = shown.iter().chain(record.target.get(nth));
+        let items: usize = items.map(|item| self.vocabulary.item(*item).len() + 1).sum();
+        let bytes = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        let prompt = self.prompts.sources().get(self.task(record.task)).map_or(0, String::len);
+        let texts = bytes(&record.query) + bytes(&record.text) + bytes(&record.answer) + prompt;
+        (items + texts / 4).min(self.max_length)
+    }
+
     /// The prompt of a request alone: the decoder's rows of a decoder-only model, the encoder's
     /// otherwise. The very tokens that [`encode`](Self::encode) puts before the target.
     ///

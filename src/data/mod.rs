@@ -15,6 +15,7 @@
 //! decides the order (a pure function of seed and position), and [`pack`] lays the examples of a
 //! step end to end, ordered by task.
 
+mod balance;
 pub(crate) mod columnar;
 pub(crate) mod content;
 mod dataset;
@@ -35,6 +36,7 @@ mod settings;
 mod tokens;
 mod vocabulary;
 
+pub use balance::balance;
 pub use dataset::Dataset;
 pub(crate) use dataset::check_names;
 pub use encode::{Encoder, Example, Tally};

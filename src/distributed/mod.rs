@@ -12,8 +12,9 @@
 //! | --- | --- |
 //! | `world` | what the rest of the program calls: sums, shared results, agreement, errors |
 //! | `word`, `tree`, `told` | what a rank says before an operation; the order of additions; an error on its way |
-//! | `communicator` | the seam to what moves bytes |
+//! | `communicator` | the seam to what moves bytes, and which memory it reaches |
 //! | `threads`, `mpi`, `nccl` | ranks as threads of one process; as processes under an MPI library, or with a GPU each under NCCL, opened at run time |
+//! | `nccl_beside_mpi` | processes under MPI with a GPU each: sums on GPUs through NCCL, everything else through MPI |
 //! | `launcher`, `exit` | who started this process, from its environment; how it ends where a library does not |
 //! | `settings` | section `[distributed]` |
 
@@ -22,6 +23,7 @@ mod exit;
 mod launcher;
 mod mpi;
 mod nccl;
+mod nccl_beside_mpi;
 mod settings;
 mod threads;
 mod told;
@@ -29,10 +31,11 @@ mod tree;
 mod word;
 mod world;
 
-pub use communicator::{Communicator, Counts, Failure, Moved};
+pub use communicator::{Communicator, Failure, Moved, Parts, Passage};
 pub use launcher::{Launcher, Means};
 pub use mpi::{Mpi, found as found_mpi};
 pub use nccl::{Nccl, found as found_nccl};
+pub use nccl_beside_mpi::NcclBesideMpi;
 pub use settings::DistributedSettings;
 pub use threads::Threads;
 pub use tree::{Tree, leaves_of};

@@ -1,7 +1,10 @@
 //! Ranks as threads of one process: for tests of everything that passes between ranks.
 
-use super::communicator::{Communicator, Counts, Failure, Moved};
+use super::communicator::{Communicator, Failure, Moved, Passage};
+use crate::backend::{Backend, Tensor};
+use crate::error::Error;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +13,9 @@ use std::time::{Duration, Instant};
 pub struct Threads {
     rank: usize,
     size: usize,
+    host: String,
+    /// Whether it moves what is in the memory of any device, as NCCL does.
+    reaches_devices: bool,
     /// Operations that this rank has done.
     done: AtomicU64,
     hall: Arc<Hall>,
@@ -32,15 +38,32 @@ struct Round {
 /// Bytes, or numbers in parts for every rank.
 enum Brought {
     Bytes(Vec<u8>),
-    Parts(Vec<f32>, Vec<usize>),
+    Parts(Vec<f32>, Vec<Range<usize>>),
 }
 
 impl Threads {
     /// `size` ranks, each for one thread.
     pub fn new(size: usize) -> Vec<Self> {
         let hall = Arc::new(Hall::default());
-        let rank = |rank| Self { rank, size, done: AtomicU64::new(0), hall: Arc::clone(&hall) };
+        let rank = |rank| Self {
+            rank,
+            size,
+            host: "threads".into(),
+            reaches_devices: false,
+            done: AtomicU64::new(0),
+            hall: Arc::clone(&hall),
+        };
         (0..size).map(rank).collect()
+    }
+
+    /// The same rank on a machine of this name.
+    pub fn on(self, host: &str) -> Self {
+        Self { host: host.into(), ..self }
+    }
+
+    /// The same rank, moving what is in the memory of any device.
+    pub fn reaching_devices(self) -> Self {
+        Self { reaches_devices: true, ..self }
     }
 
     /// Brings something and waits for what the others bring.
@@ -88,18 +111,28 @@ impl Communicator for Threads {
         Ok(all.iter().map(bytes).collect::<Moved<Vec<_>>>()?.concat())
     }
 
-    fn exchange(&self, send: Vec<f32>, counts: &Counts, patience: Duration) -> Moved<Vec<f32>> {
-        let all = self.meet(Brought::Parts(send, counts.send.clone()), patience)?;
-        let mut received = Vec::with_capacity(counts.receive.iter().sum());
-        for (brought, wanted) in all.iter().zip(&counts.receive) {
+    fn host(&self) -> String {
+        self.host.clone()
+    }
+
+    fn reaches(&self, at: &dyn Backend, _patience: Duration) -> Moved<bool> {
+        Ok(self.reaches_devices || !at.info().launches_kernels())
+    }
+
+    fn exchange(&self, passage: Passage, patience: Duration) -> Moved<Tensor> {
+        let Passage { send, mut to, parts, at } = passage;
+        let device = |error: Error| Failure::Library(error.to_string());
+        let values = at.download(send.mat()).map_err(device)?;
+        let all = self.meet(Brought::Parts(values, parts.send.clone()), patience)?;
+        for (brought, place) in all.iter().zip(&parts.receive) {
             match &**brought {
-                Brought::Parts(values, parts) if parts[self.rank] == *wanted => {
-                    let start: usize = parts[..self.rank].iter().sum();
-                    received.extend_from_slice(&values[start..start + wanted]);
+                Brought::Parts(values, sent) if sent[self.rank].len() == place.len() => {
+                    let (values, to) = (&values[sent[self.rank].clone()], to.mat_mut());
+                    at.upload(values, to.col_range(place.clone())).map_err(device)?;
                 }
                 _ => return Err(Failure::Library("ranks exchange different things".into())),
             }
         }
-        Ok(received)
+        Ok(to)
     }
 }

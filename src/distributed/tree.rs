@@ -1,63 +1,127 @@
 //! The order in which leaves are added up: one binary tree over their numbers, whoever holds them.
 
+use crate::backend::{Backend, Mat, Tensor};
+use crate::error::{Error, Result};
 use std::ops::Range;
+use std::sync::Arc;
+
+/// Numbers that one operation of a device goes over at most (1 GiB): views count their columns in 32 bits.
+const MOST: usize = 1 << 28;
 
 /// The leaves that rank `rank` of `size` computes, of `all`.
 pub fn leaves_of(rank: usize, size: usize, all: usize) -> Range<usize> {
     rank * all / size..(rank + 1) * all / size
 }
 
-/// Sums of consecutive leaves, pushed from left to right: whole subtrees are merged as soon as they can be, so that of n
-/// leaves at most log2(n) + 1 sums (or twice that, between other ranks' leaves) are held.
-#[derive(Default)]
-pub struct Tree {
-    nodes: Vec<Node>,
-}
-
 /// The sum of leaves `index << level .. (index + 1) << level`.
-pub(super) struct Node {
+pub(super) struct Node<V> {
     pub level: u32,
     pub index: usize,
-    pub values: Vec<f32>,
+    pub values: V,
+}
+
+/// Appends the next sum to those before it: whole subtrees are merged as soon as they can be.
+fn append<V>(nodes: &mut Vec<Node<V>>, mut node: Node<V>, add: impl Fn(V, V) -> Result<V>) -> Result<()> {
+    while let Some(left) =
+        nodes.pop_if(|top| top.level == node.level && top.index % 2 == 0 && top.index + 1 == node.index)
+    {
+        let values = add(left.values, node.values)?;
+        node = Node { level: left.level + 1, index: left.index / 2, values };
+    }
+    nodes.push(node);
+    Ok(())
+}
+
+/// Level and number of the sums that are left when `leaves` have been pushed.
+pub(super) fn shape(leaves: Range<usize>) -> Vec<(u32, usize)> {
+    let mut nodes = Vec::new();
+    for index in leaves {
+        // Nothing is added up, so nothing fails.
+        let _ = append(&mut nodes, Node { level: 0, index, values: () }, |(), ()| Ok(()));
+    }
+    nodes.iter().map(|node| (node.level, node.index)).collect()
+}
+
+/// Sums of consecutive leaves in the memory of a device, pushed from left to right. Of n leaves at most log2(n) + 1 sums
+/// (or twice that, between other ranks' leaves) are held.
+pub struct Tree {
+    backend: Arc<dyn Backend>,
+    nodes: Vec<Node<Tensor>>,
 }
 
 impl Tree {
-    /// Adds leaf number `leaf`, the next one.
-    pub fn push(&mut self, leaf: usize, values: Vec<f32>) {
-        self.push_node(Node { level: 0, index: leaf, values });
+    /// No leaves yet; those to come are in the memory of `backend`.
+    pub fn new(backend: &Arc<dyn Backend>) -> Self {
+        Self { backend: Arc::clone(backend), nodes: Vec::new() }
     }
 
-    pub(super) fn push_node(&mut self, mut node: Node) {
-        while let Some(left) = self
-            .nodes
-            .pop_if(|top| top.level == node.level && top.index % 2 == 0 && top.index + 1 == node.index)
-        {
-            let values = added(left.values, &node.values);
-            node = Node { level: left.level + 1, index: left.index / 2, values };
+    /// Adds leaf number `leaf`, the next one: *f32* `[1 x n]`.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn push(&mut self, leaf: usize, values: Tensor) -> Result<()> {
+        self.push_node(Node { level: 0, index: leaf, values })
+    }
+
+    pub(super) fn push_node(&mut self, node: Node<Tensor>) -> Result<()> {
+        let be = &*self.backend;
+        append(&mut self.nodes, node, |left, right| added(be, left, right.mat()))
+    }
+
+    pub(super) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// How many numbers a leaf has.
+    pub(super) fn width(&self) -> usize {
+        self.nodes.first().map_or(0, |node| node.values.cols())
+    }
+
+    /// Numbers `piece` of the sums that could not be merged yet, from left to right.
+    pub(super) fn nodes(&self, piece: Range<usize>) -> Vec<Node<Mat<'_>>> {
+        let mut views = Vec::new();
+        for Node { level, index, values } in &self.nodes {
+            let values = values.mat().col_range(piece.clone());
+            views.push(Node { level: *level, index: *index, values });
         }
-        self.nodes.push(node);
+        views
     }
 
-    /// The sums that could not be merged yet, from left to right.
-    pub(super) fn nodes(&self) -> &[Node] {
-        &self.nodes
+    /// The same in the memory of another device. Waits.
+    pub(super) fn moved_to(self, backend: &Arc<dyn Backend>) -> Result<Self> {
+        let mut moved = Self::new(backend);
+        for Node { level, index, values } in self.nodes {
+            let values = moved_between(&*self.backend, &values, &**backend)?;
+            moved.nodes.push(Node { level, index, values });
+        }
+        Ok(moved)
     }
 
-    /// The sum of everything that was pushed; `None`: nothing was.
-    pub fn close(mut self) -> Option<Vec<f32>> {
-        let last = self.nodes.pop()?;
-        Some(self.nodes.into_iter().rev().fold(last.values, |sum, node| added(node.values, &sum)))
-    }
-
-    /// Level and number of the sums that are left when a rank has pushed `leaves`.
-    pub(super) fn shape(leaves: Range<usize>) -> Vec<(u32, usize)> {
-        let mut tree = Self::default();
-        leaves.for_each(|leaf| tree.push(leaf, Vec::new()));
-        tree.nodes.iter().map(|node| (node.level, node.index)).collect()
+    /// The sum of everything that was pushed.
+    ///
+    /// # Errors
+    /// The device; nothing was pushed.
+    pub fn close(mut self) -> Result<Tensor> {
+        let last = self.nodes.pop().ok_or_else(|| Error::data("a sum of no leaves"))?;
+        let mut sum = last.values;
+        for node in self.nodes.into_iter().rev() {
+            sum = added(&*self.backend, node.values, sum.mat())?;
+        }
+        Ok(sum)
     }
 }
 
-fn added(mut left: Vec<f32>, right: &[f32]) -> Vec<f32> {
-    left.iter_mut().zip(right).for_each(|(a, b)| *a += *b);
-    left
+/// A copy in the memory of another device.
+pub(super) fn moved_between(from: &dyn Backend, values: &Tensor, to: &dyn Backend) -> Result<Tensor> {
+    to.tensor(&from.download(values.mat())?, values.rows(), values.cols(), values.dtype())
+}
+
+/// `left + right`, in the place of `left`.
+fn added(be: &dyn Backend, mut left: Tensor, right: Mat) -> Result<Tensor> {
+    let n = left.cols();
+    for from in (0..n).step_by(MOST) {
+        let some = from..(from + MOST).min(n);
+        be.axpy(1.0, right.col_range(some.clone()), left.mat_mut().col_range(some))?;
+    }
+    Ok(left)
 }

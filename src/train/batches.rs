@@ -1,7 +1,9 @@
 //! The examples of every step, as packed micro-batches.
 
 use super::settings::TrainSettings;
-use crate::data::{Encoder, Example, Pick, Sampler, Split, StepSize, micro_batches, micro_batches_of};
+use crate::data::{
+    Encoder, Example, Pick, Sampler, Split, StepSize, balance, micro_batches, micro_batches_of,
+};
 use crate::error::{Error, Result};
 use crate::gems::Side;
 use crate::model::Batch;
@@ -105,8 +107,7 @@ impl<'a> Batches<'a> {
         Ok(Self { encoder, train, tasks: tasks.len(), max_rows, averaging, sampler, shards, own })
     }
 
-    /// Cuts every step into `shards` leaves, of which the numbers `own` are prepared. Example i of a step is in leaf
-    /// i mod `shards`: a task is in as many leaves as it can be.
+    /// Cuts every step into `shards` leaves of about equal length, of which the numbers `own` are prepared.
     pub fn in_leaves(self, shards: usize, own: Range<usize>) -> Self {
         Self { shards, own, ..self }
     }
@@ -166,15 +167,18 @@ impl<'a> Batches<'a> {
     fn prepare_leaves(&self, picks: &[Pick]) -> Result<StepData> {
         let mut data =
             StepData { labels: vec![0; self.tasks], counts: vec![0.0; self.tasks], ..StepData::default() };
+        let mut rows = Vec::with_capacity(picks.len());
         for p in picks {
             let record = &self.train.records[p.record as usize];
             let labels = self.encoder.labels(record, p.target as usize).map_err(|e| e.at(self.place(p)))?;
             data.labels[record.task as usize] += labels;
             data.counts[record.task as usize] += 1.0;
+            rows.push(self.encoder.rows_about(record, p.target as usize));
         }
         let all: usize = data.labels.iter().sum();
-        for leaf in self.own.clone() {
-            let own: Vec<Pick> = picks.iter().skip(leaf).step_by(self.shards).copied().collect();
+        let leaves = balance(&rows, self.shards);
+        for leaf in &leaves[self.own.clone()] {
+            let own: Vec<Pick> = leaf.iter().map(|i| picks[*i]).collect();
             let examples: Vec<Example> = own.iter().map(|p| self.encode(p)).collect::<Result<_>>()?;
             let mut batches = micro_batches_of(&examples, self.tasks, self.max_rows, all)?;
             if self.averaging == Averaging::Passes {

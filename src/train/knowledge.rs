@@ -1,6 +1,6 @@
 //! What a base model knows, learned from general text streamed through it.
 
-use crate::backend::{Backend, Indices, Mat, Tensor};
+use crate::backend::{Backend, DType, Indices, Mat, Tensor};
 use crate::distributed::{Tree, World};
 use crate::error::{Error, Kind, Result};
 use crate::gems::{Knowledge, NullSide, NullSpaceSettings, Spectrum, Sums, WHOLE};
@@ -136,7 +136,8 @@ impl KnowledgePass<'_> {
             Some(backward)
         });
         let (backward, sums): (Vec<bool>, _) = (backward.collect(), RefCell::new(self.sums()?));
-        let mut trees: Vec<Tree> = Vec::new();
+        // Second moments of all layers, several times: more than a GPU has room for.
+        let (host, mut trees) = (world.host()?, Vec::<Tree>::new());
         for leaf in world.leaves(shards) {
             for number in leaf * groups.len() / shards..(leaf + 1) * groups.len() / shards {
                 self.pass(&sums, groups[number], number, backward[number])?;
@@ -145,8 +146,10 @@ impl KnowledgePass<'_> {
                 self.go_on()?;
             }
             let taken = sums.borrow_mut().take()?;
-            trees.resize_with(taken.len(), Tree::default);
-            trees.iter_mut().zip(taken).for_each(|(tree, values)| tree.push(leaf, values));
+            trees.resize_with(taken.len(), || Tree::new(&host));
+            for (tree, values) in trees.iter_mut().zip(taken) {
+                tree.push(leaf, host.tensor(&values, 1, values.len(), DType::F32)?)?;
+            }
         }
         let mut sums = sums.into_inner();
         // First what may be waited for long: some ranks have more text than others.
@@ -155,7 +158,8 @@ impl KnowledgePass<'_> {
             (a.and(b), rows)
         });
         let (streamed, rows) = counted.unwrap_or_else(|| sums.counted());
-        let summed = trees.into_iter().map(|tree| world.sum(shards, tree)).collect::<Result<Vec<_>>>()?;
+        let summed = trees.into_iter().map(|tree| host.download(world.sum(shards, tree)?.mat()));
+        let summed = summed.collect::<Result<Vec<_>>>()?;
         sums.put(&summed, (streamed, &rows))?;
         let mut tick = |done, all| {
             progress(KnowledgeProgress::Moments(done, all));

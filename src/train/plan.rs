@@ -42,6 +42,8 @@ pub struct PlannedRun<'a> {
     pub text_length: usize,
     /// Whether activations are computed again.
     pub checkpointing: bool,
+    /// Leaves that a rank computes; 0 where a step is not cut into leaves.
+    pub leaves: usize,
 }
 
 impl MemoryPlan {
@@ -79,7 +81,10 @@ impl MemoryPlan {
         let mut method = 0;
         let mut pass = |model: &Model, tuner: &mut Optimizer| {
             method = (live() - weights).max(method);
-            gradients(model, tuner, run.batches, Averaging::Labels, run.checkpointing).map(drop)
+            let gradients = |tuner: &mut Optimizer| {
+                gradients(model, tuner, run.batches, Averaging::Labels, run.checkpointing).map(drop)
+            };
+            if run.leaves == 0 { gradients(tuner) } else { in_leaves(tuner, run.leaves, tasks, gradients) }
         };
         probe(&mut model, &mut tuner, &mut pass)?;
         let input = StepInput { labels: vec![1; tasks], counts: vec![1.0; tasks], ..StepInput::default() };
@@ -93,6 +98,20 @@ impl MemoryPlan {
         let workspace = memory.peak.saturating_sub(weights + method + activations);
         Ok(Self { weights, method, activations, workspace, idle: memory.taken - memory.peak })
     }
+}
+
+/// The gradients of the last of some leaves, with the sums of those before it, and the sum over all ranks.
+fn in_leaves(
+    tuner: &mut Optimizer,
+    leaves: usize,
+    tasks: usize,
+    gradients: impl FnOnce(&mut Optimizer) -> Result<()>,
+) -> Result<()> {
+    let before = tuner.begin_leaves(&vec![1; tasks])?;
+    let _sums = (0..leaves.ilog2()).map(|_| tuner.take_leaf(&[])).collect::<Result<Vec<_>>>()?;
+    gradients(tuner)?;
+    let (_last, whole) = (tuner.take_leaf(&[])?, tuner.take_leaf(&[])?);
+    tuner.put_sum(whole.mat(), before.mat())
 }
 
 /// Wants a backward pass, and nothing of it.

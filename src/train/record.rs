@@ -78,6 +78,7 @@ impl StepRecord {
         if let Some((ranks, costs)) = self.ranks {
             put("ranks", ranks as f64);
             put("exchange_bytes", costs.bytes as f64);
+            put("exchange_bytes_outside", costs.outside as f64);
             put("exchange_ms", costs.exchange.as_secs_f64() * 1e3);
             put("wait_ms", costs.wait.as_secs_f64() * 1e3);
             put("slowest_rank", costs.slowest as f64);

@@ -5,7 +5,7 @@
 
 use super::batches::{Averaging, StepData};
 use super::rehearsal::Rehearsal;
-use crate::backend::Tensor;
+use crate::backend::{Backend, DType, Dots, Mat, Tensor};
 use crate::distributed::{Tree, World};
 use crate::error::Result;
 use crate::gems::{
@@ -13,6 +13,9 @@ use crate::gems::{
 };
 use crate::model::{Batch, DenseKind, Model};
 use std::sync::Arc;
+
+/// Numbers whose squares are added up together.
+const SQUARED: usize = 1 << 20;
 
 impl Optimizer {
     /// The method over `model`, to whose layers it attaches its branches. `new_rows` is the first row of new item
@@ -127,10 +130,13 @@ pub fn gradients_in_leaves(
     (averaging, checkpointing): (Averaging, bool),
     (world, shards): (&World, usize),
 ) -> Result<Leaves> {
+    let be = Arc::clone(&model.backend);
     let before = tuner.begin_leaves(&data.labels)?;
     let scales = Scales::of(&data.labels);
-    let (mut tree, mut start, mut finite) = (Tree::default(), 0, true);
-    for (leaf, end) in world.leaves(shards).zip(&data.leaves) {
+    let own = world.leaves(shards);
+    let (mut tree, mut start) = (Tree::new(&be), 0);
+    let mut finite = Vec::new();
+    for (leaf, end) in own.clone().zip(&data.leaves) {
         tuner.begin_leaf()?;
         for batch in &data.batches[start..*end] {
             let scales = match averaging {
@@ -141,25 +147,35 @@ pub fn gradients_in_leaves(
             tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
         }
         start = *end;
-        let mut values = tuner.take_leaf()?;
-        finite &= values.iter().all(|v| v.is_finite());
         // Counts below 2^24 are exact.
-        let counted = if leaf == world.leaves(shards).start { [data.tokens, data.shortened] } else { [0, 0] };
-        values.extend(counted.map(|n| n as f32));
-        tree.push(leaf, values);
+        let counted = if leaf == own.start { [data.tokens, data.shortened] } else { [0, 0] };
+        let values = tuner.take_leaf(&counted.map(|n| n as f32))?;
+        finite.push(squares(&*be, values.mat())?);
+        tree.push(leaf, values)?;
     }
     let sum = world.sum(shards, tree)?;
-    let (sum, counted) = sum.split_at(sum.len() - 2);
-    tuner.put_sum(sum, &before)?;
+    tuner.put_sum(sum.mat(), before.mat())?;
+    let counted = be.download(sum.mat().col_range(sum.cols() - 2..sum.cols()))?;
     (data.tokens, data.shortened) = (counted[0] as usize, counted[1] as usize);
-    Ok(Leaves { labels: data.labels.clone(), finite })
+    let finite = finite.iter().map(|s| be.download(s.mat())).collect::<Result<Vec<_>>>()?.concat();
+    Ok(Leaves { labels: data.labels.clone(), finite: finite.iter().all(|s| s.is_finite()) })
+}
+
+/// The squared norms of a leaf's numbers, a million at a time: finite where they are.
+fn squares(be: &dyn Backend, leaf: Mat) -> Result<Tensor> {
+    let some = |from: usize| leaf.col_range(from..(from + SQUARED).min(leaf.cols));
+    let pairs: Vec<(Mat, Mat)> =
+        (0..leaf.cols).step_by(SQUARED).map(some).map(|numbers| (numbers, numbers)).collect();
+    let mut out = be.alloc(1, pairs.len(), DType::F32)?;
+    be.run(Dots { pairs, out: out.mat_mut() })?;
+    Ok(out)
 }
 
 /// What a rank knows of a step's leaves.
 pub struct Leaves {
     /// Labels of every task, of the whole step.
     pub labels: Vec<usize>,
-    /// Whether what this rank has added was finite.
+    /// Whether what this rank has added was finite, and its squares too.
     pub finite: bool,
 }
 

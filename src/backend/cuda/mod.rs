@@ -175,6 +175,9 @@ impl Backend for Cuda {
     fn waits(&self) -> u64 {
         self.recorder.waits()
     }
+    fn event(&self) -> Result<driver::Event> {
+        self.driver.event()
+    }
     fn profiler(&self, on: bool) -> Result<()> {
         self.driver.profiler(on)
     }

@@ -138,6 +138,7 @@ impl Subject {
             batches: &self.data.batches,
             text_length: self.config.data.general_length,
             checkpointing: self.config.train.activation_checkpointing,
+            leaves: 0,
         };
         let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(self.model.backend.info()))?;
         MemoryPlan::of(&run, &counting)

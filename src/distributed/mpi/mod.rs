@@ -3,12 +3,14 @@
 
 mod library;
 
-use super::communicator::{Communicator, Counts, Failure, Moved};
+use super::communicator::{Communicator, Failure, Moved, Passage};
 use super::exit;
 use super::launcher::Launcher;
+use crate::backend::Tensor;
 use crate::error::{Error, Result};
 use library::{Functions, Handle};
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Messages of a roll call.
@@ -105,7 +107,7 @@ impl Mpi {
 
     /// Tells everybody that this rank is there; who does not say the same within a second is returned. A rank that waits
     /// answers at once; one that computes does not, and is what the others wait for.
-    fn roll_call(&self) -> Vec<usize> {
+    pub(super) fn roll_call(&self) -> Vec<usize> {
         let (others, f) = ((0..self.size).filter(|rank| *rank != self.rank), &self.functions);
         // Not waited for, and never given back: what is written to a dead rank is never done.
         let word: &'static mut [u8; 1] = Box::leak(Box::new([1]));
@@ -160,19 +162,22 @@ impl Communicator for Mpi {
         self.wait(request, (own, all), patience).map(|(_, all)| all)
     }
 
-    fn exchange(&self, send: Vec<f32>, counts: &Counts, patience: Duration) -> Moved<Vec<f32>> {
+    fn exchange(&self, passage: Passage, patience: Duration) -> Moved<Tensor> {
+        let Passage { send, mut to, parts, .. } = passage;
         let (f, mut request) = (&self.functions, 0);
-        let (sent, given) = (in_bytes(&counts.send), in_bytes(&counts.receive));
-        let mut all = vec![0f32; counts.receive.iter().sum()];
-        let (from, to): (*const c_void, *mut c_void) = (send.as_ptr().cast(), all.as_mut_ptr().cast());
-        // SAFETY: counts and places add up to the two buffers; everything stays until the request is done.
+        let (sent, given) = (in_bytes(&parts.send), in_bytes(&parts.receive));
+        let (Some(from), Some(into)) = (send.host(), to.host_mut()) else {
+            return Err(Failure::Library("it was given what is not in host memory".into()));
+        };
+        let (from, into): (*const c_void, *mut c_void) = (from.as_ptr().cast(), into.as_mut_ptr().cast());
+        // SAFETY: parts and places are within the two tensors; everything stays until the request is done.
         let code = unsafe {
             (f.alltoallv)(
                 from,
                 sent.0.as_ptr(),
                 sent.1.as_ptr(),
                 f.byte,
-                to,
+                into,
                 given.0.as_ptr(),
                 given.1.as_ptr(),
                 f.byte,
@@ -181,7 +186,7 @@ impl Communicator for Mpi {
             )
         };
         self.check(code)?;
-        self.wait(request, (send, all, sent, given), patience).map(|(_, all, ..)| all)
+        self.wait(request, (send, to, sent, given), patience).map(|(_, to, ..)| to)
     }
 
     fn leave(&self) {
@@ -200,9 +205,7 @@ impl Communicator for Mpi {
     }
 }
 
-/// Counts of f32 as counts and places of bytes. A piece of a sum is far below what an int holds.
-fn in_bytes(counts: &[usize]) -> (Vec<c_int>, Vec<c_int>) {
-    let counts: Vec<c_int> = counts.iter().map(|n| 4 * *n as c_int).collect();
-    let places = counts.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
-    (counts, places)
+/// Ranges of f32 as counts and places of bytes. A piece of a sum is far below what an int holds.
+fn in_bytes(ranges: &[Range<usize>]) -> (Vec<c_int>, Vec<c_int>) {
+    ranges.iter().map(|range| (4 * range.len() as c_int, 4 * range.start as c_int)).unzip()
 }

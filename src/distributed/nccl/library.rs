@@ -22,7 +22,7 @@ const OLDEST: c_int = 21400;
 pub type Handle = *mut c_void;
 
 /// What all ranks of a communicator must have in common (`ncclUniqueId`).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C)]
 pub struct UniqueId([c_char; 128]);
 

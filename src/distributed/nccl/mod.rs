@@ -1,21 +1,25 @@
 //! Ranks that are processes with a GPU each, where no MPI is between them: everything goes through NCCL, which moves
-//! device memory. Calls do not block, and all of them are watched by a deadline. NCCL cannot say who is missing.
+//! device memory on a stream of its own. Numbers that are computed on that GPU stay there. Calls do not block, and all of
+//! them are watched by a deadline. NCCL cannot say who is missing.
 
 mod library;
 
-use super::communicator::{Communicator, Counts, Failure, Moved};
+use super::communicator::{Communicator, Failure, Moved, Parts, Passage};
 use super::exit;
 use super::launcher::Launcher;
+use crate::backend::cuda::driver::Event;
 use crate::backend::cuda::{driver_present, explain};
+use crate::backend::{Backend, Tensor};
 use crate::error::{Error, Kind, Result};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError};
-use library::{BYTE, FLOAT, Functions, Handle, IN_PROGRESS, Settings};
+use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError};
+use library::{BYTE, FLOAT, Handle, IN_PROGRESS, Settings};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use library::found;
+pub(super) use library::{Functions, UniqueId};
 
 /// So long a rank asks again and again; after that it sleeps in between.
 const EAGER: Duration = Duration::from_millis(2);
@@ -65,23 +69,39 @@ impl Nccl {
         // What makes the same id in all processes without a message between them.
         // SAFETY: the program has one thread so far, and nobody reads the environment at the same time.
         unsafe { std::env::set_var("NCCL_COMM_ID", place) };
-        let name = format!("NCCL {}", functions.found.version);
-        let mut this = Self {
+        let mut this = Self::over(functions, (*rank, *size), stream);
+        let met = this.functions.unique_id().and_then(|id| this.join(id));
+        met.map_err(|failure| this.not_met(place, &failure))?;
+        Ok(this)
+    }
+
+    /// Meets the other ranks, all of which have been given the same id, with device `ordinal`.
+    pub(super) fn meet(
+        functions: Functions,
+        place: (usize, usize),
+        ordinal: usize,
+        id: UniqueId,
+    ) -> Moved<Self> {
+        let mut this = Self::over(functions, place, stream(ordinal).map_err(driver)?);
+        this.join(id)?;
+        Ok(this)
+    }
+
+    fn over(functions: Functions, (rank, size): (usize, usize), stream: Arc<CudaStream>) -> Self {
+        Self {
+            name: format!("NCCL {}", functions.found.version),
             functions,
-            name,
-            rank: *rank,
-            size: *size,
+            rank,
+            size,
             communicator: std::ptr::null_mut(),
             is_given_up: AtomicBool::new(false),
             stream,
             places: Mutex::default(),
-        };
-        this.meet().map_err(|failure| this.not_met(place, &failure))?;
-        Ok(this)
+        }
     }
 
-    fn meet(&mut self) -> Moved<()> {
-        let (id, mut settings) = (self.functions.unique_id()?, Settings::not_blocking());
+    fn join(&mut self, id: UniqueId) -> Moved<()> {
+        let mut settings = Settings::not_blocking();
         let (size, rank) = (self.size as i32, self.rank as i32);
         let mut made: Handle = std::ptr::null_mut();
         // SAFETY: places for a communicator and for settings of the size they say; the device's context is current.
@@ -123,7 +143,7 @@ impl Nccl {
 
     /// Ends what is under way: a stream that waits for a dead rank keeps the device from ever being idle, and so everybody
     /// who frees memory. The library gets some time for it.
-    fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         if self.is_given_up.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -146,9 +166,7 @@ impl Nccl {
         patience: Duration,
         ask: impl FnOnce(u64, u64) -> Moved<()>,
     ) -> Moved<Vec<u8>> {
-        if self.is_given_up.load(Ordering::SeqCst) {
-            return Err(Failure::Library("the communicator was given up".into()));
-        }
+        self.is_alive()?;
         let start = Instant::now();
         self.stream.context().bind_to_thread().map_err(driver)?;
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,18 +177,55 @@ impl Nccl {
             let (sent, _read) = from.device_ptr(&self.stream);
             let (received, _written) = to.device_ptr_mut(&self.stream);
             ask(sent, received)?;
-            self.begun(start, patience)?;
+            self.arrived(start, patience)?;
         }
-        // A copy to the host would wait for ever: what it waits for comes first, under the deadline.
-        let arrived = self.stream.record_event(None).map_err(driver)?;
-        self.watch(start, patience, || {
-            self.functions.is_ready(self.communicator)?;
-            arrived.try_is_complete().map_err(driver)
-        })?;
         let mut all = vec![0u8; bytes];
         self.stream.memcpy_dtoh(&to.slice(..bytes), &mut all).map_err(driver)?;
         self.stream.synchronize().map_err(driver)?;
         Ok(all)
+    }
+
+    fn is_alive(&self) -> Moved<()> {
+        match self.is_given_up.load(Ordering::SeqCst) {
+            true => Err(Failure::Library("the communicator was given up".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until what was asked for is done. A copy to the host would wait for ever: it comes after this, which is under
+    /// the deadline.
+    fn arrived(&self, start: Instant, patience: Duration) -> Moved<()> {
+        self.begun(start, patience)?;
+        let arrived = self.stream.record_event(None).map_err(driver)?;
+        self.watch(start, patience, || {
+            self.functions.is_ready(self.communicator)?;
+            arrived.try_is_complete().map_err(driver)
+        })
+    }
+
+    /// Up to where the work of `at` was given to it, if that is this GPU's.
+    fn point_of(&self, at: &dyn Backend) -> Option<CudaEvent> {
+        match at.event() {
+            Ok(Event::Device(event)) if event.context() == self.stream.context() => Some(event),
+            _ => None,
+        }
+    }
+
+    /// Exchanges within the memory of this GPU, when everything that was computed before is there.
+    fn directly(
+        &self,
+        parts: &Parts,
+        (from, to): (u64, u64),
+        at: &dyn Backend,
+        patience: Duration,
+    ) -> Moved<()> {
+        self.is_alive()?;
+        let start = Instant::now();
+        let computed =
+            self.point_of(at).ok_or_else(|| Failure::Library("this is no memory of its GPU".into()))?;
+        self.stream.wait(&computed).map_err(driver)?;
+        self.parts(parts, from, to)?;
+        self.arrived(start, patience)
     }
 
     /// A place of at least so many bytes.
@@ -198,15 +253,12 @@ impl Nccl {
     }
 
     /// All parts at once: what is asked for between start and end happens together.
-    fn parts(&self, counts: &Counts, sent: u64, received: u64) -> Moved<()> {
+    fn parts(&self, parts: &Parts, sent: u64, received: u64) -> Moved<()> {
         // SAFETY: takes nothing.
         self.functions.check(unsafe { (self.functions.group_start)() }, self.communicator)?;
-        let (mut from, mut to) = (sent, received);
-        for peer in 0..self.size {
-            self.part(true, from, counts.send[peer], peer)?;
-            self.part(false, to, counts.receive[peer], peer)?;
-            from += 4 * counts.send[peer] as u64;
-            to += 4 * counts.receive[peer] as u64;
+        for (peer, (from, to)) in parts.send.iter().zip(&parts.receive).enumerate() {
+            self.part(true, sent + 4 * from.start as u64, from.len(), peer)?;
+            self.part(false, received + 4 * to.start as u64, to.len(), peer)?;
         }
         // SAFETY: takes nothing.
         self.functions.check(unsafe { (self.functions.group_end)() }, self.communicator)
@@ -246,11 +298,29 @@ impl Communicator for Nccl {
         .inspect_err(|_| self.give_up())
     }
 
-    fn exchange(&self, send: Vec<f32>, counts: &Counts, patience: Duration) -> Moved<Vec<f32>> {
-        let bytes = 4 * counts.receive.iter().sum::<usize>();
-        let all = self
-            .through(bytemuck::cast_slice(&send), bytes, patience, |from, to| self.parts(counts, from, to))?;
-        Ok(all.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    fn reaches(&self, at: &dyn Backend, _patience: Duration) -> Moved<bool> {
+        Ok(!at.info().launches_kernels() || self.point_of(at).is_some())
+    }
+
+    fn exchange(&self, passage: Passage, patience: Duration) -> Moved<Tensor> {
+        let Passage { send, mut to, parts, at } = passage;
+        let done = match (send.address(), to.address(), send.host()) {
+            (Some(from), Some(into), _) => self.directly(parts, (from, into), at, patience),
+            (_, _, Some(values)) => {
+                let bytes = 4 * to.len();
+                let ask = |from, to| self.parts(parts, from, to);
+                let all = self.through(bytemuck::cast_slice(values), bytes, patience, ask);
+                all.map(|all| to.host_mut().into_iter().for_each(|to| fill(to, &all)))
+            }
+            _ => Err(Failure::Library("it was given what it does not reach".into())),
+        };
+        if let Err(failure) = done {
+            // Only then is the memory nobody's; and where the library does not end in time, never.
+            self.give_up();
+            std::mem::forget((send, to));
+            return Err(failure);
+        }
+        Ok(to)
     }
 
     fn leave(&self) {
@@ -270,4 +340,9 @@ impl Communicator for Nccl {
         self.give_up();
         exit::now(code);
     }
+}
+
+/// Bytes as the numbers that they are.
+fn fill(to: &mut [f32], bytes: &[u8]) {
+    bytemuck::cast_slice_mut(to).copy_from_slice(bytes);
 }

@@ -1,18 +1,18 @@
 //! All ranks, as one of them sees them: who they are, and what each says before anything is done together.
 
 mod ending;
+mod sums;
 mod together;
 
 use super::communicator::Communicator;
 use super::settings::DistributedSettings;
 use super::tree::leaves_of;
 use super::word::{Operation, Word};
+use crate::backend::Backend;
 use crate::error::Result;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Numbers of a sum that are exchanged at a time (16 MB).
-const PIECE: usize = 4 << 20;
 /// How long ranks that all have an error wait for each other to print it.
 const PRINTING: Duration = Duration::from_secs(2);
 /// The limit of the first meeting: libraries, models and file systems may be slow to open.
@@ -32,6 +32,8 @@ pub struct Member {
 pub struct Costs {
     /// Bytes that this rank sent.
     pub bytes: u64,
+    /// Those of them that went to other machines.
+    pub outside: u64,
     /// Time of moving and adding.
     pub exchange: Duration,
     /// Time that this rank waited for others before.
@@ -46,6 +48,8 @@ pub struct World {
     rank: usize,
     size: usize,
     members: Vec<Member>,
+    /// Where sums are taken whose leaves are in memory that `link` does not reach.
+    host: OnceLock<Arc<dyn Backend>>,
     state: Mutex<State>,
 }
 
@@ -82,7 +86,7 @@ impl World {
         let limits = DistributedSettings::default().limits();
         let (since, costs) = (Instant::now(), Costs::default());
         let state = State { number: 0, step: 0, since, costs, limits, end: None };
-        Self { link, rank, size, members: Vec::new(), state: Mutex::new(state) }
+        Self { link, rank, size, members: Vec::new(), host: OnceLock::new(), state: Mutex::new(state) }
     }
 
     /// All ranks that `link` reaches. They tell each other who they are.
@@ -90,10 +94,10 @@ impl World {
     /// # Errors
     /// A rank that does not come, or runs another version of this program.
     pub fn over(link: Box<dyn Communicator>) -> Result<Self> {
-        let place = link.place();
+        let (place, host) = (link.place(), link.host());
         let mut world = Self::of(Some(link), place);
         world.members = vec![Member { host: "?".into(), pid: 0 }; world.size];
-        let own = Member { host: hostname(), pid: std::process::id() };
+        let own = Member { host, pid: std::process::id() };
         let text = format!("{}\n{}\n{}", own.host, own.pid, env!("CARGO_PKG_VERSION"));
         world.limit_for(START);
         let all = world.share_as(Operation::Meet, text.as_bytes())?;
@@ -225,11 +229,4 @@ impl Said {
     fn within(limit: Duration) -> Self {
         Self { size: 0, failed: false, yes: false, own: 0, limit }
     }
-}
-
-fn hostname() -> String {
-    #[cfg(unix)]
-    return rustix::system::uname().nodename().to_string_lossy().into_owned();
-    #[cfg(not(unix))]
-    std::env::var("COMPUTERNAME").unwrap_or_else(|_| "?".into())
 }

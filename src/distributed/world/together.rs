@@ -1,70 +1,15 @@
-//! What ranks do together: sums in their order, results and decisions that all of them have.
+//! What ranks do together besides sums: results and decisions that all of them have.
 
-use super::{End, PIECE, Said, World};
-use crate::distributed::communicator::Counts;
-use crate::distributed::tree::{Node, Tree, leaves_of};
+use super::{End, Said, World};
 use crate::distributed::word::Operation;
 use crate::error::{Error, Kind, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Instant;
 
+/// Bytes of a result that are exchanged at a time.
+const PIECE: usize = 16 << 20;
+
 impl World {
-    /// The sum of `shards` leaves, of which this rank holds those of [`World::leaves`] in `own`. The order of additions
-    /// depends on `shards` only.
-    ///
-    /// # Errors
-    /// Ranks that sum something else, or are silent.
-    pub fn sum(&self, shards: usize, own: Tree) -> Result<Vec<f32>> {
-        let Some(link) = &self.link else { return Ok(own.close().unwrap_or_default()) };
-        let (limit, n) = (self.state().limits.0, own.nodes().first().map_or(0, |node| node.values.len()));
-        self.announce(
-            Operation::Sum,
-            Said { size: (n as u64) << 16 ^ shards as u64, ..Said::within(limit) },
-        )?;
-        let start = Instant::now();
-        let shapes: Vec<_> =
-            (0..self.size).map(|rank| Tree::shape(leaves_of(rank, self.size, shards))).collect();
-        let (mut whole, mut moved) = (Vec::with_capacity(n), 0);
-        for from in (0..n).step_by(PIECE) {
-            let piece = from..(from + PIECE).min(n);
-            let width = piece.len().div_ceil(self.size);
-            let (parts, counts) = self.parts(&own, piece.clone(), width, &shapes);
-            let received =
-                link.exchange(parts, &counts, limit).map_err(|f| self.broken(Operation::Sum, f))?;
-            let slice = added_up(&received, width, &shapes);
-            let all = link.gather(bytemuck::cast_slice(&slice), limit);
-            let all = all.map_err(|f| self.broken(Operation::Sum, f))?;
-            let values = all.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            whole.extend(values.take(piece.len()));
-            moved += 4 * (width * (own.nodes().len() + 1) * (self.size - 1)) as u64;
-        }
-        let mut state = self.state();
-        state.costs.bytes += moved;
-        state.costs.exchange += start.elapsed();
-        state.since = Instant::now();
-        Ok(whole)
-    }
-
-    /// Slice j of every sum that this rank holds of a piece, for rank j; short slices are filled up with zeros.
-    fn parts(
-        &self,
-        own: &Tree,
-        piece: std::ops::Range<usize>,
-        width: usize,
-        shapes: &[Vec<(u32, usize)>],
-    ) -> (Vec<f32>, Counts) {
-        let nodes = own.nodes();
-        let mut parts = vec![0.0; nodes.len() * width * self.size];
-        for (i, to) in parts.chunks_exact_mut(width.max(1)).enumerate() {
-            let (rank, node) = (i / nodes.len(), &nodes[i % nodes.len()]);
-            let of = |k: usize| (piece.start + k * width).min(piece.end);
-            let values = &node.values[of(rank)..of(rank + 1)];
-            to[..values.len()].copy_from_slice(values);
-        }
-        let receive = shapes.iter().map(|shape| shape.len() * width).collect();
-        (parts, Counts { send: vec![nodes.len() * width; self.size], receive })
-    }
-
     /// Every rank's bytes, in the order of ranks; they need not be equally many.
     ///
     /// # Errors
@@ -80,8 +25,8 @@ impl World {
         let lengths: Vec<usize> = words.iter().map(|w| w.own as usize).collect();
         let mut all: Vec<Vec<u8>> = lengths.iter().map(|n| Vec::with_capacity(*n)).collect();
         let most = lengths.iter().copied().max().unwrap_or(0);
-        for from in (0..most).step_by(4 * PIECE) {
-            let size = (most - from).min(4 * PIECE);
+        for from in (0..most).step_by(PIECE) {
+            let size = (most - from).min(PIECE);
             let mut part = vec![0; size];
             let mine = own.get(from..own.len().min(from + size)).unwrap_or_default();
             part[..mine.len()].copy_from_slice(mine);
@@ -199,14 +144,4 @@ impl World {
         .at(format!("step {step}, {}", self.call(odd)))
         .remedy("the checkpoints before are good: go on with --resume, without that machine or its device"))
     }
-}
-
-/// The sum of what all ranks sent of one slice: their nodes in order.
-fn added_up(received: &[f32], width: usize, shapes: &[Vec<(u32, usize)>]) -> Vec<f32> {
-    let mut tree = Tree::default();
-    let nodes = shapes.iter().flatten().zip(received.chunks_exact(width.max(1)));
-    for ((level, index), values) in nodes {
-        tree.push_node(Node { level: *level, index: *index, values: values.to_vec() });
-    }
-    tree.close().unwrap_or_else(|| vec![0.0; width])
 }

@@ -1,5 +1,6 @@
 //! Records, prompts, tokens, packing: against worked examples, golden batches and properties.
 
+mod balance;
 mod encoding;
 mod general;
 mod packing;

@@ -4,12 +4,20 @@
 mod launchers;
 mod protocol;
 mod steps;
+mod sums;
 
-use gems_engine::distributed::{DistributedSettings, Threads, World};
+use gems_engine::backend::DType;
+use gems_engine::backend::cpu::Cpu;
+use gems_engine::distributed::{DistributedSettings, Threads, Tree, World};
 use gems_engine::error::Result;
 
 /// Runs `work` on `size` ranks that are threads; what each gave, in order.
 fn on_ranks<T: Send>(size: usize, work: impl Fn(&World) -> Result<T> + Sync) -> Vec<Result<T>> {
+    over(Threads::new(size), work)
+}
+
+/// The same on given ranks.
+fn over<T: Send>(ranks: Vec<Threads>, work: impl Fn(&World) -> Result<T> + Sync) -> Vec<Result<T>> {
     std::thread::scope(|scope| {
         let work = &work;
         let start = |threads: Threads| {
@@ -21,9 +29,19 @@ fn on_ranks<T: Send>(size: usize, work: impl Fn(&World) -> Result<T> + Sync) -> 
                 done
             })
         };
-        let handles: Vec<_> = Threads::new(size).into_iter().map(start).collect();
+        let handles: Vec<_> = ranks.into_iter().map(start).collect();
         handles.into_iter().map(|handle| handle.join().unwrap()).collect()
     })
+}
+
+/// Sums leaves of `world` that all are `values`.
+fn summed(world: &World, shards: usize, values: &[f32]) -> Result<Vec<f32>> {
+    let be = Cpu::open(None)?;
+    let mut tree = Tree::new(&be);
+    for leaf in world.leaves(shards) {
+        tree.push(leaf, be.tensor(values, 1, values.len(), DType::F32)?)?;
+    }
+    be.download(world.sum(shards, tree)?.mat())
 }
 
 /// The messages of ranks that must all fail.

@@ -1,55 +1,8 @@
-//! Sums in their order, shared results, and errors that all ranks hear.
+//! Shared results, and errors that all ranks hear.
 
-use super::{on_ranks, refused};
-use crate::support::numbers;
-use gems_engine::distributed::{DistributedSettings, Tree, World, leaves_of};
+use super::{on_ranks, refused, summed};
+use gems_engine::distributed::{DistributedSettings, World};
 use gems_engine::error::{Error, Kind};
-
-/// The order of additions by its definition: the leaves up to the largest power of two, and those after.
-fn sum_of(leaves: &[Vec<f32>]) -> Vec<f32> {
-    let [one] = leaves else {
-        let half = leaves.len().next_power_of_two() / 2;
-        let (left, right) = (sum_of(&leaves[..half]), sum_of(&leaves[half..]));
-        return left.iter().zip(&right).map(|(a, b)| a + b).collect();
-    };
-    one.clone()
-}
-
-#[test]
-fn sums_do_not_depend_on_the_number_of_ranks() {
-    for (shards, n) in [(1, 5), (2, 1), (3, 7), (4, 64), (5, 33), (7, 10), (8, 1000), (13, 3), (16, 17)] {
-        let leaf = |leaf: usize| {
-            let values = numbers(leaf as u64, n);
-            values.into_iter().map(|x| x * 10f32.powi(leaf as i32 % 7 - 3)).collect::<Vec<f32>>()
-        };
-        let want = sum_of(&(0..shards).map(leaf).collect::<Vec<_>>());
-        for ranks in 1..=shards.min(6) {
-            let sums = on_ranks(ranks, |world| {
-                let mut tree = Tree::default();
-                world.leaves(shards).for_each(|k| tree.push(k, leaf(k)));
-                let sum = world.sum(shards, tree)?;
-                Ok((sum, world.costs()))
-            });
-            for (rank, sum) in sums.into_iter().enumerate() {
-                let (sum, costs) = sum.unwrap();
-                assert_eq!(sum, want, "{shards} leaves on {ranks} ranks, rank {rank}");
-                // 2 S (W - 1) / W bytes where each rank holds one sum, up to what fills the slices.
-                if let (Some(costs), true) = (costs, shards.is_power_of_two() && ranks.is_power_of_two()) {
-                    assert_eq!(costs.bytes as usize, 2 * 4 * (n.div_ceil(ranks)) * (ranks - 1));
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn leaves_are_shared_out_whole_and_in_order() {
-    for (size, all) in [(1, 1), (3, 4), (4, 4), (5, 16), (7, 9)] {
-        let shared: Vec<usize> = (0..size).flat_map(|rank| leaves_of(rank, size, all)).collect();
-        assert_eq!(shared, (0..all).collect::<Vec<_>>());
-        assert!((0..size).all(|rank| !leaves_of(rank, size, all).is_empty()));
-    }
-}
 
 #[test]
 fn results_come_in_the_order_of_ranks_whatever_their_length() {
@@ -77,11 +30,7 @@ fn an_error_of_one_rank_is_everybodys_wherever_they_are() {
         |world| world.share(b"x").map(drop),
         |world| world.by_first(|| Ok(())).map(drop),
         |world| world.same("the answer", "42"),
-        |world| {
-            let mut tree = Tree::default();
-            world.leaves(4).for_each(|k| tree.push(k, vec![1.0]));
-            world.sum(4, tree).map(drop)
-        },
+        |world| summed(world, 4, &[1.0]).map(drop),
     ];
     for place in places {
         let all = on_ranks(3, |world| match world.rank() {
@@ -118,11 +67,7 @@ fn ranks_that_do_different_things_are_told_apart() {
         );
         assert!(text.contains("rank 1 (host "), "{text}");
     }
-    let said = refused(on_ranks(2, |world| {
-        let mut tree = Tree::default();
-        world.leaves(2).for_each(|k| tree.push(k, vec![1.0; 5 + world.rank()]));
-        world.sum(2, tree)
-    }));
+    let said = refused(on_ranks(2, |world| summed(world, 2, &vec![1.0; 5 + world.rank()])));
     assert!(said.iter().all(|text| text.contains("ranks do different things")), "{said:?}");
     let said = refused(on_ranks(2, |world| {
         world.at_step(world.rank() as u64);

@@ -1,6 +1,6 @@
 //! Steps in leaves: the same numbers on any number of ranks, and those of one batch to rounding.
 
-use super::on_ranks;
+use super::{on_ranks, over};
 use crate::support::{assert_close, simt};
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::backend::{Backend, DType};
@@ -44,7 +44,7 @@ fn steps() -> Vec<Vec<Example>> {
     ]
 }
 
-/// The share of a step that `world` has of `shards` leaves, as [`gems_engine::train::Batches`] makes it.
+/// The share of a step that `world` has of `shards` leaves: by turns, so that leaves are of uneven length.
 fn share(examples: &[Example], world: &World, shards: usize, rows: usize) -> StepData {
     let whole = StepData::pack(examples, 2, 0).unwrap();
     let mut data =
@@ -130,10 +130,20 @@ fn a_run_has_the_same_bits_on_any_number_of_ranks() {
     }
 }
 
-/// The kernels, on the SIMT machine.
+/// The kernels, on the SIMT machine: sums through the host, and sums that stay on the devices of two machines of two.
 #[test]
 fn nor_do_the_kernels_bits_depend_on_it() {
-    same_bits(|| simt(DType::F32), &methods()[1], 3);
+    let (open, s): (Open, _) = (|| simt(DType::F32), &methods()[1]);
+    let one = trained(open, &World::alone(), s, 4).unwrap();
+    let on_devices = Threads::new(4).into_iter().zip(["a", "a", "b", "b"]);
+    let on_devices = on_devices.map(|(rank, machine)| rank.on(machine).reaching_devices()).collect();
+    for ranks in [Threads::new(3), on_devices] {
+        let size = ranks.len();
+        for found in over(ranks, |world| trained(open, world, s, 4)) {
+            let found = found.unwrap();
+            assert!(found.1 == one.1 && found.0 == one.0, "a rank of {size}");
+        }
+    }
 }
 
 /// Weights and scales are of the whole step: 1 label in one leaf and 24 in another weigh as in one batch.
@@ -154,7 +164,8 @@ fn gradients_in_leaves_are_those_of_one_batch() {
                 let how = (Averaging::Labels, false);
                 gradients_in_leaves(&model, &mut tuner, &mut data, how, (&world, shards)).unwrap();
             }
-            tuner.take_leaf().unwrap()
+            let leaf = tuner.take_leaf(&[]).unwrap();
+            model.backend.download(leaf.mat()).unwrap()
         };
         let whole = losses_and_gradients(1);
         let most = whole.iter().fold(0f32, |most, x| most.max(x.abs()));

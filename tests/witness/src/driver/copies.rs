@@ -20,6 +20,7 @@ impl Driver {
         self.usable(to, bytes, "a copy")?;
         self.copied()?;
         let from = self.snapshot(from, bytes)?;
+        self.report.crossed[0] += bytes as u64;
         self.give_work(stream, context, Work::ToDevice { to, from })
     }
 
@@ -38,6 +39,7 @@ impl Driver {
         if to.is_null() {
             return refuse(INVALID_VALUE, "the place for the result is null");
         }
+        self.report.crossed[1] += bytes as u64;
         let pinned = self.is_pinned(to.address(), bytes);
         if pinned && !self.is_capturing(stream) {
             // Who reads it before the copy is done reads no numbers.

@@ -21,6 +21,8 @@ pub struct Report {
     /// Calls of each function.
     calls: BTreeMap<&'static str, u64>,
     pub kernels: BTreeMap<String, Statistics>,
+    /// Bytes copied from the host to the device, and from it.
+    pub crossed: [u64; 2],
 }
 
 impl Report {
@@ -30,6 +32,7 @@ impl Report {
             messages: Vec::new(),
             calls: BTreeMap::new(),
             kernels: BTreeMap::new(),
+            crossed: [0; 2],
         }
     }
 
@@ -82,6 +85,8 @@ impl Driver {
             "witness: {launches} launches, {:.3} s, {instructions:.3} G warp instructions",
             total.seconds
         );
+        let [up, down] = self.report.crossed;
+        eprintln!("witness: {up} bytes copied to the device, {down} from it");
         eprintln!("witness: at most {} MiB taken; calls: {:?}", self.heap.most() >> 20, self.report.calls);
     }
 }
