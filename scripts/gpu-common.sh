@@ -108,7 +108,7 @@ training() {
   for setting in "${settings[@]}"; do args+=(--set "$setting"); done
   [ -n "${RANK:-}" ] || rm -rf "${out:?}/$1" # of several ranks none may remove what another one writes
   "$engine" train --json --model "$GEMS_GOLDEN_DIR/models/qwen2_bias" --data "$world" --out "$out/$1" \
-    --device "$2" --steps 6 "${args[@]}" "${@:3}"
+    --device "$2" --steps "${STEPS:-6}" "${args[@]}" "${@:3}"
 }
 # The tensors that training left, as one checksum.
 weights() { ls "$1"/checkpoints/*/weights.safetensors > /dev/null && cat "$1"/checkpoints/*/*.safetensors | sha256sum; }

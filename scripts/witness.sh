@@ -124,6 +124,24 @@ ranks() {
   wait "$second" 2>/dev/null || code=$((code > 0 ? code : $?))
   return $code
 }
+# under_mpi NAME ARG..: the same two ranks as mpirun starts them. What is on GPUs goes through NCCL, everything else through MPI.
+under_mpi() {
+  rm -rf "$out/$1" "$out/meeting" && mkdir "$out/meeting"
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 WITNESS_NCCL=$out/meeting WITNESS_THREADS=1 \
+    mpirun --oversubscribe --bind-to none -n 2 bash -c '
+      RANK=$OMPI_COMM_WORLD_RANK CUDA_VISIBLE_DEVICES=$RANK training "$@"' _ "$1" cuda --set train.shards=2 "${@:2}" &&
+    ls "$out/meeting" | grep -q .
+}
+# crossing: what a step of two ranks copies between host and device is little beside what the ranks exchange.
+crossing() {
+  local six twelve exchanged step
+  bytes() { STEPS=$1 WITNESS_REPORT=1 ranks "crossing$1" $light 2>&1 | sed -n 's/^witness: \([0-9]*\) bytes copied to the device, \([0-9]*\) from it/\1 + \2/p' | tail -1; }
+  six=$(bytes 6) && twelve=$(bytes 12) && [ -n "$six" ] && [ -n "$twelve" ] || return 1
+  step=$((($twelve - ($six)) / 6))
+  exchanged=$(sed -n 's/.*"exchange_bytes":\([0-9]*\).*/\1/p' "$out/crossing12/metrics.jsonl" | sort -n | head -1)
+  echo "a step: $step bytes between host and device, $exchanged between ranks"
+  [ "$step" -lt $((exchanged / 2)) ]
+}
 # left_alone: the first of two ranks names the second, which was killed, and ends.
 left_alone() {
   local code=0
@@ -132,7 +150,7 @@ left_alone() {
   [ "$code" -gt 0 ] && [ "$code" -lt 124 ] && grep -qa '^error.*not all of 2 ranks came' "$out/alone.log" &&
     grep -qa '^note: rank 1 .*left no word' "$out/alone.log"
 }
-export -f same answers same_answers same_metrics fails ranks left_alone
+export -f same answers same_answers same_metrics fails ranks under_mpi crossing left_alone
 
 # ---- the same tests as on a GPU, the same runs --------------------------------------------------
 for capability in 80 90; do
@@ -168,6 +186,11 @@ export light whole=$light
 witnessed 'one process, two leaves' 300 bash -c 'training leaves cuda --set train.shards=2 $whole'
 witnessed 'two ranks through NCCL' 400 bash -c 'ranks ranks $whole'
 run 'two ranks, equal bits' 10 bash -c 'same leaves ranks'
+run 'what crosses the bus' 800 bash -c crossing
+if command -v mpirun > /dev/null && mpirun --version | grep -q 'Open MPI'; then
+  witnessed 'two ranks through NCCL, under MPI' 400 bash -c 'under_mpi both $whole'
+  run 'two ranks under MPI, equal bits' 10 bash -c 'same leaves both'
+fi
 run 'a rank that is killed' 310 bash -c left_alone
 
 # ---- faults on request --------------------------------------------------------------------------

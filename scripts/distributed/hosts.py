@@ -1,5 +1,6 @@
 """Two hosts, as network namespaces, and Slurm."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -58,6 +59,10 @@ def two_hosts():
         same("on two hosts", trained("hosts-one", text), trained("hosts-four", text, four))
         said = (runs.HOME / "hosts-four/log.txt").read_text()
         assert "4 ranks on hosta, hostb" in said, said
+        # In two levels: of 2 S 3/4 bytes that each rank sends 2 (S / 2) 1/2 leave its machine.
+        for line in map(json.loads, (runs.HOME / "hosts-four/metrics.jsonl").read_text().splitlines()):
+            sent, outside = line["exchange_bytes"], line["exchange_bytes_outside"]
+            assert abs(outside / sent - 1 / 3) < 1e-3, (sent, outside)
         log = open(runs.HOME / "cut.stderr", "w+")
         arguments = [*four, *command("cut", LONG)]
         process = subprocess.Popen(arguments, cwd=runs.HOME, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=log)

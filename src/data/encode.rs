@@ -83,6 +83,8 @@ pub struct Encoder<'a> {
     max_length: usize,
     history_limit: usize,
     separator: String,
+    /// Tokens of the separator, by itself.
+    between: usize,
 }
 
 impl<'a> Encoder<'a> {
@@ -95,6 +97,7 @@ impl<'a> Encoder<'a> {
         settings: &DataSettings,
     ) -> Self {
         let usual = if settings.item_identity == ItemIdentity::Text { ", " } else { " " };
+        let separator = settings.item_separator.clone().unwrap_or_else(|| usual.into());
         Self {
             vocabulary,
             prompts,
@@ -102,7 +105,8 @@ impl<'a> Encoder<'a> {
             prompt_side,
             max_length: settings.max_length,
             history_limit: if settings.history_limit == 0 { usize::MAX } else { settings.history_limit },
-            separator: settings.item_separator.clone().unwrap_or_else(|| usual.into()),
+            between: vocabulary.plain(&separator).map_or(1, |tokens| tokens.len()),
+            separator,
         }
     }
 
@@ -162,13 +166,13 @@ impl<'a> Encoder<'a> {
     /// and of text four bytes are taken for one.
     pub fn rows_about(&self, record: &Record, nth: usize) -> usize {
         let kept = record.history.len().min(self.history_limit);
-        let shown = &record.history[record.history.len() - kept..];
-        let items = shown.iter().chain(record.target.get(nth));
-        let items: usize = items.map(|item| self.vocabulary.item(*item).len() + 1).sum();
+        let shown = record.history[record.history.len() - kept..].iter();
+        let items = shown.map(|item| self.vocabulary.item(*item).len() + self.between).sum::<usize>();
+        let target = record.target.get(nth).map_or(0, |item| self.vocabulary.item(*item).len());
         let bytes = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
-        let prompt = self.prompts.sources().get(self.task(record.task)).map_or(0, String::len);
+        let prompt = self.prompts.sources().get(self.task(record.task)).map_or(0, |source| plain(source));
         let texts = bytes(&record.query) + bytes(&record.text) + bytes(&record.answer) + prompt;
-        (items + texts / 4).min(self.max_length)
+        (items + target + texts / 4).min(self.max_length)
     }
 
     /// The prompt of a request alone: the decoder's rows of a decoder-only model, the encoder's
@@ -281,6 +285,11 @@ impl<'a> Encoder<'a> {
         };
         Ok(Example { task, encoder, tokens, labels_from: 1, dropped_items: 0, cut_query: false })
     }
+}
+
+/// Bytes of a template that are not between braces.
+fn plain(template: &str) -> usize {
+    template.split('{').filter_map(|part| part.rsplit('}').next()).map(str::len).sum()
 }
 
 /// The largest n in `least..=most` for which `attempt` succeeds, with its result; it fails for every

@@ -32,7 +32,8 @@ impl NcclBesideMpi {
             Ok(Event::Device(event)) => Some(event.context().ordinal()),
             _ => None,
         };
-        let able = ordinal.and_then(|ordinal| Some((ordinal, Functions::open().ok()?)));
+        let wanted = ordinal.filter(|_| std::env::var("GEMS_NCCL").as_deref() != Ok("off"));
+        let able = wanted.and_then(|ordinal| Some((ordinal, Functions::open().ok()?)));
         let all = self.mpi.gather(&[able.is_some().into()], patience)?;
         let Some((ordinal, functions)) = able.filter(|_| all.iter().all(|able| *able == 1)) else {
             return Ok(None);
@@ -64,8 +65,13 @@ impl Communicator for NcclBesideMpi {
             return Ok(true);
         }
         if self.nccl.get().is_none() {
-            let met = self.meet(at, patience)?;
-            let _ = self.nccl.set(met);
+            let met = self.meet(at, patience).map_err(|failure| match failure {
+                Failure::Library(text) => Failure::Library(format!(
+                    "NCCL beside it says {text}; each rank needs a GPU of its own, or GEMS_NCCL=off for all of them"
+                )),
+                other => other,
+            });
+            let _ = self.nccl.set(met?);
         }
         self.nccl().map_or(Ok(false), |nccl| nccl.reaches(at, patience))
     }

@@ -4,12 +4,13 @@
 //! several machines have several ranks each, that is done twice: the ranks of a machine merge their subtrees slice by
 //! slice, and the ranks of one slice do the same between the machines. The tree is the same, and so are the bits.
 
-use super::{Costs, Said, World};
+use super::{Costs, Member, Said, World};
 use crate::backend::{Backend, DType, Mat, Tensor, cpu::Cpu};
 use crate::distributed::communicator::{Communicator, Parts, Passage};
 use crate::distributed::tree::{Node, Tree, leaves_of, moved_between, shape};
 use crate::distributed::word::Operation;
 use crate::error::Result;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,7 +71,6 @@ impl World {
         state.costs.outside += summing.moved.outside;
         state.costs.exchange += start.elapsed();
         state.since = Instant::now();
-        drop(state);
         Ok(whole)
     }
 
@@ -91,10 +91,9 @@ impl World {
     fn per_machine(&self) -> Option<usize> {
         let host = |rank: usize| self.members[rank].host.as_str();
         let here = (0..self.size).take_while(|rank| host(*rank) == host(0)).count();
-        let machines: Vec<&[super::Member]> = self.members.chunks(here.max(1)).collect();
-        let alike =
-            |ranks: &&[super::Member]| ranks.len() == here && ranks.iter().all(|m| m.host == ranks[0].host);
-        let names: std::collections::BTreeSet<&str> = machines.iter().map(|m| m[0].host.as_str()).collect();
+        let machines: Vec<&[Member]> = self.members.chunks(here.max(1)).collect();
+        let alike = |ranks: &&[Member]| ranks.len() == here && ranks.iter().all(|m| m.host == ranks[0].host);
+        let names: BTreeSet<&str> = machines.iter().map(|m| m[0].host.as_str()).collect();
         let regular = machines.iter().all(alike) && names.len() == machines.len();
         (regular && here > 1 && machines.len() > 1).then_some(here)
     }

@@ -389,6 +389,8 @@ fn end(name: &'static str, handle: usize) -> Code {
         }
         driver.communicators.remove(&handle);
         driver.gone.insert(handle, ("communicator", driver.calls));
+        // A program that ranks run ends with this, and its context with the process.
+        driver.say_statistics();
         Ok(())
     }))
 }
