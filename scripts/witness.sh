@@ -132,10 +132,10 @@ under_mpi() {
       RANK=$OMPI_COMM_WORLD_RANK CUDA_VISIBLE_DEVICES=$RANK training "$@"' _ "$1" cuda --set train.shards=2 "${@:2}" &&
     ls "$out/meeting" | grep -q .
 }
-# crossing: what a step of two ranks copies between host and device is little beside what the ranks exchange.
+# crossing: what a step of two ranks without a refresh copies between host and device is little beside what they exchange.
 crossing() {
   local six twelve exchanged step
-  bytes() { STEPS=$1 WITNESS_REPORT=1 ranks "crossing$1" $light 2>&1 | sed -n 's/^witness: \([0-9]*\) bytes copied to the device, \([0-9]*\) from it/\1 + \2/p' | tail -1; }
+  bytes() { STEPS=$1 WITNESS_REPORT=1 ranks "crossing$1" $light --set gems.refresh_every=50 --set gems.rank=16 2>&1 | sed -n 's/^witness: \([0-9]*\) bytes copied to the device, \([0-9]*\) from it/\1 + \2/p' | tail -1; }
   six=$(bytes 6) && twelve=$(bytes 12) && [ -n "$six" ] && [ -n "$twelve" ] || return 1
   step=$((($twelve - ($six)) / 6))
   exchanged=$(sed -n 's/.*"exchange_bytes":\([0-9]*\).*/\1/p' "$out/crossing12/metrics.jsonl" | sort -n | head -1)

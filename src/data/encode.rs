@@ -83,8 +83,30 @@ pub struct Encoder<'a> {
     max_length: usize,
     history_limit: usize,
     separator: String,
-    /// Tokens of the separator, by itself.
+    about: About,
+}
+
+/// What lengths are reckoned from where nothing is encoded.
+struct About {
+    /// Tokens of the separator.
     between: usize,
+    /// Tokens of every task's prompt, without what is put into it.
+    prompts: Vec<usize>,
+    /// Tokens and bytes of them all: of other text it is taken to be the same.
+    texts: (usize, usize),
+}
+
+impl About {
+    fn new(vocabulary: &Vocabulary, prompts: &Prompts, tasks: &[String], separator: &str) -> Self {
+        let tokens = |text: &str| vocabulary.plain(text).map_or(text.len() / 4, |tokens| tokens.len());
+        let texts: Vec<String> = tasks
+            .iter()
+            .map(|task| prompts.sources().get(task).map_or(String::new(), |s| plain(s)))
+            .collect();
+        let prompts: Vec<usize> = texts.iter().map(|text| tokens(text)).collect();
+        let all = (prompts.iter().sum(), texts.iter().map(String::len).sum());
+        Self { between: tokens(separator), prompts, texts: if all.0 == 0 { (1, 4) } else { all } }
+    }
 }
 
 impl<'a> Encoder<'a> {
@@ -105,7 +127,7 @@ impl<'a> Encoder<'a> {
             prompt_side,
             max_length: settings.max_length,
             history_limit: if settings.history_limit == 0 { usize::MAX } else { settings.history_limit },
-            between: vocabulary.plain(&separator).map_or(1, |tokens| tokens.len()),
+            about: About::new(vocabulary, prompts, tasks, &separator),
             separator,
         }
     }
@@ -163,16 +185,17 @@ impl<'a> Encoder<'a> {
     }
 
     /// About how many rows [`encode`](Self::encode) gives an example. Nothing is encoded: items have their tokens already,
-    /// and of text four bytes are taken for one.
+    /// and text is taken to have as many a byte as the prompts have.
     pub fn rows_about(&self, record: &Record, nth: usize) -> usize {
+        let About { between, prompts, texts: (tokens, of_bytes) } = &self.about;
         let kept = record.history.len().min(self.history_limit);
         let shown = record.history[record.history.len() - kept..].iter();
-        let items = shown.map(|item| self.vocabulary.item(*item).len() + self.between).sum::<usize>();
+        let items = shown.map(|item| self.vocabulary.item(*item).len() + between).sum::<usize>();
         let target = record.target.get(nth).map_or(0, |item| self.vocabulary.item(*item).len());
         let bytes = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
-        let prompt = self.prompts.sources().get(self.task(record.task)).map_or(0, |source| plain(source));
-        let texts = bytes(&record.query) + bytes(&record.text) + bytes(&record.answer) + prompt;
-        (items + target + texts / 4).min(self.max_length)
+        let texts = bytes(&record.query) + bytes(&record.text) + bytes(&record.answer);
+        let rows = prompts[record.task as usize] + items + target + texts * tokens / of_bytes;
+        rows.min(self.max_length)
     }
 
     /// The prompt of a request alone: the decoder's rows of a decoder-only model, the encoder's
@@ -287,9 +310,9 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Bytes of a template that are not between braces.
-fn plain(template: &str) -> usize {
-    template.split('{').filter_map(|part| part.rsplit('}').next()).map(str::len).sum()
+/// What of a template is not between braces.
+fn plain(template: &str) -> String {
+    template.split('{').filter_map(|part| part.rsplit('}').next()).collect()
 }
 
 /// The largest n in `least..=most` for which `attempt` succeeds, with its result; it fails for every
