@@ -110,7 +110,7 @@ impl Listener for Console<'_> {
         self.write()?;
         self.held.extend(first.unwrap_or_default());
         // A page that cannot be written is no reason to stop.
-        if let Err(error) = page::write(&self.run, None) {
+        if let Err(error) = page::write(&self.run, self.log.overview(), None) {
             self.journal.keep(&format!("no report yet: {error}"));
         }
         Ok(())

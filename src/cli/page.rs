@@ -1,11 +1,11 @@
 //! A run's report: what is put on the page, from the files of the run.
 
 use super::measure::{ANSWERS, PER_REQUEST, SLICES};
-use super::{settings, summary};
+use super::settings;
 use crate::error::Result;
 use crate::eval::significance;
 use crate::files::write_atomically;
-use crate::report::{self, Curve, CurveFigure, CurvePoint, Line, ReportData, ReportTable, Tested};
+use crate::report::{self, Curve, CurveFigure, CurvePoint, Line, Overview, ReportData, ReportTable, Tested};
 use crate::run;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -20,20 +20,16 @@ pub fn keep_about(run: &Path, device: &str, layers: &[&str], spectrum: &[Value])
     write_atomically(&run.join(ABOUT), about.to_string().as_bytes())
 }
 
-/// Writes `report.html` of a run from its metrics log, and from its `result` once it has one.
-pub fn write(run: &Path, result: Option<&Value>) -> Result<()> {
+/// Writes `report.html` of a run from an overview of its metrics log, and from its `result` once it has one.
+pub fn write(run: &Path, overview: &Overview, result: Option<&Value>) -> Result<()> {
     let json = |name: &str| -> Value {
         let text = std::fs::read_to_string(run.join(name)).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
     };
     let config = settings::of(run)?;
-    let training = match result {
-        Some(result) => result["training"].clone(),
-        None => summary::training(run)?,
-    };
+    let (training, history) = (overview.training(), overview.lines());
     let before = result.map_or_else(|| json("before.json"), |result| result["before"].clone());
     let after = result.map_or(Value::Null, |result| result["after"].clone());
-    let history = report::read_for_page(&run.join("metrics.jsonl"))?;
     let (about, sources) = (json(ABOUT), json("sources.json"));
     let layers = about["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut notes: Vec<String> = NOTES.iter().map(|n| n.to_string()).collect();
@@ -43,7 +39,7 @@ pub fn write(run: &Path, result: Option<&Value>) -> Result<()> {
     }
     let data = ReportData {
         title: run.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned()),
-        run: [facts(&config, &training, &history), origin(run, &about, &sources)].concat(),
+        run: [facts(&config, &training, history), origin(run, &about, &sources)].concat(),
         tested: tested(&before, &after),
         examples: examples(&before, &after),
         spectrum: spectrum(&about["spectrum"]),
@@ -55,7 +51,7 @@ pub fn write(run: &Path, result: Option<&Value>) -> Result<()> {
         before: Some(before).filter(Value::is_object),
         after: Some(after).filter(Value::is_object),
         layers: layers.map(str::to_string).collect(),
-        history,
+        history: history.into(),
         notes,
     };
     report::write(&data, &run.join("report.html"))

@@ -2,52 +2,13 @@
 
 use super::measure::{ANSWERS, PER_REQUEST, PER_TEXT, few_requests};
 use crate::error::{Error, Result};
-use crate::report::{self, before_after};
-use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use crate::report::before_after;
+use serde_json::{Map, Value};
 use std::io::Write;
 use std::path::Path;
 
 /// The measures of the table on the terminal; result.json and report.html have all.
 const HEADLINES: [&str; 6] = ["ndcg@10", "hit@10", "mrr@10", "perplexity", "kl", "item_mass"];
-
-/// What is summed over a run's steps, beside the cosines.
-const SUMMED: [&str; 3] = ["tokens", "step_ms", "update_norm"];
-
-/// Facts of a run's training from its metrics log: steps, tokens, seconds, peak memory, mean length of a step, and
-/// the mean cosine between the gradients of each pair of tasks.
-pub fn training(run: &Path) -> Result<Value> {
-    let (mut steps, mut peak) = (0u64, 0.0f64);
-    // The sum of every key's values, and how many there are.
-    let mut sums: BTreeMap<String, (f64, u64)> = BTreeMap::new();
-    report::each_line(&run.join("metrics.jsonl"), |line| {
-        if !line.contains_key("loss") {
-            return;
-        }
-        steps += 1;
-        peak = line.get("peak_memory_bytes").and_then(Value::as_f64).unwrap_or(0.0).max(peak);
-        for (key, value) in &line {
-            let summed = SUMMED.contains(&key.as_str()) || key.starts_with("cosine.");
-            if let Some(value) = value.as_f64().filter(|_| summed) {
-                let (sum, count) = sums.entry(key.clone()).or_default();
-                *sum += value;
-                *count += 1;
-            }
-        }
-    })?;
-    let sum = |key: &str| sums.get(key).map_or(0.0, |(sum, _)| *sum);
-    let mean = |(sum, count): (f64, u64)| sum / count.max(1) as f64;
-    let mut facts = Map::new();
-    facts.insert("steps".into(), json!(steps));
-    facts.insert("tokens".into(), json!(sum("tokens") as u64));
-    facts.insert("seconds".into(), json!(sum("step_ms") / 1e3));
-    facts.insert("peak_memory_bytes".into(), json!(peak));
-    facts
-        .insert("mean_update_norm".into(), json!(mean(sums.get("update_norm").copied().unwrap_or_default())));
-    let pairs = sums.iter().filter(|(key, _)| key.starts_with("cosine."));
-    facts.extend(pairs.map(|(pair, of)| (pair.clone(), json!(mean(*of)))));
-    Ok(Value::Object(facts))
-}
 
 /// The headline measures of `{task: {metric: value}}`; all of a task that has none of them.
 fn headlines(all: &Value) -> Value {

@@ -12,11 +12,12 @@ use super::template::{self, REPORT};
 use crate::error::Result;
 use crate::files::write_atomically;
 use minijinja::{Value, context};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// What a report is made of. Whatever is empty is left out of it.
 #[derive(Debug, Clone, Default)]
-pub struct ReportData {
+pub struct ReportData<'a> {
     /// What was run, in a few words.
     pub title: String,
     /// Facts of the run: (name, value).
@@ -28,7 +29,7 @@ pub struct ReportData {
     /// Which changes were tested, and what came out: only a tested change is called better or worse.
     pub tested: Vec<Tested>,
     /// Lines of `metrics.jsonl`.
-    pub history: Vec<Line>,
+    pub history: Cow<'a, [Line]>,
     /// Names of the adapted layers, in the order of the lists in `history`.
     pub layers: Vec<String>,
     /// What general text uses of the layers' inputs, and what of it is protected.

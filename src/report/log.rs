@@ -5,33 +5,62 @@
 //! as that of a run that was never interrupted.
 
 use super::Line;
+use super::overview::Overview;
 use crate::error::{Error, Kind, Result};
-use crate::files::{sync_directory, write_atomically};
-use serde_json::Value;
+use crate::files::sync_directory;
+use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// The metrics of a run, appended line by line.
+/// The metrics of a run, appended line by line, and an overview of them.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    overview: Overview,
 }
 
 impl MetricsLog {
-    /// Opens `path` for appending and creates it if need be. Lines of steps after `keep` (those that a
-    /// resumed run does again) and a torn last line are dropped. A run that begins (`keep` is 0) writes step 0 again
+    /// Opens `path` for appending and creates it if need be. From the first line of a step after `keep` on (those that a
+    /// resumed run does again), and from a torn one on, it is cut off. A run that begins (`keep` is 0) writes step 0 again
     /// too: nothing of one that was killed before its first checkpoint stays.
     ///
     /// # Errors
     /// When the file cannot be opened, or a line that a checkpoint vouches for is not a JSON object.
     pub fn open(path: &Path, keep: u64) -> Result<Self> {
-        let mut log = Self { path: path.to_path_buf(), file: append_to(path)? };
-        sync_directory(path.parent().unwrap_or(Path::new(".")))
-            .map_err(|e| Error::io("open the metrics log", path, e))?;
-        log.truncate_after(keep)?;
+        let failed = |e| Error::io("open the metrics log", path, e);
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
+        sync_directory(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        let mut log = Self { path: path.to_path_buf(), file, overview: Overview::default() };
+        log.take_up(keep)?;
         Ok(log)
+    }
+
+    /// Takes up what is there of the steps up to `keep`, and cuts off the rest.
+    fn take_up(&mut self, keep: u64) -> Result<()> {
+        let (mut end, mut ended, mut vouched) = (0, true, keep == 0);
+        for found in lines(&self.path)? {
+            let found = match found {
+                // The log was flushed at step `keep`: a loss of power can have made anything of what came later.
+                Err(e) if e.kind == Kind::Data && vouched => break,
+                found => found?,
+            };
+            let step = step_of(&found.line);
+            if step.is_some_and(|step| step > keep || keep == 0) {
+                break;
+            }
+            vouched |= step == Some(keep);
+            (end, ended) = (found.end, found.ended);
+            self.overview.add(found.line);
+        }
+        let cut = || -> io::Result<()> {
+            if self.file.metadata()?.len() > end {
+                self.file.set_len(end)?;
+            }
+            if ended { Ok(()) } else { (&self.file).write_all(b"\n") }
+        };
+        cut().map_err(|e| Error::io("write the metrics", &self.path, e))
     }
 
     /// Appends a line. NaN and infinities are `null` in it: JSON has no others, and neither has [`Line`].
@@ -39,8 +68,11 @@ impl MetricsLog {
     /// # Errors
     /// When the line cannot be written; what was written before is intact.
     pub fn write(&mut self, line: &Line) -> Result<()> {
+        let text = format!("{}\n", json!(line));
         // One write call for the whole line: whoever follows the file never sees half of it.
-        self.file.write_all(&encode(line)).map_err(|e| Error::io("write the metrics", &self.path, e))
+        self.file.write_all(text.as_bytes()).map_err(|e| Error::io("write the metrics", &self.path, e))?;
+        self.overview.add(line.clone());
+        Ok(())
     }
 
     /// Flushes everything appended so far to the disk; called before a checkpoint is written.
@@ -51,20 +83,9 @@ impl MetricsLog {
         self.file.sync_data().map_err(|e| Error::io("write the metrics", &self.path, e))
     }
 
-    /// Removes every line of a step after `step`; of step 0 too, where that is `step`.
-    ///
-    /// # Errors
-    /// When the file cannot be read or rewritten; the old one is then still whole.
-    pub fn truncate_after(&mut self, step: u64) -> Result<()> {
-        let mut found = Lines::up_to(&self.path, step)?;
-        let beyond = |line: &Line| step_of(line).is_some_and(|s| s > step || step == 0);
-        let before = found.lines.len();
-        found.lines.retain(|line| !beyond(line));
-        if found.lines.len() < before || found.torn {
-            found.write(&self.path)?;
-            self.file = append_to(&self.path)?;
-        }
-        Ok(())
+    /// That of all lines: the same as [`read_overview`] gives.
+    pub fn overview(&self) -> &Overview {
+        &self.overview
     }
 }
 
@@ -77,147 +98,92 @@ fn step_of(line: &Line) -> Option<u64> {
 /// # Errors
 /// When the file cannot be read, or a line other than the last is not a JSON object.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    Ok(Lines::read(path)?.lines)
+    lines(path)?.map(|found| Ok(found?.line)).collect()
 }
 
-/// The same, a line at a time: a long run's log is much larger in memory than in its file.
+/// The overview of a metrics log; an empty one when there is no file.
 ///
 /// # Errors
 /// As [`read`].
-pub fn each_line(path: &Path, each: impl FnMut(Line)) -> Result<()> {
-    go_through(path, each).map(drop)
-}
-
-/// The lines of a log that a page shows: of a long run evenly chosen ones, a few thousand. Those of a new best are among them.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_for_page(path: &Path) -> Result<Vec<Line>> {
-    let mut thinned = Thinned::default();
-    go_through(path, |line| thinned.add(line))?;
-    Ok(thinned.lines.into_iter().map(|(_, line)| line).collect())
-}
-
-/// Lines of a kind that a page shows at least, once there are so many.
-const SHOWN: usize = 1000;
-
-/// Lines of three kinds, each thinned by itself: rare ones would be lost among the others.
-#[derive(Default)]
-struct Thinned {
-    lines: Vec<(usize, Line)>,
-    kinds: [Kept; 3],
-}
-
-/// How many lines of a kind came, how many are kept, and that it is every so many-th: two to the power of `halved`.
-#[derive(Default, Clone, Copy)]
-struct Kept {
-    came: usize,
-    kept: usize,
-    halved: u32,
-}
-
-impl Thinned {
-    fn add(&mut self, line: Line) {
-        if line.get("best") == Some(&Value::Bool(true)) {
-            return self.lines.push((usize::MAX, line));
-        }
-        let validated = line.keys().any(|key| key.starts_with("valid."));
-        let kind = if validated { 2 } else { usize::from(line.contains_key("room")) };
-        let of = &mut self.kinds[kind];
-        of.came += 1;
-        if !(of.came - 1).is_multiple_of(1 << of.halved) {
-            return;
-        }
-        of.kept += 1;
-        self.lines.push((kind, line));
-        if of.kept == 2 * SHOWN {
-            of.halved += 1;
-            of.kept = SHOWN;
-            let mut place = 0;
-            self.lines.retain(|(of, _)| {
-                place += usize::from(*of == kind);
-                *of != kind || !place.is_multiple_of(2)
-            });
-        }
+pub fn read_overview(path: &Path) -> Result<Overview> {
+    let mut overview = Overview::default();
+    for found in lines(path)? {
+        overview.add(found?.line);
     }
+    Ok(overview)
 }
 
-/// Gives the whole lines of a log to `each`; a missing file has none. Whether its last one is torn: not a JSON object, or
-/// without its end.
-fn go_through(path: &Path, mut each: impl FnMut(Line)) -> Result<bool> {
-    let failed = |e| Error::io("read the metrics", path, e);
-    let mut reader = match File::open(path) {
-        Ok(file) => BufReader::new(file),
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(failed(e)),
+/// A whole line of a log.
+struct Found {
+    line: Line,
+    /// Where it ends in the file, in bytes.
+    end: u64,
+    /// Whether a line break ends it.
+    ended: bool,
+}
+
+/// The lines of a log one by one: a long run's are much larger in memory than in the file. A last one that is not a JSON
+/// object is torn and left out; any other is an error.
+fn lines(path: &Path) -> Result<Lines<'_>> {
+    let reader = match File::open(path) {
+        Ok(file) => Some(BufReader::new(file)),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => return Err(Error::io("read the metrics", path, e)),
     };
-    let (mut row, mut number, mut torn, mut broken) = (Vec::new(), 0, false, None);
-    while reader.read_until(b'\n', &mut row).map_err(failed)? > 0 {
-        number += 1;
-        torn = !row.ends_with(b"\n");
-        if !row.trim_ascii().is_empty() {
-            // Only the last one may be.
-            if let Some(error) = broken.take() {
-                return Err(error);
-            }
-            match serde_json::from_slice(&row) {
-                Ok(line) => each(line),
-                Err(e) => {
-                    let error = Error::data(format!("not a JSON object: {e}"))
-                        .at(format!("{}, line {number}", path.display()))
-                        .remedy("delete the line; only the run's curves lose a point");
-                    broken = Some(error);
-                }
-            }
-        }
-        row.clear();
-    }
-    Ok(torn || broken.is_some())
+    Ok(Lines { path, reader, row: Vec::new(), end: 0, number: 0 })
 }
 
-/// The whole lines of a log, and whether its last one is torn.
-struct Lines {
-    lines: Vec<Line>,
-    torn: bool,
+struct Lines<'a> {
+    path: &'a Path,
+    /// None at the end.
+    reader: Option<BufReader<File>>,
+    row: Vec<u8>,
+    /// Bytes and lines that were read.
+    end: u64,
+    number: u64,
 }
 
-impl Lines {
-    fn read(path: &Path) -> Result<Self> {
-        let mut lines = Vec::new();
-        let torn = go_through(path, |line| lines.push(line))?;
-        Ok(Self { lines, torn })
-    }
-
-    /// At least those up to `step`, at which the log was flushed: a loss of power can have made anything of the later ones.
-    fn up_to(path: &Path, step: u64) -> Result<Self> {
-        let mut lines = Vec::new();
-        match go_through(path, |line| lines.push(line)) {
-            Ok(torn) => Ok(Self { lines, torn }),
-            Err(e)
-                if e.kind == Kind::Data && (step == 0 || lines.iter().any(|l| step_of(l) >= Some(step))) =>
-            {
-                Ok(Self { lines, torn: true })
+impl Lines<'_> {
+    /// Reads the next row that is not empty; whether there is one.
+    fn advance(&mut self) -> Result<bool> {
+        let Some(reader) = &mut self.reader else { return Ok(false) };
+        loop {
+            self.row.clear();
+            let read = reader
+                .read_until(b'\n', &mut self.row)
+                .map_err(|e| Error::io("read the metrics", self.path, e))?;
+            self.end += read as u64;
+            self.number += 1;
+            if read == 0 || !self.row.trim_ascii().is_empty() {
+                return Ok(read > 0);
             }
-            Err(e) => Err(e),
         }
     }
 
-    fn write(&self, path: &Path) -> Result<()> {
-        let text: Vec<u8> = self.lines.iter().flat_map(encode).collect();
-        write_atomically(path, &text)
+    fn next_line(&mut self) -> Result<Option<Found>> {
+        if !self.advance()? {
+            return Ok(None);
+        }
+        let (end, ended) = (self.end, self.row.ends_with(b"\n"));
+        let error = match serde_json::from_slice(&self.row) {
+            Ok(line) => return Ok(Some(Found { line, end, ended })),
+            Err(e) => Error::data(format!("not a JSON object: {e}"))
+                .at(format!("{}, line {}", self.path.display(), self.number))
+                .remedy("delete the line; only the run's curves lose a point"),
+        };
+        // Only the last one may be torn.
+        if self.advance()? { Err(error) } else { Ok(None) }
     }
 }
 
-fn encode(line: &Line) -> Vec<u8> {
-    let mut text = Value::Object(line.clone()).to_string().into_bytes();
-    text.push(b'\n');
-    text
-}
+impl Iterator for Lines<'_> {
+    type Item = Result<Found>;
 
-fn append_to(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(|e| Error::io("open the metrics log", path, e))
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_line();
+        if !matches!(next, Ok(Some(_))) {
+            self.reader = None;
+        }
+        next.transpose()
+    }
 }

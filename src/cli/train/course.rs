@@ -13,7 +13,7 @@ use crate::export::write_merged;
 use crate::files::{ASIDE, directory_aside, put_into_place, write_atomically};
 use crate::gems::{Knowledge, Optimizer, Side};
 use crate::model::{Model, StoredType};
-use crate::report::Journal;
+use crate::report::{Journal, read_overview};
 use crate::run::{End, Run, RunDirectory};
 use crate::train::{
     Averaging, Batches, Ending, Listener, Outcome, Rehearsal, Silent, Standing, Trainer, checkpoint,
@@ -82,12 +82,13 @@ impl Course {
             self.phases.add("export", start.elapsed());
         }
         let run = &self.directory.path;
+        let overview = read_overview(&run.join("metrics.jsonl"))?;
         let result = json!({
             "run": run.display().to_string(), "before": self.before, "after": after,
-            "training": summary::training(run)?, "phases": self.phases.json(), "example": example(&self.session, run),
+            "training": overview.training(), "phases": self.phases.json(), "example": example(&self.session, run),
         });
         write_atomically(&run.join("result.json"), result.to_string().as_bytes())?;
-        page::write(run, Some(&result))?;
+        page::write(run, &overview, Some(&result))?;
         end.note(&self.kept.path)?;
         summary::print(&result, self.quiet, legend(&self.source))
     }

@@ -6,7 +6,7 @@ use gems_engine::report::{Line, ReportData, ReportTable, Tested, render, write};
 use serde_json::{Value, json};
 
 /// A run of two tasks as the trainer logs it.
-fn run(tasks: &[&str], steps: u64) -> ReportData {
+fn run(tasks: &[&str], steps: u64) -> ReportData<'static> {
     let mut history = Vec::new();
     for step in 1..=steps {
         let t = step as f64 / steps as f64;
@@ -37,7 +37,7 @@ fn run(tasks: &[&str], steps: u64) -> ReportData {
         before: results(1.0),
         after: results(2.0),
         tested: tasks.first().map(|task| tested(task, 0.01)).into_iter().collect(),
-        history,
+        history: history.into(),
         notes: vec!["One seed.".into()],
         ..ReportData::default()
     }
@@ -146,6 +146,7 @@ fn texts_are_escaped_wherever_they_come_from() {
     let (title, caption) = (evil.to_string(), evil.to_string());
     data.tables.push(ReportTable { title, caption, header: cells(), rows: vec![cells(), vec![]] });
     data.history
+        .to_mut()
         .push(line(json!({"step": 21, format!("valid.{evil}.{evil}"): 0.5, format!("energy.{evil}"): 1})));
     let page = render(&data).unwrap();
     check(&page);
@@ -155,15 +156,16 @@ fn texts_are_escaped_wherever_they_come_from() {
 #[test]
 fn values_that_are_no_numbers_are_counted_and_passed_over() {
     let mut data = run(&["rec", "search"], 30);
-    data.history[3].insert("loss.rec".into(), Value::Null);
-    data.history[4].insert("loss.rec".into(), json!("text"));
-    data.history.push(line(json!({"loss": 1.0})));
-    data.history.push(line(json!({"step": "x", "lr": null, "cosine.rec.search": 1e308})));
+    let history = data.history.to_mut();
+    history[3].insert("loss.rec".into(), Value::Null);
+    history[4].insert("loss.rec".into(), json!("text"));
+    history.push(line(json!({"loss": 1.0})));
+    history.push(line(json!({"step": "x", "lr": null, "cosine.rec.search": 1e308})));
     data.after = Some(json!({"rec": {"ndcg@10": null, "name": "text"}, "odd": 3, "general": {"kl": 1e-9}}));
     let page = render(&data).unwrap();
     check(&page);
     assert!(page.contains("2 values were not finite.") && page.contains("1 value was not finite."));
-    data.history = vec![line(json!({"step": 1, "loss": null}))];
+    data.history = vec![line(json!({"step": 1, "loss": null}))].into();
     check(&render(&data).unwrap());
 }
 

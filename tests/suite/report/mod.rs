@@ -4,6 +4,7 @@ mod html;
 pub use html::check;
 mod journal;
 mod log;
+mod overview;
 mod progress;
 mod run;
 mod table;
