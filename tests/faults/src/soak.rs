@@ -25,14 +25,14 @@ struct Sample {
     steps: u64,
 }
 
-/// A part of a run: the samples in it, and the last one before.
+/// A part of a run: of what is seen in it the middle one, of open files the most. A checkpoint on its way is there by chance.
 struct Slice {
     minutes: f64,
     steps: u64,
     step_ms: f64,
     resident_mib: f64,
     open_files: usize,
-    files: usize,
+    files: f64,
     kib: f64,
 }
 
@@ -124,16 +124,15 @@ impl Slice {
     fn of(minutes: f64, samples: &[Sample]) -> Self {
         let (first, last) = (samples[0], samples[samples.len() - 1]);
         let steps = last.steps - first.steps;
-        let mean = |what: fn(&Sample) -> f64| samples.iter().map(what).sum::<f64>() / samples.len() as f64;
-        let most = |what: fn(&Sample) -> usize| samples.iter().map(what).max().unwrap_or(0);
+        let middle = |what: fn(&Sample) -> f64| middle(samples.iter().map(what));
         Self {
             minutes,
             steps: last.steps,
             step_ms: 1e3 * (last.cpu_seconds - first.cpu_seconds) / steps as f64,
-            resident_mib: mean(|s| s.resident_mib),
-            open_files: most(|s| s.open_files),
-            files: most(|s| s.files),
-            kib: samples.iter().map(|s| s.kib).fold(0.0, f64::max),
+            resident_mib: middle(|s| s.resident_mib),
+            open_files: samples.iter().map(|s| s.open_files).max().unwrap_or(0),
+            files: middle(|s| s.files as f64),
+            kib: middle(|s| s.kib),
         }
     }
 
@@ -145,26 +144,29 @@ impl Slice {
     }
 }
 
-/// The last three slices beside the three after the first, which warms up: by how much each figure may grow.
+fn middle(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The last three slices beside the three after the first, which warms up: by how much each figure may grow. Other work on the
+/// machine makes a step cost a tenth more or less; the best checkpoint may be the newest or one more.
 fn judge(slices: &[Slice]) -> usize {
     if slices.len() < SLICES {
         return 1;
     }
     let figures: [(&str, fn(&Slice) -> f64, f64, f64); 5] = [
-        ("CPU milliseconds a step", |s| s.step_ms, 1.1, 0.0),
+        ("CPU milliseconds a step", |s| s.step_ms, 1.15, 0.0),
         ("resident MiB", |s| s.resident_mib, 1.05, 1.0),
         ("open files", |s| s.open_files as f64, 1.0, 1.0),
-        ("files", |s| s.files as f64, 1.0, 4.0),
-        ("KiB of files without logs", |s| s.kib, 1.1, 64.0),
+        ("files", |s| s.files, 1.0, 4.0),
+        ("KiB of files without logs", |s| s.kib, 1.25, 64.0),
     ];
     let mut wrong = 0;
     for (name, of, factor, more) in figures {
-        let middle = |slices: &[Slice]| {
-            let mut values: Vec<f64> = slices.iter().map(of).collect();
-            values.sort_by(f64::total_cmp);
-            values[1]
-        };
-        let (early, late) = (middle(&slices[1..4]), middle(&slices[SLICES - 3..]));
+        let early = middle(slices[1..4].iter().map(of));
+        let late = middle(slices[SLICES - 3..].iter().map(of));
         // A figure that could not be had is not flat.
         let flat = late <= early * factor + more;
         println!("{name}: {early:.1}, then {late:.1}{}", if flat { "" } else { ": NOT FLAT" });
