@@ -14,8 +14,8 @@ pub struct Overview {
     totals: Totals,
 }
 
-/// Lines of a kind that are shown at most, beside the last one.
-const SHOWN: u64 = 2000;
+/// Lines of a kind that are shown at most, beside the last one: a plot shows no more points.
+const SHOWN: u64 = 500;
 
 /// Lines of a kind: how many came, how many of these are evenly chosen, every so many-th (two to the power of `halved`).
 #[derive(Debug, Default, Clone, Copy)]

@@ -29,9 +29,9 @@ fn number(line: &Line, name: &str) -> Option<f64> {
     line.get(name).and_then(Value::as_f64)
 }
 
-/// Of a kind's lines every so many-th, by the smallest power of two that leaves 2,000 of them, and the last one.
+/// Of a kind's lines every so many-th, by the smallest power of two that leaves 500 of them, and the last one.
 fn evenly(lines: &[Line]) -> Vec<Line> {
-    let stride = (0..).map(|n| 1 << n).find(|n| lines.len().div_ceil(*n) <= 2000).unwrap();
+    let stride = (0..).map(|n| 1 << n).find(|n| lines.len().div_ceil(*n) <= 500).unwrap();
     let last = lines.len().saturating_sub(1);
     let chosen = lines.iter().enumerate().filter(|(at, _)| at % stride == 0 || *at == last);
     chosen.map(|(_, line)| line.clone()).collect()
@@ -127,7 +127,7 @@ fn it_has_a_bound() {
         overview.add(line(json!({"step": step, "loss": 1.0})));
         overview.add(line(json!({"step": step, "valid.rec.loss": 1.0 / step as f64, "best": true})));
         let most = overview.lines().len();
-        assert!(most <= 4 * 2001, "{most} lines after step {step}");
+        assert!(most <= 4 * 501, "{most} lines after step {step}");
     }
     assert_eq!(overview.lines()[overview.lines().len() - 1]["step"], 60_000);
 }
