@@ -150,13 +150,16 @@ fn middle(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// A figure of a slice by its name; by what factor it may grow, and by how much more.
+type Figure = (&'static str, fn(&Slice) -> f64, f64, f64);
+
 /// The last three slices beside the three after the first, which warms up: by how much each figure may grow. Other work on the
 /// machine makes a step cost a tenth more or less; the best checkpoint may be the newest or one more.
 fn judge(slices: &[Slice]) -> usize {
     if slices.len() < SLICES {
         return 1;
     }
-    let figures: [(&str, fn(&Slice) -> f64, f64, f64); 5] = [
+    let figures: [Figure; 5] = [
         ("CPU milliseconds a step", |s| s.step_ms, 1.15, 0.0),
         ("resident MiB", |s| s.resident_mib, 1.05, 1.0),
         ("open files", |s| s.open_files as f64, 1.0, 1.0),

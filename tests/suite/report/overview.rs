@@ -12,14 +12,14 @@ fn logged(step: u64) -> Line {
     let wave = (step as f64).sin();
     let mut all = line(json!({
         "step": step, "loss": 2.0 + wave, "loss.rec": 2.0 + wave, "tokens": 64.0, "step_ms": 1.0 + wave * wave,
-        "cosine.rec.search": wave, "update_norm": if step % 11 == 0 { Value::Null } else { json!(0.1 / step as f64) },
+        "cosine.rec.search": wave, "update_norm": if step.is_multiple_of(11) { Value::Null } else { json!(0.1 / step as f64) },
         "peak_memory_bytes": 1e6 + (step % 7) as f64, "layers.update_norm": [wave, 0.1],
     }));
-    if step % 5 == 0 {
+    if step.is_multiple_of(5) {
         all.insert("room".into(), json!(0.5 + 0.1 * wave));
     }
-    if step % 3 == 0 {
-        all.insert("best".into(), json!(step % 4 == 0));
+    if step.is_multiple_of(3) {
+        all.insert("best".into(), json!(step.is_multiple_of(4)));
         all.insert("valid.rec.ndcg@10".into(), json!(0.3 + 0.1 * wave));
     }
     all
