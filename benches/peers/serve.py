@@ -84,6 +84,8 @@ def peer(model_dir, port, threads):
             pass
 
     threading.Thread(target=answer, daemon=True).start()
+    # Python's own queue of five drops what many clients ask at once.
+    ThreadingHTTPServer.request_queue_size = 128
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     server.serve_forever()
