@@ -177,6 +177,11 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
+/// All commands with their arguments: for completions, manual pages, and who checks what documents say.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Tells the user something on standard error, once for all ranks, if anybody listens.
 fn say(text: &str) {
     if !ranks::world().is_first() || report::talk() == report::Talk::Errors {

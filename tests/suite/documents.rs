@@ -1,5 +1,5 @@
-//! The documents that say what can be checked: the tutorial's commands run, the settings are those there are, the site has
-//! every page.
+//! The documents that say what can be checked: the tutorial's commands run, all others are commands that there are, with
+//! settings that there are; the site has every page.
 
 use crate::cli::{engine, golden_model};
 use std::collections::BTreeSet;
@@ -40,6 +40,60 @@ fn the_tutorial_runs_as_it_stands() {
     for file in ["runs/first/report.html", "comparison.html", "adapter/adapter_config.json"] {
         assert!(dir.path().join(file).is_file(), "{file}");
     }
+}
+
+/// The lines of a document's shell blocks, continued ones in one piece.
+fn shell_lines(text: &str) -> Vec<String> {
+    let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks
+        .flat_map(|block| block.replace("\\\n", " ").lines().map(str::to_string).collect::<Vec<_>>())
+        .collect()
+}
+
+/// What follows the program's name in a line of shell, up to where another command or a redirection begins.
+fn arguments(line: &str) -> Option<Vec<String>> {
+    let words = shlex::split(line).unwrap_or_else(|| panic!("no line of shell: {line}"));
+    if words.first().is_some_and(|word| word == "docker") {
+        return None; // an image of that name
+    }
+    let by_cargo = words.starts_with(&["cargo", "run"].map(String::from));
+    let is_program = |word: &String| word == "gems-engine" || word.ends_with("/gems-engine");
+    let at = match by_cargo {
+        true => words.iter().position(|word| word == "--")?,
+        false => words.iter().position(is_program)?,
+    };
+    let ends = |word: &String| ["|", "||", "&&", "&", ";"].contains(&word.as_str()) || word.contains('>');
+    // Three dots stand for what the lines before say.
+    let rest = words[at + 1..].iter().take_while(|word| !ends(word)).filter(|word| *word != "...");
+    Some(rest.cloned().collect())
+}
+
+#[test]
+fn every_command_is_one_that_there_is() {
+    let settings = document("settings.md");
+    let mut pages = vec![root().join("README.md")];
+    pages.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
+        for line in shell_lines(&fs::read_to_string(page).unwrap()) {
+            let Some(words) = arguments(&line) else { continue };
+            let mut say = |what: String| wrong.push(format!("{}: {line}\n{what}", page.display()));
+            let all = std::iter::once("gems-engine").chain(words.iter().map(String::as_str));
+            match gems_engine::cli::command().try_get_matches_from(all) {
+                Err(error) if error.exit_code() != 0 => say(error.to_string()),
+                _ => checked += 1,
+            }
+            let values = words.windows(2).filter(|pair| pair[0] == "--set").map(|pair| &pair[1]);
+            for setting in values.filter_map(|value| value.split('=').next()) {
+                let is_known = settings.contains(&format!("| `{setting}` |"));
+                if !is_known && !setting.starts_with("data.templates.") {
+                    say(format!("there is no setting {setting}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(checked > 80, "{checked}");
 }
 
 #[test]
