@@ -90,7 +90,8 @@ def measure(shape, args):
     batch(json.loads((model / "config.json").read_text()), data, args.sequences, args.length)
     contenders = []
     for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS + COMPILED * args.compiled:
-        contenders.append(Contender(kind, method, args, model, data))
+        if not args.only or f"{kind} {method}" in args.only:
+            contenders.append(Contender(kind, method, args, model, data))
     for _ in range(args.rounds):
         for contender in contenders:
             time.sleep(0.05)  # a peer's threads stop spinning
@@ -113,6 +114,8 @@ def measure(shape, args):
     for name, r in rows.items():
         print(f"{name:18}{r['first loss']:12.5f}{r['step'] * 1e3:10.1f}{r['least'] * 1e3:10.1f}{r['cpu'] * 1e3:10.1f}{r['first']:10.2f}{r['peak']:10.0f}")
     for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS + PAIRS_COMPILED * args.compiled:
+        if not {ours, theirs} <= rows.keys():
+            continue
         ratio = {k: rows[theirs][k] / rows[ours][k] for k in ("step", "least", "cpu", "first", "peak")}
         print(f"{theirs} / {ours}: " + ", ".join(f"{k} {v:.2f}" for k, v in ratio.items()))
     return rows
@@ -129,6 +132,7 @@ def main():
     parser.add_argument("--sequences", type=int, default=8, help="sequences of each task")
     parser.add_argument("--length", type=int, default=64, help="tokens of a sequence (of the encoder's, for T5)")
     parser.add_argument("--compiled", action="store_true", help="the peers under torch.compile too")
+    parser.add_argument("--only", action="append", help="this contender (`engine gems bf16`); all of them wait in memory at once")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     shapes = [args.checkpoint.name] if args.checkpoint else args.shape or ["llama-tiny", "llama-60m", "t5-small"]
