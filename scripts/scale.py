@@ -29,7 +29,7 @@ SIZES = {
     "semantic": [1_000, 10_000, 100_000],
     "history": [8, 32, 128, 512],
     "tasks": [2, 4, 8, 16],
-    "rank": [4, 16, 64, 128],
+    "rank": [4, 16, 32, 64],
     "events": [1_000_000, 10_000_000],
 }
 WORDS = "red blue green yellow black white brown grey round square long short soft hard warm cold".split()
@@ -128,6 +128,7 @@ def one(args, axis, size, directory):
         settings.update({"data.history_limit": size, "data.max_length": size + 64})
     if axis == "tasks":
         shape["tasks"] = settings["tasks"] = size
+        settings.update({"gems.rank": 16, "gems.task_rank": 4})  # sixteen of them fit 128 inputs
     if axis == "rank":
         settings["gems.rank"] = size
     world(directory / "data", **shape)
