@@ -18,6 +18,7 @@ import transformers
 
 TARGETS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "t5": ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"],
 }
 
