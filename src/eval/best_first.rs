@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 
 /// A trie with so few nodes to compute is computed whole: the prompt, read anew in every turn, would cost more.
 const FEW: usize = 512;
+/// A node with so few inner nodes below it is expanded together with them: what comes before them, computed again in
+/// another turn, would cost more.
+const TAIL: usize = 4;
 /// Log-probabilities are rounded: one may be a little above zero, and a sequence so much above its beginning. In nats, and
 /// as a share of the sum.
 const SLACK: (f64, f64) = (1e-3, 1e-6);
@@ -91,8 +94,12 @@ impl<'a> Search<'a> {
             self.open.select_nth_unstable_by(most - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         }
         let rest = self.open.split_off(most.min(self.open.len()));
-        let mut nodes: Vec<u32> =
-            std::mem::replace(&mut self.open, rest).into_iter().map(|(_, node)| node).collect();
+        let chosen = std::mem::replace(&mut self.open, rest);
+        let with_tail = |(_, node): &(f64, u32)| match trie.inner_of(*node) {
+            all if all.len() <= TAIL => all,
+            all => &all[..1],
+        };
+        let mut nodes: Vec<u32> = chosen.iter().flat_map(with_tail).copied().collect();
         nodes.sort_unstable();
         nodes
     }

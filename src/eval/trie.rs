@@ -109,6 +109,12 @@ impl Trie {
         path.reverse();
         path
     }
+    /// The inner nodes of the subtree of `node`, ascending, itself among them.
+    pub fn inner_of(&self, node: u32) -> &[u32] {
+        let until = self.nodes[node as usize].end;
+        let at = |limit: u32| self.inner.partition_point(|inner| *inner < limit);
+        &self.inner[at(node)..at(until)]
+    }
     /// Every node that must be computed, because a token is predicted from it: the root and the inner nodes, ascending.
     pub fn inner(&self) -> &[u32] {
         &self.inner

@@ -45,6 +45,9 @@ proptest! {
             prop_assert_eq!(&children, &want);
             prop_assert_eq!(trie.is_inner(node), !want.is_empty());
             prop_assert_eq!(trie.inner().contains(&node), trie.is_inner(node) );
+            let below = |n: &u32| trie.path(*n).contains(&node) || node == ROOT;
+            let inner: Vec<u32> = trie.inner().iter().copied().filter(below).collect();
+            prop_assert_eq!(trie.inner_of(node), &inner[..]);
             prop_assert_eq!(trie.depth(node) as usize, trie.path(node).len());
         }
     }
