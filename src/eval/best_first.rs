@@ -152,7 +152,9 @@ fn paths(trie: &Trie, sequences: &[u32]) -> Vec<u32> {
         path.pop();
         path
     };
-    let mut nodes: Vec<u32> = sequences.iter().flat_map(before).collect();
+    // A record's target need not be a candidate.
+    let there = |number: &&u32| (**number as usize) < trie.sequences();
+    let mut nodes: Vec<u32> = sequences.iter().filter(there).flat_map(before).collect();
     nodes.extend(trie.is_inner(ROOT).then_some(ROOT));
     nodes.sort_unstable();
     nodes.dedup();

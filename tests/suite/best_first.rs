@@ -64,7 +64,8 @@ fn golden_the_best_are_those_of_all_scores() {
                 prompts.iter().zip(&tries).map(|(prompt, trie)| Request { prompt, trie }).collect();
             let scorer = Scorer::new(&model, kind(&model), [70, 4096][number % 2]);
             let all = scorer.scores(&requests).unwrap();
-            for (depth, known) in [(1, &[][..]), (20, &[5, 1500, 77]), (0, &[3]), (2000, &[]), (0, &[])] {
+            for (depth, known) in [(1, &[][..]), (20, &[5, 1500, 77, 9999]), (0, &[3]), (2000, &[]), (0, &[])]
+            {
                 let got = scorer.best(&requests, &[Wanted { depth, known }; 2]).unwrap();
                 for (got, all) in got.iter().zip(&all) {
                     let unscored = compare(&format!("{name}, depth {depth}"), (depth, known), got, all);
