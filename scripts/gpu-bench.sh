@@ -28,9 +28,9 @@ find_device
 on=$device
 [ "$device" != none ] || on=null
 python=${PYTHON:-python3}
-peers=1
-"$python" -c 'import torch, transformers, peft' 2> "$out/python.log" || peers=0
-[ "$on" = cuda ] && [ $witness = 0 ] || peers=0
+beside=1
+"$python" -c 'import torch, transformers, peft' 2> "$out/python.log" || beside=0
+[ "$on" = cuda ] && [ $witness = 0 ] || beside=0
 if [ $witness = 1 ]; then
   for shape in ${shapes//,/ }; do
     row "$shape" SKIP 0 'needs the speed of a GPU; this is the witness (docs/witness.md)'
@@ -96,9 +96,28 @@ graph_step() { # SHAPE CHECKPOINTING: the same step, replayed as CUDA graphs
     --device "$on" --steps $steps --no-refresh --set gems.rank="$rank" \
     --set train.activation_checkpointing="$2" --json
 }
-peer_step() { # SHAPE PEER ROUND
-  measure "$1 $2 peer" 75 "$1.peer-$2.$3.json" "$python" "$peer" --which "$2" --shape "$1" --tokens "$tokens" \
-    --rank "$rank" --device cuda
+# peers SHAPE ROUND SECONDS A,B [OPTION..]: PyTorch contenders, one after the other in one process; a row each.
+peers() {
+  local shape=$1 round=$2 most=$3 list=$4 file=$out/$1.peers.$2.$4.jsonl from code=0 which line
+  shift 4
+  [ "$most" -le "$(left)" ] || most=$(left)
+  if [ "$most" -lt 15 ]; then
+    row "$shape $list peers" TIME 0 "the $limit s of this run are over"
+    return
+  fi
+  from=$(date +%s)
+  timeout "$most" "$python" "$peer" --which "$list" --shape "$shape" --tokens "$tokens" --rank "$rank" --device cuda "$@" \
+    > "$file" 2> "$file.log" || code=$?
+  for which in ${list//,/ }; do
+    if line=$(grep "\"peer\": \"$which\"" "$file"); then
+      echo "$line" > "$out/$shape.peer-$which.$round.json.last"
+      row "$shape $which peer" PASS $(($(date +%s) - from)) "$(describe "$out/$shape.peer-$which.$round.json.last")"
+    elif [ $code -eq 124 ]; then
+      row "$shape $which peer" TIME "$most" "stopped with the others of its process after $most s"
+    else
+      row "$shape $which peer" FAIL $(($(date +%s) - from)) "exit $code: $(tail -1 "$file.log" | cut -c1-90)"
+    fi
+  done
 }
 
 # ---- steps, engine and peers in turn; the small shapes twice --------------------------------------
@@ -109,20 +128,20 @@ for shape in ${shapes//,/ }; do
   for round in $rounds; do
     engine_step "$shape" gems "$round" "$large"
     [ "$round" != 1 ] || graph_step "$shape" "$large"
-    if [ $peers = 1 ]; then
-      for which in two-pass lora; do peer_step "$shape" "$which" "$round"; done
-      if [ "$round" = 1 ] && [ $large = false ]; then
-        for which in three-pass lora-compiled galore-lowrank galore; do peer_step "$shape" "$which" "$round"; done
-      fi
+    if [ $beside = 1 ]; then
+      peers "$shape" "$round" 90 two-pass,lora
+      # A dense SVD a layer takes minutes: these two without a refresh, from random bases.
+      [ "$round" != 1 ] || [ $large = true ] || peers "$shape" 1 60 three-pass,galore --no-refresh
+      [ "$round" != 1 ] || [ $large = true ] || peers "$shape" 1 90 galore-lowrank,lora-compiled
     fi
     [ "$round" != 1 ] || engine_step "$shape" lora "$round" "$large"
     [ "$on" != null ] || break
   done
 done
-[ $peers = 1 ] || row 'PyTorch peers' SKIP 0 "need a GPU and $python with torch, transformers, peft"
+[ $beside = 1 ] || row 'PyTorch peers' SKIP 0 "need a GPU and $python with torch, transformers, peft"
 
 # ---- ranking test queries -------------------------------------------------------------------------
-if [ $peers = 1 ] && [ -x "$ranker" ]; then
+if [ $beside = 1 ] && [ -x "$ranker" ]; then
   run 'ranking of queries, t5-base' 60 "$python" "$root/benches/peers/evaluate.py" --device cuda --shape t5-base --rounds 3 \
     --queries 512 --published-queries 16 --engine "$ranker" --engine-cli "$engine" --work "$out/ranking" || true
 fi

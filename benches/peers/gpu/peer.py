@@ -1,6 +1,6 @@
 """One contender in PyTorch on one GPU (or the CPU): a training step, a refresh, and the peak of memory.
 
-    python3 peer.py --which two-pass --shape qwen2.5-0.5b --tokens 8192 --length 512 --rank 16
+    python3 peer.py --which two-pass,lora --shape qwen2.5-0.5b --tokens 8192 --length 512 --rank 16
 
 three-pass      the published GEMS procedure: a forward and backward pass on the whole batch and on each task's part,
                 full gradients, dense SVDs at a refresh, Adam in each subspace (arXiv 2601.09496, from its formulas)
@@ -10,10 +10,12 @@ lora            PEFT LoRA with fused AdamW          lora-compiled   the same und
 galore          GaLore, dense SVD at a refresh      galore-lowrank  the same with torch.svd_lowrank
 
 Weights are random, of the shape's config.json; two tasks have half the sequences each, the last three tokens of a
-sequence are labels. Nothing is downloaded. Prints one line of JSON.
+sequence are labels. With --no-refresh bases are random, for the time of a step alone: the dense SVDs of a refresh take
+minutes. Nothing is downloaded. Prints a line of JSON a contender.
 """
 
 import argparse
+import gc
 import json
 import pathlib
 import resource
@@ -51,7 +53,10 @@ def build(args):
     torch.manual_seed(1)
     torch.set_default_dtype(args.dtype)
     with torch.device(args.device):
-        model = kind.from_config(config, attn_implementation="eager" if family == "t5" else "sdpa")
+        try:
+            model = kind.from_config(config, attn_implementation="sdpa")
+        except ValueError:  # T5 before transformers 5
+            model = kind.from_config(config, attn_implementation="eager")
     torch.set_default_dtype(torch.float32)
     model.config.use_cache = False
     model.requires_grad_(False)
@@ -89,10 +94,12 @@ def adam(state, gradient, t, lr):
     return state["m"] / (state["v"].sqrt() + 1e-8) * -correction
 
 
-def right_space(gradient, rank, dense):
-    """An orthonormal basis [rank x n] of the gradient's dominant row space."""
+def right_space(gradient, rank, how):
+    """An orthonormal basis [rank x n] of the gradient's dominant row space; or, `random`, any."""
+    if how == "random":
+        return torch.linalg.qr(torch.randn(gradient.shape[1], rank, device=gradient.device))[0].T.contiguous()
     gradient = gradient.float()
-    if dense:
+    if how == "dense":
         return torch.linalg.svd(gradient, full_matrices=False).Vh[:rank].contiguous()
     q = min(rank + OVERSAMPLE, *gradient.shape)
     return torch.svd_lowrank(gradient, q=q, niter=1)[2][:, :rank].T.contiguous()
@@ -101,6 +108,7 @@ def right_space(gradient, rank, dense):
 class ThreePass:
     def __init__(self, model, targets, whole, halves, args):
         self.model, self.parts, self.lr = model, [whole, *halves], args.lr
+        self.bases_by = "random" if args.no_refresh else "dense"
         self.weights = [m.weight.requires_grad_(True) for m in linears(model, targets)]
         self.ranks = [args.rank, args.rank // 2, args.rank // 2]
         self.bases = [[None] * 3 for _ in self.weights]
@@ -120,7 +128,7 @@ class ThreePass:
                 for s, rank in enumerate(self.ranks):
                     gradient = gradients[s][i].float()
                     if refresh or self.bases[i][s] is None:
-                        self.bases[i][s] = right_space(gradient, rank, dense=True)
+                        self.bases[i][s] = right_space(gradient, rank, self.bases_by)
                     basis = self.bases[i][s]
                     gate = 1.0 if s == 0 else 0.5
                     change = change + gate * (adam(self.states[i][s], gradient @ basis.T, self.t, self.lr) @ basis)
@@ -178,7 +186,7 @@ class TappedLinear(torch.nn.Module):
 
     def refresh(self):
         shared = self.full[0] + self.full[1]
-        spaces = [right_space(g, r, dense=False) for g, r in zip([shared, *self.full], self.ranks)]
+        spaces = [right_space(g, r, "sketch") for g, r in zip([shared, *self.full], self.ranks)]
         self.bases = spaces
         gradients = [shared, *self.full]
         self.coordinates = [g.float() @ basis.T for g, basis in zip(gradients, spaces)]
@@ -242,6 +250,7 @@ class Galore:
     def __init__(self, model, targets, whole, halves, args):
         self.model, self.whole, self.args = model, whole, args
         self.renew, self.t = True, 0
+        self.bases_by = "random" if args.no_refresh else "dense" if args.which == "galore" else "sketch"
         for module in linears(model, targets):
             state = {"basis": None, "adam": {}}
             module.weight.requires_grad_(True)
@@ -252,7 +261,7 @@ class Galore:
         gradient = weight.grad
         weight.grad = None
         if self.renew or state["basis"] is None:
-            state["basis"] = right_space(gradient, self.args.rank, dense=self.args.which == "galore")
+            state["basis"] = right_space(gradient, self.args.rank, self.bases_by)
         basis = state["basis"]
         change = adam(state["adam"], gradient.float() @ basis.T, self.t, self.args.lr) @ basis
         weight.add_(change.to(weight.dtype))
@@ -273,22 +282,8 @@ CONTENDERS = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--which", required=True, choices=CONTENDERS)
-    parser.add_argument("--shape", required=True)
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default=None, choices=["bfloat16", "float32"])
-    parser.add_argument("--no-refresh", action="store_true")
-    args = parser.parse_args()
-    args.dtype = getattr(torch, args.dtype or ("bfloat16" if args.device == "cuda" else "float32"))
-
+def measured(args):
+    """What one contender took."""
     model, targets, seq2seq = build(args)
     whole, halves = batches(args, model, seq2seq)
     contender = CONTENDERS[args.which](model, targets, whole, halves, args)
@@ -313,26 +308,47 @@ def main():
     renews = not args.which.startswith("lora") and not args.no_refresh
     refresh = timed(True) - step if renews else None
     rows = args.tokens // args.length * (args.length + (LABELS if seq2seq else 0))
-    print(
-        json.dumps(
-            {
-                "peer": args.which,
-                "what": args.shape,
-                "tokens": rows,
-                "step_ms": step * 1e3,
-                "steps_ms": [s * 1e3 for s in steps],
-                "tokens_per_s": rows / step,
-                "refresh_ms": None if refresh is None else refresh * 1e3,
-                "first_step_ms": first * 1e3,
-                "peak_memory_bytes": peak,
-                "rank": args.rank,
-                "dtype": str(args.dtype).removeprefix("torch."),
-                "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            }
-        )
-    )
+    return {
+        "peer": args.which,
+        "what": args.shape,
+        "tokens": rows,
+        "step_ms": step * 1e3,
+        "steps_ms": [s * 1e3 for s in steps],
+        "tokens_per_s": rows / step,
+        "refresh_ms": None if refresh is None else refresh * 1e3,
+        "first_step_ms": first * 1e3,
+        "peak_memory_bytes": peak,
+        "rank": args.rank,
+        "dtype": str(args.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--which", required=True, help="one or several of: " + ", ".join(CONTENDERS))
+    parser.add_argument("--shape", required=True)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default=None, choices=["bfloat16", "float32"])
+    parser.add_argument("--no-refresh", action="store_true")
+    args = parser.parse_args()
+    args.dtype = getattr(torch, args.dtype or ("bfloat16" if args.device == "cuda" else "float32"))
+    contenders = args.which.split(",")
+    if not set(contenders) <= set(CONTENDERS):
+        parser.error(f"--which takes {', '.join(CONTENDERS)}")
+    for args.which in contenders:
+        print(json.dumps(measured(args)), flush=True)
+        gc.collect()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
