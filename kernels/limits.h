@@ -32,7 +32,7 @@ constexpr int BIAS_THREADS = 64;  // Threads, and histograms, of a block of the 
 // ---- tiles of matrix products -------------------------------------------------------------------------
 
 constexpr int TILE_M = 128;  // Rows of a tile on tensor cores.
-constexpr int TILE_BAND = 8;  // Rows of tiles that are taken together, so that their operands stay in L2.
+constexpr int TILE_BAND = 16;  // Rows of tiles that are taken together, so that their operands stay in L2.
 constexpr int TILE_N = 128;  // Columns of a product's tile.
 constexpr int GRAD_TILE_N = 64;  // Columns of a weight gradient's tile.
 constexpr int BRANCH_TILE_N = 64;  // Columns of a low-rank branch's tile.
@@ -50,13 +50,14 @@ constexpr int PLAIN_SHARED = 2 * PLAIN_K * PLAIN_LD * 4;  // Its shared memory, 
 
 constexpr int CHUNK_BYTES = 64 * 128;  // What one bulk copy brings: 64 x 64 values of bf16.
 constexpr int HOPPER_THREADS = 384;  // Threads of a block of the sm_90a kernels.
+constexpr int HOPPER_WARPS = 8;  // Warps of it that multiply and write.
 constexpr int HOPPER_M = 128;  // Rows of their tiles, which have 128 or 256 columns.
 constexpr int HOPPER_STAGES_128 = 6;  // Stages of the ring with 128 columns.
 constexpr int HOPPER_STAGES_256 = 4;  // Stages of the ring with 256 columns.
 constexpr int HOPPER_STAGE_128 = (HOPPER_M + 128) / 64 * CHUNK_BYTES;  // Bytes of such a stage with 128 columns.
 constexpr int HOPPER_STAGE_256 = (HOPPER_M + 256) / 64 * CHUNK_BYTES;  // Bytes of such a stage with 256 columns.
-constexpr int HOPPER_SHARED_128 = 1024 + HOPPER_STAGES_128 * (HOPPER_STAGE_128 + 16) + 32;  // Shared memory with 128 columns.
-constexpr int HOPPER_SHARED_256 = 1024 + HOPPER_STAGES_256 * (HOPPER_STAGE_256 + 16) + 32;  // Shared memory with 256 columns.
+constexpr int HOPPER_SHARED_128 = 1024 + HOPPER_STAGES_128 * (HOPPER_STAGE_128 + 16) + 56;  // Shared memory with 128 columns.
+constexpr int HOPPER_SHARED_256 = 1024 + HOPPER_STAGES_256 * (HOPPER_STAGE_256 + 16) + 56;  // Shared memory with 256 columns.
 
 // ---- codes --------------------------------------------------------------------------------------------
 

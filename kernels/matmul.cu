@@ -125,9 +125,11 @@ template <class A, class B, class C> __device__ __forceinline__ void matmul_plai
   int row = m0 + (int)threadIdx.x / 16 * 4, col = n0 + (int)threadIdx.x % 16 * 4;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    float v[CHUNK] = {acc[i][0], acc[i][1], acc[i][2], acc[i][3]};
+    float v[CHUNK] = {acc[i][0], acc[i][1], acc[i][2], acc[i][3]}, before[CHUNK] = {}, bias[CHUNK] = {};
     int n = a.n - col < 4 ? a.n - col : 4;
-    if (row + i < a.m && n > 0) finish_chunk<C>(a, row + i, col, n, v);
+    load_before<C>(a, row + i, col, n, before);
+    load_bias<C>(a, col, n, bias);
+    finish_chunk<C>(a, row + i, col, n, before, bias, v);
   }
 }
 

@@ -35,34 +35,6 @@ __device__ __forceinline__ float round_at_random(float value, uint32_t random16)
   return finite ? __uint_as_float((bits + random16) & 0xffff0000u) : value;
 }
 
-// Writes n <= CHUNK neighbouring sums of C's row, the first at column `col`, which is a multiple of 4.
-template <class C>
-__device__ __forceinline__ void finish_chunk(const MatmulArguments& a, int row, int col, int n, float (&v)[CHUNK]) {
-  C* to = a.c.row<C>(row) + col;
-  float other[CHUNK];
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) v[i] *= a.alpha;
-  if (a.beta != 0.0f) {
-    load_chunk(to, n, other);
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) v[i] += a.beta * other[i];
-  }
-  if (a.bias.data) {
-    load_chunk(a.bias.row<const C>(0) + col, n, other);
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) v[i] += other[i];
-  }
-  if (a.stochastic) {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i += 4) {
-      uint64_t random = random64(a.seed, row, (col + i) / 4);
-#pragma unroll
-      for (int j = 0; j < 4; j++) v[i + j] = round_at_random(v[i + j], (uint32_t)(random >> 16 * j) & 0xffffu);
-    }
-  }
-  store_chunk(to, n, v);
-}
-
 // Among the four lanes of a quad: lane i ends up with what was v[i] of each, v[j] being lane j's.
 template <class T> __device__ __forceinline__ void transpose_quad(T (&v)[4]) {
   bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
@@ -80,11 +52,46 @@ template <class T> __device__ __forceinline__ void transpose_quad(T (&v)[4]) {
   }
 }
 
+// What the sums of n <= CHUNK neighbouring columns are added to: C's row as it was, the bias.
+template <class C> __device__ __forceinline__ void load_before(const MatmulArguments& a, int row, int col, int n, float (&before)[CHUNK]) {
+  if (a.beta != 0.0f && row < a.m && n > 0) load_chunk(a.c.row<const C>(row) + col, n, before);
+}
+template <class C> __device__ __forceinline__ void load_bias(const MatmulArguments& a, int col, int n, float (&bias)[CHUNK]) {
+  if (a.bias.data && n > 0) load_chunk(a.bias.row<const C>(0) + col, n, bias);
+}
+
+// Writes those sums; `col` is a multiple of 4.
+template <class C>
+__device__ __forceinline__ void finish_chunk(const MatmulArguments& a, int row, int col, int n, const float (&before)[CHUNK],
+                                             const float (&bias)[CHUNK], float (&v)[CHUNK]) {
+  if (row >= a.m || n <= 0) return;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) {
+    v[i] *= a.alpha;
+    if (a.beta != 0.0f) v[i] += a.beta * before[i];
+    if (a.bias.data) v[i] += bias[i];
+  }
+  if (a.stochastic) {
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += 4) {
+      uint64_t random = random64(a.seed, row, (col + i) / 4);
+#pragma unroll
+      for (int j = 0; j < 4; j++) v[i + j] = round_at_random(v[i + j], (uint32_t)(random >> 16 * j) & 0xffffu);
+    }
+  }
+  store_chunk(a.c.row<C>(row) + col, n, v);
+}
+
 // Writes 32 columns of two rows, `row` and `row` + 8, of an accumulator in mma's layout: lane l of a quad holds
 // columns 2 l and 2 l + 1 of four tiles of 8, c[tile * 4 + half * 2 ..]. The quad exchanges them, so that a lane
-// writes 8 neighbours.
+// writes 8 neighbours. What C was, both rows of it, is asked for before anything is written.
 template <class C>
 __device__ __forceinline__ void finish_quad(const MatmulArguments& a, int row, int col, const float* c) {
+  int to_col = col + (int)threadIdx.x % 4 * 8, n = a.n - to_col < CHUNK ? a.n - to_col : CHUNK;
+  float before[2][CHUNK] = {}, bias[CHUNK] = {};
+#pragma unroll
+  for (int half = 0; half < 2; half++) load_before<C>(a, row + half * 8, to_col, n, before[half]);
+  load_bias<C>(a, to_col, n, bias);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float even[4], odd[4], v[CHUNK];
@@ -94,9 +101,7 @@ __device__ __forceinline__ void finish_quad(const MatmulArguments& a, int row, i
     transpose_quad(odd);
 #pragma unroll
     for (int i = 0; i < 4; i++) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
-    int to_row = row + half * 8, to_col = col + (int)threadIdx.x % 4 * 8;
-    int n = a.n - to_col < CHUNK ? a.n - to_col : CHUNK;
-    if (to_row < a.m && n > 0) finish_chunk<C>(a, to_row, to_col, n, v);
+    finish_chunk<C>(a, row + half * 8, to_col, n, before[half], bias, v);
   }
 }
 

@@ -14,31 +14,41 @@
 // of them the branch's columns first, so that A0 is in L2 when C's follow; a tile waits for tiles only that were taken before
 // it, so blocks need not run at the same time. The branch's tiles have `branch_columns`, 64 where that is enough for R; the
 // last ones of C multiply 64 or 128 columns where no more are left. Warpgroup 0 keeps the copy engine busy: one thread of it
-// fills a ring of stages of 64 k, four (BN = 256) or six (128), and leaves the tile's number in one of two slots.
-// Warpgroups 1 and 2 own 64 rows of the tile each. A stage has two mbarriers: `full` (its copies have arrived) and `empty`
-// (both warpgroups are done with it). One group of products stays in flight while the next is issued. A tile of C whose S is
-// not written yet waits for it after all of A0 B0, that is, practically never. Shared memory: HOPPER_SHARED_128 or _256.
-// `tickets` u32 [1 + 2 ceil(M / 128)], zero before and after, count the tiles taken, the warps that have written their part
-// of S, and the tiles of C that have seen that.
+// leaves a tile's number in one of two slots and fills a ring of stages of 64 k, four (BN = 256) or six (128). A stage has two
+// mbarriers: `full` (its copies have arrived) and `empty` (who multiplies it is done with it). One group of products stays in
+// flight while the next is issued. A tile of C whose S is not written yet waits for it after all of A0 B0, that is, practically
+// never.
+// Warpgroups 1 and 2: with BN = 256 each owns 64 rows of every tile. With BN = 128 they take tiles in turn, so that one
+// multiplies while the other writes: an end of a tile costs nothing where there is a next one. Whose turn it is an mbarrier
+// tells, for the other one's stages have to be full before a wait for the next round of the same stage means anything.
+// `splits` > 1 (no branch, no second product) cuts K0 into as many runs, for products of few tiles: each run is a tile of its
+// own, whose sums go to `partial`, and the warp that comes last with its rows adds the runs in order and writes C: the same
+// bits whichever that is.
+// Shared memory: HOPPER_SHARED_128 or _256. `tickets` u32 [1 + 2 ceil(M / 128) + warps of all tiles, with splits], zero before
+// and after, count the tiles taken, the warps that have written their part of S, the tiles of C that have seen that, and the
+// runs that are summed. `partial` f32 [tiles, 128 BN splits].
 //
 // Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128)
-// times. Flops: 2 M (N (K0 + K1) + R K0). Arithmetic was checked on the SIMT machine; never run on a GPU.
+// times; with splits 8 splits M N more. Flops: 2 M (N (K0 + K1) + R K0).
 #include "hopper.cuh"
 #include "matmul.cuh"
 
-constexpr int HOPPER_K = 64, WRITING_WARPS = 8, END = -1;
+constexpr int HOPPER_K = 64, END = -1;
 
-// The ring of a kernel with BN columns.
+// The ring of a kernel with BN columns, and who works on a tile.
 template <int BN> struct Pipeline {
+  static constexpr bool IN_TURN = BN == 128;  // a warpgroup a tile, and not both
   static constexpr int STAGES = BN == 256 ? HOPPER_STAGES_256 : HOPPER_STAGES_128;
   static constexpr int STAGE_BYTES = BN == 256 ? HOPPER_STAGE_256 : HOPPER_STAGE_128;
+  static constexpr int PARTS = IN_TURN ? 2 : 1;  // of 64 rows that a warpgroup has of a tile
+  static constexpr int WARPS = IN_TURN ? 4 : HOPPER_WARPS;  // that write a tile
 };
 
-// Where a block keeps its ring: stages, their mbarriers, and the numbers of the tiles that fill them, with an mbarrier each
-// that tells when all consuming warps have read it.
+// Where a block keeps its ring: stages and their mbarriers; the numbers of two tiles, with mbarriers that say that one is
+// told and that all consuming warps have read it; and one a warpgroup that says that it is its turn.
 struct RingMemory {
   uint8_t* tiles;
-  uint64_t *full, *empty, *taken;
+  uint64_t *full, *empty, *told, *taken, *turn;
   int* number;
 };
 
@@ -48,8 +58,10 @@ struct HopperArguments {
   TensorMap a0, b0, a1, b1, branch_b;
   MatmulArguments product, branch;  // branch: c is S, n is R (0: none)
   uint32_t* tickets;
+  float* partial;      // null without splits
   int branch_columns;  // 64, 128 or 256; at most BN
-  uint32_t unused[29];
+  int splits;          // 1: none
+  uint32_t unused[26];
 };
 
 // The ring's position: which stage, and the parity of its current round.
@@ -59,27 +71,39 @@ struct RingPlace {
   __device__ __forceinline__ void next(int stages) {
     if (++stage == stages) stage = 0, round ^= 1;
   }
+  __device__ __forceinline__ void skip(int steps, int stages) {
+    stage += steps;
+    round ^= (uint32_t)(stage / stages) & 1;
+    stage %= stages;
+  }
 };
 
-// One tile of the launch: of S or of C, its place, its steps, and the columns that are multiplied, in chunks of 64.
+// One tile of the launch: of S or of C, its place, its steps, and the columns that are multiplied, in chunks of 64. With
+// splits, of C, and the steps from `first` on; all tiles' first runs come first, so that they share operands in L2.
 template <int BN> struct Tile {
   bool of_branch;
-  int m, n, steps0, steps, chunks;
+  int m, n, first, steps0, steps, chunks, number, split;
   static __device__ __forceinline__ int columns_of_s(const HopperArguments& a) {
     return (a.branch.n + a.branch_columns - 1) / a.branch_columns;
   }
-  __device__ __forceinline__ Tile(const HopperArguments& a, int index) {
-    int of_s = columns_of_s(a), column;
-    tile_of(index, (a.product.m + HOPPER_M - 1) / HOPPER_M, of_s + (a.product.n + BN - 1) / BN, m, column);
+  static __device__ __forceinline__ int rows_of_tiles(const HopperArguments& a) {
+    return (a.product.m + HOPPER_M - 1) / HOPPER_M;
+  }
+  static __device__ __forceinline__ int whole(const HopperArguments& a) {
+    return rows_of_tiles(a) * (columns_of_s(a) + (a.product.n + BN - 1) / BN);
+  }
+  static __device__ __forceinline__ int count(const HopperArguments& a) { return whole(a) * a.splits; }
+  __device__ __forceinline__ Tile(const HopperArguments& a, int index) : number(index), split(0) {
+    int of_s = columns_of_s(a), column, all = (a.product.k0 + HOPPER_K - 1) / HOPPER_K, run = all;
+    if (a.splits > 1) split = index / whole(a), number = index % whole(a), run = (all + a.splits - 1) / a.splits;
+    tile_of(number, rows_of_tiles(a), of_s + (a.product.n + BN - 1) / BN, m, column);
     of_branch = column < of_s;
     n = of_branch ? column * a.branch_columns : (column - of_s) * BN;
     int left = of_branch ? a.branch_columns : a.product.n - n;
     chunks = left <= 64 ? 1 : left <= 128 ? 2 : BN / 64;
-    steps0 = (a.product.k0 + HOPPER_K - 1) / HOPPER_K;
+    first = split * run;
+    steps0 = all - first < run ? all - first : run;
     steps = steps0 + (of_branch ? 0 : (a.product.k1 + HOPPER_K - 1) / HOPPER_K);
-  }
-  static __device__ __forceinline__ int count(const HopperArguments& a) {
-    return (a.product.m + HOPPER_M - 1) / HOPPER_M * (columns_of_s(a) + (a.product.n + BN - 1) / BN);
   }
 };
 
@@ -96,16 +120,17 @@ __device__ __forceinline__ void load_chunks(uint8_t* tile, int chunks, const Ten
 
 // Waits for S's rows of a row of tiles; the last tile of that row to do so makes the counters zero again.
 template <int BN> __device__ __forceinline__ void wait_for_branch(const HopperArguments& a, int tile_m) {
-  uint32_t *written = a.tickets + 1 + tile_m, *read = written + (a.product.m + HOPPER_M - 1) / HOPPER_M;
-  flag_wait(written, WRITING_WARPS * Tile<BN>::columns_of_s(a));
+  uint32_t *written = a.tickets + 1 + tile_m, *read = written + Tile<BN>::rows_of_tiles(a);
+  flag_wait(written, Pipeline<BN>::WARPS * Tile<BN>::columns_of_s(a));
   // A strong store, as the other blocks' loads are strong: nothing orders it after them.
   if (atomicAdd(read, 1u) + 1 == (uint32_t)(a.product.n + BN - 1) / BN) *(volatile uint32_t*)written = 0, *read = 0;
 }
 
-// Says which tile the next stages are of: known to whoever finds the first of them full.
+// Says which tile the next stages are of.
 __device__ __forceinline__ void announce(const RingMemory& ring, RingPlace& slot, int index) {
   mbarrier_wait(ring.taken + slot.stage, slot.round ^ 1);
   ring.number[slot.stage] = index;
+  mbarrier_arrive(ring.told + slot.stage);
   slot.next(2);
 }
 
@@ -121,7 +146,7 @@ __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemo
     announce(ring, slot, index);
     for (int step = 0; step < tile.steps; step++, at.next(STAGES)) {
       bool second = step >= tile.steps0;
-      int k = (second ? step - tile.steps0 : step) * HOPPER_K;
+      int k = (second ? step - tile.steps0 : tile.first + step) * HOPPER_K;
       if (step == tile.steps0 && a.branch.n) wait_for_branch<BN>(a, tile.m);
       uint8_t* stage = ring.tiles + at.stage * STAGE_BYTES;
       uint64_t* arrived = ring.full + at.stage;
@@ -132,40 +157,71 @@ __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemo
       load_chunks<!TB>(stage + HOPPER_M / 64 * CHUNK_BYTES, chunks, b, arrived, tile.n, k);
     }
   }
-  // A stage that brings no tile is the end; every block asked once too often.
   announce(ring, slot, END);
-  mbarrier_wait(ring.empty + at.stage, at.round ^ 1);
-  mbarrier_arrive(ring.full + at.stage);
+  // Every block asked once too often.
   if (index + 1 == count + (int)gridDim.x) *a.tickets = 0;
 }
 
 // The products of one tile's COLUMNS.
 template <bool TA, bool TB, int BN, int COLUMNS>
-__device__ __forceinline__ void multiply_ring(float (&acc)[BN / 2], int steps, RingPlace& at, const RingMemory& ring) {
-  constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES;
-  int group = threadIdx.x / 128 - 1, before = -1;
+__device__ __forceinline__ void multiply_ring(float (&acc)[Pipeline<BN>::PARTS][BN / 2], int steps, RingPlace& at,
+                                              const RingMemory& ring) {
+  constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES, PARTS = Pipeline<BN>::PARTS;
+  int part0 = Pipeline<BN>::IN_TURN ? 0 : threadIdx.x / 128 - 1, before = -1;
   bool elected = threadIdx.x % 128 == 0;
-  wgmma_hold(acc);
+#pragma unroll
+  for (int part = 0; part < PARTS; part++) wgmma_hold(acc[part]);
   for (int step = 0; step < steps; step++, at.next(STAGES)) {
-    const uint8_t* tile_a = ring.tiles + at.stage * STAGE_BYTES + group * CHUNK_BYTES;
+    const uint8_t* tile_a = ring.tiles + at.stage * STAGE_BYTES + part0 * CHUNK_BYTES;
     const uint8_t* tile_b = ring.tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
     mbarrier_wait(ring.full + at.stage, at.round);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HOPPER_K; k += 16) {
-      wgmma<COLUMNS, TA, !TB>(acc, wgmma_descriptor<TA>(tile_a, k), wgmma_descriptor<!TB>(tile_b, k));
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) {
+        uint64_t of_a = wgmma_descriptor<TA>(tile_a + part * CHUNK_BYTES, k);
+        wgmma<COLUMNS, TA, !TB>(acc[part], of_a, wgmma_descriptor<!TB>(tile_b, k));
+      }
     }
     wgmma_commit();
     wgmma_wait<1>();  // the products of the stage before are done
     if (before >= 0 && elected) mbarrier_arrive(ring.empty + before);
     before = at.stage;
   }
+  // All stages of this tile were full: the next one's may be waited for.
+  if (Pipeline<BN>::IN_TURN && threadIdx.x % 32 == 0) mbarrier_arrive(ring.turn + (threadIdx.x < 256));
   wgmma_wait<0>();
-  wgmma_hold(acc);
+#pragma unroll
+  for (int part = 0; part < PARTS; part++) wgmma_hold(acc[part]);
   if (before >= 0 && elected) mbarrier_arrive(ring.empty + before);
 }
 
-// Writes a tile, 32 columns at a time.
+// Leaves the sums of a run, and says whether this warp is the last to come with its rows of the tile: then they are those of
+// all runs.
+template <int PARTS, int n>
+__device__ __forceinline__ bool add_runs(const HopperArguments& a, float (&acc)[PARTS][n], int64_t warp, int split, uint32_t* tickets) {
+  int lane = threadIdx.x % 32;
+  float* runs = a.partial + warp * a.splits * (PARTS * n * 32) + lane;
+  float* own = runs + split * (PARTS * n * 32);
+#pragma unroll
+  for (int i = 0; i < PARTS * n; i++) own[i * 32] = acc[i / n][i % n];
+  __threadfence();
+  __syncwarp();
+  uint32_t before = lane == 0 ? atomicAdd(tickets + warp, 1u) : 0;
+  if (__shfl_sync(~0u, before, 0) + 1 != (uint32_t)a.splits) return false;
+  __threadfence();
+#pragma unroll
+  for (int i = 0; i < PARTS * n; i++) acc[i / n][i % n] = 0.0f;
+  for (int run = 0; run < a.splits; run++) {
+#pragma unroll
+    for (int i = 0; i < PARTS * n; i++) acc[i / n][i % n] += runs[(run * PARTS * n + i) * 32];
+  }
+  if (lane == 0) tickets[warp] = 0;
+  return true;
+}
+
+// Writes 64 rows of a tile, 32 columns at a time.
 template <class C, int BN>
 __device__ __forceinline__ void finish_tile(const MatmulArguments& a, const float (&acc)[BN / 2], int row, int col0, int chunks) {
   bool sum_alone = is_sum_alone<C>(a);
@@ -177,32 +233,56 @@ __device__ __forceinline__ void finish_tile(const MatmulArguments& a, const floa
   }
 }
 
+// Writes this warpgroup's rows of a tile, of C or of S.
+template <class C, int BN>
+__device__ __forceinline__ void finish_rows(const HopperArguments& a, const Tile<BN>& tile, const float (&acc)[Pipeline<BN>::PARTS][BN / 2]) {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4, row0 = tile.m * HOPPER_M + warp % Pipeline<BN>::WARPS * 16 + lane / 4;
+#pragma unroll
+  for (int part = 0; part < Pipeline<BN>::PARTS; part++) {
+    int row = row0 + part * 64;
+    if (sizeof(C) == sizeof(bf16)) {  // one epilogue for both
+      MatmulArguments of_tile = a.product;
+      if (tile.of_branch) of_tile = a.branch;
+      finish_tile<bf16, BN>(of_tile, acc[part], row, tile.n, tile.chunks);
+    } else if (tile.of_branch) {
+      finish_tile<bf16, BN>(a.branch, acc[part], row, tile.n, tile.chunks);
+    } else {
+      finish_tile<C, BN>(a.product, acc[part], row, tile.n, tile.chunks);
+    }
+  }
+}
+
 template <class C, bool TA, bool TB, int BN>
 __device__ __forceinline__ void consume(const HopperArguments& a, const RingMemory& ring) {
+  constexpr int WARPS = Pipeline<BN>::WARPS;
   RingPlace at, slot;
-  int lane = threadIdx.x % 32, row0 = ((int)threadIdx.x / 32 - 4) * 16 + lane / 4;
-  for (;;) {
-    mbarrier_wait(ring.full + at.stage, at.round);
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4, group = warp / 4, turn = 0;
+  uint32_t round = 1 - group;  // the first warpgroup's first turn is told by nobody
+  for (;; turn ^= 1) {
+    mbarrier_wait(ring.told + slot.stage, slot.round);
     int index = ring.number[slot.stage];
     __syncwarp();
     if (lane == 0) mbarrier_arrive(ring.taken + slot.stage);
     slot.next(2);
     if (index == END) return;
     Tile<BN> tile(a, index);
-    float acc[BN / 2] = {};
+    if (Pipeline<BN>::IN_TURN) {
+      if (turn != group) {
+        at.skip(tile.steps, Pipeline<BN>::STAGES);
+        continue;
+      }
+      mbarrier_wait(ring.turn + group, round);
+      round ^= 1;
+    }
+    float acc[Pipeline<BN>::PARTS][BN / 2] = {};
     if (tile.chunks == 1) multiply_ring<TA, TB, BN, 64>(acc, tile.steps, at, ring);
     else if (tile.chunks == 2) multiply_ring<TA, TB, BN, 128>(acc, tile.steps, at, ring);
     else multiply_ring<TA, TB, BN, BN>(acc, tile.steps, at, ring);
-    int row = tile.m * HOPPER_M + row0;
-    if (sizeof(C) == sizeof(bf16)) {  // one epilogue for both
-      MatmulArguments of_tile = a.product;
-      if (tile.of_branch) of_tile = a.branch;
-      finish_tile<bf16, BN>(of_tile, acc, row, tile.n, tile.chunks);
-    } else if (tile.of_branch) {
-      finish_tile<bf16, BN>(a.branch, acc, row, tile.n, tile.chunks);
-    } else {
-      finish_tile<C, BN>(a.product, acc, row, tile.n, tile.chunks);
+    if (a.splits > 1) {
+      uint32_t* tickets = a.tickets + 1 + 2 * Tile<BN>::rows_of_tiles(a);
+      if (!add_runs(a, acc, (int64_t)tile.number * WARPS + warp % WARPS, tile.split, tickets)) continue;
     }
+    finish_rows<C, BN>(a, tile, acc);
     if (!tile.of_branch) continue;
     __syncwarp();
     if (lane == 0) flag_add(a.tickets + 1 + tile.m);
@@ -215,15 +295,18 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
   // The swizzle goes by address: tiles start at a multiple of 1024.
   uint8_t* tiles = shared + (-shared_address(shared) & 1023);
   uint64_t* full = reinterpret_cast<uint64_t*>(tiles + STAGES * Pipeline<BN>::STAGE_BYTES);
-  uint64_t* empty = full + STAGES;
-  uint64_t* taken = empty + STAGES;
-  RingMemory ring = {tiles, full, empty, taken, reinterpret_cast<int*>(taken + 2)};
+  uint64_t *empty = full + STAGES, *told = empty + STAGES, *taken = told + 2, *turn = taken + 2;
+  RingMemory ring = {tiles, full, empty, told, taken, turn, reinterpret_cast<int*>(turn + 2)};
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(full + i, 1);
-      mbarrier_init(empty + i, 2);
+      mbarrier_init(empty + i, Pipeline<BN>::IN_TURN ? 1 : 2);
     }
-    for (int i = 0; i < 2; i++) mbarrier_init(taken + i, WRITING_WARPS);
+    for (int i = 0; i < 2; i++) {
+      mbarrier_init(told + i, 1);
+      mbarrier_init(taken + i, HOPPER_WARPS);
+      mbarrier_init(turn + i, 4);  // the other warpgroup's warps
+    }
     mbarrier_init_fence();
     tensor_prefetch(a.a0);
     tensor_prefetch(a.b0);

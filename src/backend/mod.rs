@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod cuda;
 mod host_copy;
 mod info;
+mod nvtx;
 pub mod ops;
 mod pool;
 mod relative_bias;

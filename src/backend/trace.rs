@@ -3,6 +3,7 @@
 //! [`span`] names a stretch of work (`forward`, `layer 3`); while nobody traces it costs one load of a flag.
 //! A trace belongs to the thread that starts it. With NVTX, spans also show in Nsight's timeline.
 
+use super::nvtx;
 use super::work::Work;
 use crate::error::Result;
 use std::cell::RefCell;
@@ -103,16 +104,10 @@ thread_local! {
     static TRACE: RefCell<Trace> = RefCell::default();
 }
 
-/// Whether NVTX's library is there; without it the binding would panic.
-pub fn nvtx_present() -> bool {
-    // SAFETY: tries to open a library by its fixed names.
-    unsafe { cudarc::nvtx::sys::is_culib_present() }
-}
-
-/// Starts a trace on this thread; `nvtx` also hands every span to NVTX, if its library is there.
+/// Starts a trace on this thread; `nvtx` also hands every span to the tool that watches this process, if there is one.
 pub fn start(nvtx: bool) {
     TRACE.with_borrow_mut(|t| *t = Trace { began: Some(Instant::now()), ..Trace::default() });
-    NVTX.store(nvtx && nvtx_present(), Ordering::Relaxed);
+    NVTX.store(nvtx && nvtx::listening(), Ordering::Relaxed);
     ACTIVE.store(true, Ordering::Relaxed);
 }
 
@@ -151,7 +146,7 @@ fn open(name: &'static str, index: Option<usize>) -> Span {
     let name = index.map_or_else(|| name.to_string(), |i| format!("{name} {i}"));
     let nvtx = NVTX.load(Ordering::Relaxed);
     if nvtx {
-        cudarc::nvtx::result::range_push(&name);
+        nvtx::push(&name);
     }
     let traced = TRACE.with_borrow_mut(|t| {
         let traced = t.began.is_some();
@@ -166,7 +161,7 @@ fn open(name: &'static str, index: Option<usize>) -> Span {
 impl Drop for Span {
     fn drop(&mut self) {
         if self.nvtx {
-            cudarc::nvtx::result::range_pop();
+            nvtx::pop();
         }
         if !self.traced {
             return;

@@ -20,6 +20,6 @@ impl Cuda {
             factor: op.factor,
             softcap: op.softcap.unwrap_or(0.0),
         };
-        self.launch(kernels::DIVERGENCE, Launch::line(op.before.rows, 256).shared(512), &arguments, work)
+        self.launch(kernels::DIVERGENCE, Launch::line(op.before.rows, 512).shared(512), &arguments, work)
     }
 }

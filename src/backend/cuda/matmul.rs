@@ -2,9 +2,9 @@
 
 use super::Cuda;
 use super::abi::{
-    BRANCH_TILE_N, HOPPER_M, HOPPER_SHARED_128, HOPPER_SHARED_256, HOPPER_THREADS, HopperArguments, Launch,
-    LinearArguments, MatmulArguments, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE, TILE_BAND, TILE_M, TILE_N,
-    TILE_SHARED, TILE_THREADS, TensorMap,
+    BRANCH_TILE_N, HOPPER_M, HOPPER_SHARED_128, HOPPER_SHARED_256, HOPPER_THREADS, HOPPER_WARPS,
+    HopperArguments, Launch, LinearArguments, MatmulArguments, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE,
+    TILE_BAND, TILE_M, TILE_N, TILE_SHARED, TILE_THREADS, TensorMap,
 };
 use super::driver::PlainProduct;
 use super::kernels::{self, Kernel};
@@ -101,10 +101,27 @@ impl MatmulShape {
         MatmulKernel { why, family }
     }
 
-    /// Columns of a tile: those with which the last tile is done first, and 256 where that is the same and there are so many.
+    /// Columns of a tile: those with which the last tile is done first, and 256 where there are so many and that is the same.
     fn columns(&self, multiprocessors: usize) -> usize {
-        let duration = |columns| self.duration(columns, multiprocessors);
+        let duration = |columns| self.duration(columns, multiprocessors) as u64 * self.nanoseconds(columns);
         if self.size.1 > 128 && duration(256) <= duration(128) { 256 } else { 128 }
+    }
+
+    /// What 64 columns of such a tile take, as measured on an H100 (docs/kernels.md): a stage's products, and with 256 columns the
+    /// end of the tile, which with 128 lies beside the next one's products.
+    fn nanoseconds(&self, columns: usize) -> u64 {
+        let steps = self.size.2.div_ceil(64) as u64;
+        if columns == 256 { 174 * steps + 1575 } else { 180 * steps }
+    }
+
+    /// Runs into which the summed dimension is cut so that there is a tile for every multiprocessor: where there are fewer than
+    /// half as many, in runs of at least eight stages.
+    fn splits(&self, columns: usize, multiprocessors: usize) -> usize {
+        let (m, n, k) = self.size;
+        let tiles = m.div_ceil(HOPPER_M) * n.div_ceil(columns);
+        let stages = k.div_ceil(64);
+        let splits = (multiprocessors / tiles.max(1)).min(stages / 8).max(1);
+        stages.div_ceil(stages.div_ceil(splits).max(1)).max(1) // none of them empty
     }
 
     /// When the last tile is done, in the time that 64 columns of a tile take: every multiprocessor takes the next one when it
@@ -239,9 +256,17 @@ impl Cuda {
         }
         match self.kernel_for(&shape).family {
             Family::Hopper(kernel, columns) => {
-                let a = self.hopper_arguments(&p, arguments, columns)?;
-                let blocks = (m.div_ceil(HOPPER_M) * n.div_ceil(columns)).min(self.info.sms);
-                self.launch(kernel, hopper_launch(blocks, columns), &a, work)
+                let tiles = m.div_ceil(HOPPER_M) * n.div_ceil(columns);
+                let splits = if p.second.is_some() { 1 } else { shape.splits(columns, self.info.sms) };
+                let (runs, sums) = (splits * usize::from(splits > 1), tiles * HOPPER_M * columns);
+                let partial = if runs > 0 { Some(self.arena.take(4 * runs * sums)?) } else { None };
+                let a = HopperArguments {
+                    splits: splits as i32,
+                    partial: partial.as_ref().map_or(0, |memory| memory.address),
+                    ..self.hopper_arguments(&p, arguments, columns, tiles * usize::from(runs > 0))?
+                };
+                let work = work + Work::new(2 * (4 * runs * sums) as u64, 0);
+                self.launch(kernel, hopper_launch((tiles * splits).min(self.info.sms), columns), &a, work)
             }
             Family::Ampere(kernel) => {
                 let blocks = m.div_ceil(TILE_M) * n.div_ceil(TILE_N);
@@ -283,11 +308,13 @@ impl Cuda {
         self.driver.tensor_map(&view(m), if along_k { outputs } else { 64 })
     }
 
+    /// Without a branch and splits; tickets for `split_tiles` whose runs are added.
     fn hopper_arguments(
         &self,
         p: &Product,
         product: MatmulArguments,
         columns: usize,
+        split_tiles: usize,
     ) -> Result<HopperArguments> {
         let maps = |a: Mat, b: Mat| -> Result<(TensorMap, TensorMap)> {
             let of_a = self.tensor_map(a, !p.a.transposed, HOPPER_M)?;
@@ -298,9 +325,18 @@ impl Cuda {
             Some((a, b)) if product.k1 > 0 => maps(a, b)?,
             _ => (a0, b0),
         };
-        let tickets = self.tickets(1 + 2 * (product.m as usize).div_ceil(HOPPER_M))?;
-        let branch_columns = 64; // of no tile, and divided by
-        Ok(HopperArguments { a0, b0, a1, b1, product, tickets, branch_columns, ..HopperArguments::zeroed() })
+        let tickets = 1 + 2 * (product.m as usize).div_ceil(HOPPER_M) + HOPPER_WARPS * split_tiles;
+        Ok(HopperArguments {
+            a0,
+            b0,
+            a1,
+            b1,
+            product,
+            tickets: self.tickets(tickets)?,
+            branch_columns: 64, // of no tile, and divided by
+            splits: 1,
+            ..HopperArguments::zeroed()
+        })
     }
 
     /// The adapted linear, forward and gradient: `S = A0 op(P)`, then `product` with the second pair (S, Q): one
@@ -333,7 +369,7 @@ impl Cuda {
                     branch_b: self.tensor_map(p, product.b.transposed, of_branch)?,
                     branch,
                     branch_columns: of_branch as i32,
-                    ..self.hopper_arguments(&whole, whole.arguments(c), columns)?
+                    ..self.hopper_arguments(&whole, whole.arguments(c), columns, 0)?
                 };
                 let tiles = m.div_ceil(HOPPER_M) * (n.div_ceil(columns) + r.div_ceil(of_branch));
                 self.launch(kernel, hopper_launch(tiles.min(self.info.sms), columns), &arguments, work)

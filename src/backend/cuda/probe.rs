@@ -247,17 +247,10 @@ fn libraries() -> Vec<Library> {
         let there = |file: &&&str| unsafe { libloading::Library::new(**file) }.is_ok();
         Library { name, purpose, found: searched.iter().find(there).copied(), searched: searched.to_vec() }
     };
-    vec![
-        library(
-            "cuBLASLt",
-            "plain products where it is faster than the engine's own",
-            // Those that the binding opens: it is for CUDA 12.
-            &["libcublasLt.so", "libcublasLt.so.12"],
-        ),
-        library(
-            "NVTX",
-            "names of phases and layers in Nsight's timeline",
-            &["libnvToolsExt.so", "libnvToolsExt.so.1"],
-        ),
-    ]
+    vec![library(
+        "cuBLASLt",
+        "plain products where it is faster than the engine's own",
+        // Those that the binding opens: it is for CUDA 12.
+        &["libcublasLt.so", "libcublasLt.so.12"],
+    )]
 }

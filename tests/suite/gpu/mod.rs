@@ -4,6 +4,7 @@
 mod doctor;
 mod faults;
 mod launches;
+mod nvtx;
 mod scripts;
 
 use assert_cmd::Command;

@@ -22,7 +22,8 @@ pub fn at(s: &Sizes) -> Vec<Timed> {
     vec![of_rows(s.labels, s.vocabulary, None).into()]
 }
 
-const SIZES: [(usize, usize); 4] = [(1, 1), (1, 3), (9, 257), (5, 1031)];
+/// The last so wide that a thread of a GPU's block has several places.
+const SIZES: [(usize, usize); 5] = [(1, 1), (1, 3), (9, 257), (5, 1031), (2, 9001)];
 
 #[test]
 fn divergence_and_its_gradient() {

@@ -157,8 +157,11 @@ fn matmul_of_edge_sizes() {
         check(shape, (false, true), [BF16, BF16, F32], 0.0, 0);
         check(shape, (false, false), [F32, F32, F32], 1.0, 0);
     }
-    // Nine bands of tiles: the order of tiles covers every tile once.
-    check((1100, 264, 8), (false, true), [BF16, BF16, F32], 0.0, 0);
+    // Few tiles and much to sum: where there is wgmma, in runs.
+    check((136, 104, 1100), (false, true), [BF16, BF16, F32], 0.0, 0);
+    check((40, 264, 4100), (false, false), [BF16, BF16, BF16], 1.0, 8);
+    // More rows of tiles than a band has: the order of tiles covers every tile once.
+    check((2100, 264, 8), (false, true), [BF16, BF16, F32], 0.0, 0);
 }
 
 /// The kernels for sm_90a against f64, at sizes around their tiles: less than one, one and a bit, several for each
@@ -166,8 +169,19 @@ fn matmul_of_edge_sizes() {
 #[test]
 fn products_on_hopper() {
     use DType::{BF16, F32};
-    // Last, operands of a single short row: their maps have a stride of their own.
-    let sizes = [(1usize, 8, 8), (130, 136, 72), (64, 264, 200), (300, 120, 64), (257, 520, 136), (1, 1, 1)];
+    // So many tiles that both warpgroups of a block have several; a summed dimension that is cut into runs, the last one shorter,
+    // for the warps of one tile and of two; last, operands of a single short row: their maps have a stride of their own.
+    let sizes = [
+        (1usize, 8, 8),
+        (130, 136, 72),
+        (64, 264, 200),
+        (300, 120, 64),
+        (257, 520, 136),
+        (1030, 392, 456),
+        (70, 56, 2056),
+        (136, 104, 1100),
+        (1, 1, 1),
+    ];
     let be = hopper();
     for (i, size) in sizes.into_iter().enumerate() {
         for (transposed, result) in [
@@ -198,19 +212,18 @@ fn the_kernel_of_a_product_is_chosen_in_sight() {
         |size, transposed, result| MatmulShape { branch: 32, ..shape(size, transposed, true, result) };
     let nt = (false, true);
     for (shape, hopper, name) in [
-        (shape((8192, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
+        // By hand: 2048 tiles of 128 columns are 16 rounds of 132 multiprocessors, 1024 of 256 are eight, twice as long: the same
+        // but for the ends of tiles (1575 a round's quarter) and 3 % of each of 64 or 448 stages (180 and 174).
+        (shape((8192, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
+        (shape((8192, 4096, 28672), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
         (shape((2048, 896, 896), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
         (shape((2048, 896, 896), nt, true, DType::BF16), false, "matmul_tc_nt_bf16"),
         (adapted((2048, 896, 896), nt, DType::BF16), false, "linear_tc_nt_bf16"),
         (adapted((2048, 896, 896), (false, false), DType::BF16), false, "linear_tc_nn_bf16"),
         (adapted((2048, 896, 896), nt, DType::F32), false, "matmul_tc_nt_f32"),
         (adapted((2048, 896, 896), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
-        // By hand: 128 tiles of 256 columns are one round of 132 multiprocessors, as 256 of 128 columns are two. Eight of the
-        // branch, 64 columns wide, make it a quarter more of 256 columns, and fit beside 128.
-        (shape((1024, 4096, 4096), nt, true, DType::BF16), true, "matmul_sm90a_nt_bf16_256"),
         (adapted((1024, 4096, 4096), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
         (adapted((8192, 128, 896), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
-        // 64 tiles of 256 columns and 16 of the branch are done when one is; 128 and 16 after one and a half of 128.
         (adapted((2048, 1024, 4096), nt, DType::BF16), true, "matmul_sm90a_nt_bf16_128"),
         (shape((64, 64, 64), (true, true), true, DType::F32), true, "matmul_tc_tt_f32"),
         (shape((64, 64, 64), nt, false, DType::F32), true, "matmul_plain"),

@@ -234,7 +234,7 @@ pub fn linear_tc(size: (usize, usize, usize), rank: usize, tb: bool) -> Case {
 
 fn hopper_step(kernel: String, tiles: usize, columns: usize, arguments: Arguments) -> Step {
     let stages = if columns == 256 { 4 } else { 6 };
-    let shared = 1024 + stages * ((128 + columns) / 64 * 8192 + 16) + 32;
+    let shared = 1024 + stages * ((128 + columns) / 64 * 8192 + 16) + 56;
     Step { kernel, grid: [tiles.min(3) as u32, 1, 1], block: [384, 1, 1], shared: shared as u32, arguments }
 }
 
@@ -256,8 +256,10 @@ pub fn hopper(size: (usize, usize, usize), ta: bool, tb: bool, wide: bool, colum
         .bytes(&case.steps[0].arguments.0)
         .zeros(192)
         .at(&case.buffers[3])
+        .zeros(8)
         .i32(64)
-        .zeros(116);
+        .i32(1)
+        .zeros(104);
     let kernel = format!("matmul_sm90a_{}_{columns}", letters(ta, tb, wide));
     case.steps = vec![hopper_step(kernel, tiles_m * n.div_ceil(columns), columns, arguments)];
     (case.file, case.arch) = ("matmul_sm90a", "90a");
@@ -271,7 +273,8 @@ pub fn hopper_linear(size: (usize, usize, usize), branch: &Branch, columns: usiz
     let tiles_m = m.div_ceil(128);
     let wide = of_branch(branch.rank, columns);
     let l = linear_parts(size, branch.rank, branch.transposed, 1 + 2 * tiles_m, columns);
-    let arguments = Arguments::default().bytes(&l.maps).bytes(&l.arguments.0).i32(wide as i32).zeros(116);
+    let arguments =
+        Arguments::default().bytes(&l.maps).bytes(&l.arguments.0).zeros(8).i32(wide as i32).i32(1).zeros(104);
     let kernel = format!("matmul_sm90a_{}_{columns}", letters(false, branch.transposed, false));
     let tiles = tiles_m * (n.div_ceil(columns) + branch.rank.div_ceil(wide));
     let steps = vec![hopper_step(kernel, tiles, columns, arguments)];
