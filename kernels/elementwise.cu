@@ -1,10 +1,11 @@
-// y = alpha x + beta y, element by element, between any two types; y = value; and y = softcap tanh(y / softcap) in f32.
+// y = alpha x + beta y, element by element, between any two types; y = value; y = softcap tanh(y / softcap) in f32;
+// y = y + x with y in bf16, rounded at random; and x = high + low, an f32 matrix as the sum of two in bf16 (16 bits).
 //
 // x, y [rows x cols], any ld. y is not read when beta is 0; x and y may be the same memory. Copies,
 // conversions (rounded to nearest even), axpy and scaling are this kernel. Arithmetic in f32.
 // 256 threads, 8 elements each; grid: rows * ceil(cols / 8) threads; no shared memory. 16-byte accesses
 // where the row starts allow it. Bytes: x and y once (y twice when beta != 0).
-#include "common.cuh"
+#include "matmul.cuh"
 
 struct CombineArguments { Matrix x, y; float alpha, beta; };
 
@@ -51,5 +52,40 @@ __device__ __forceinline__ void cap_softly(const SoftcapArguments& a) {
 }
 
 GEMS_KERNEL(softcap, 256, SoftcapArguments, cap_softly)
+
+// Rounded as the epilogue of a product does it, with the same numbers.
+struct AddRoundedArguments { Matrix x, y; uint64_t seed; };
+
+__device__ __forceinline__ void add_at_random(const AddRoundedArguments& a) {
+  Chunk c = my_chunk(a.y.rows, a.y.cols);
+  if (c.n == 0) return;
+  float x[CHUNK], y[CHUNK];
+  load_chunk(a.x.row<const float>(c.row) + c.col, c.n, x);
+  load_chunk(a.y.row<const bf16>(c.row) + c.col, c.n, y);
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += 4) {
+    uint64_t random = random64(a.seed, c.row, (c.col + i) / 4);
+#pragma unroll
+    for (int j = 0; j < 4; j++) y[i + j] = round_at_random(y[i + j] + x[i + j], (uint32_t)(random >> 16 * j) & 0xffffu);
+  }
+  store_chunk(a.y.row<bf16>(c.row) + c.col, c.n, y);
+}
+
+GEMS_KERNEL(add_rounded, 256, AddRoundedArguments, add_at_random)
+
+struct SplitArguments { Matrix x, high, low; };
+
+__device__ __forceinline__ void split_in_halves(const SplitArguments& a) {
+  Chunk c = my_chunk(a.x.rows, a.x.cols);
+  if (c.n == 0) return;
+  float x[CHUNK], high[CHUNK];
+  load_chunk(a.x.row<const float>(c.row) + c.col, c.n, x);
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) high[i] = to_float(from_float<bf16>(x[i])), x[i] -= high[i];
+  store_chunk(a.high.row<bf16>(c.row) + c.col, c.n, high);
+  store_chunk(a.low.row<bf16>(c.row) + c.col, c.n, x);
+}
+
+GEMS_KERNEL(split, 256, SplitArguments, split_in_halves)
 
 GEMS_FILE(elementwise)

@@ -28,9 +28,7 @@ impl HostCopy {
         let values = match (backend.info().computes, m.dtype) {
             (false, _) => Values::Nothing,
             (true, DType::F32) => Values::F32(backend.download(m)?),
-            (true, DType::BF16) => {
-                Values::Bf16(backend.download(m)?.into_iter().map(bf16::from_f32).collect())
-            }
+            (true, DType::BF16) => Values::Bf16(backend.download_bf16(m)?),
         };
         Ok(Self { rows: m.rows, cols: m.cols, values })
     }
@@ -57,7 +55,7 @@ impl HostCopy {
         match &self.values {
             Values::Nothing => Ok(()),
             Values::F32(values) => backend.upload(values, to),
-            Values::Bf16(values) => backend.upload(&values.to_f32_vec(), to),
+            Values::Bf16(values) => backend.upload_bf16(values, to),
         }
     }
 

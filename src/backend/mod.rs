@@ -22,6 +22,8 @@ pub use pool::{HostBuffer, HostPool, MemoryUse};
 pub use tensor::{Bytes, DType, DeviceBuffer, Indices, Mat, MatMut, Storage, Tensor};
 
 use crate::error::Result;
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use trace::Stopwatch;
 
 /// A device. What computes is asynchronous where the device is; [`Backend::download`] and [`Backend::synchronize`] wait.
@@ -75,8 +77,16 @@ pub trait Backend: Send + Sync {
     fn upload_bytes(&self, values: &[u8], to: &mut Bytes) -> Result<()>;
     /// Host f32 values into `to`, rounding to its type. `values.len()` is rows * cols.
     fn upload(&self, values: &[f32], to: MatMut) -> Result<()>;
+    /// Host bf16 values into `to`: of the same type no other copy is made.
+    fn upload_bf16(&self, values: &[bf16], to: MatMut) -> Result<()> {
+        self.upload(&values.to_f32_vec(), to)
+    }
     /// The values of `from` as f32, row by row. Waits.
     fn download(&self, from: Mat) -> Result<Vec<f32>>;
+    /// The values of `from` as bf16, row by row. Waits.
+    fn download_bf16(&self, from: Mat) -> Result<Vec<bf16>> {
+        Ok(self.download(from)?.into_iter().map(bf16::from_f32).collect())
+    }
 
     // ---- operations -------------------------------------------------------------------------
     /// Does an operation whose operands have been checked: callers use [`run`](trait.Backend.html#method.run).
@@ -115,6 +125,25 @@ impl dyn Backend + '_ {
     /// `y += alpha x`.
     pub fn axpy(&self, alpha: f32, x: Mat, y: MatMut) -> Result<()> {
         self.run(Axpy { alpha, x, y })
+    }
+    /// The values of *f32* matrices, each row by row. Waits once, if there are any.
+    pub fn download_all(&self, all: &[Mat]) -> Result<Vec<Vec<f32>>> {
+        let sizes: Vec<usize> = all.iter().map(|m| m.rows * m.cols).collect();
+        let mut joined = self.alloc(1, sizes.iter().sum(), DType::F32)?;
+        let mut at = 0;
+        for (from, size) in all.iter().zip(&sizes) {
+            let to = joined.mat_mut().col_range(at..at + size);
+            self.copy(*from, to.reshape(from.rows, from.cols))?;
+            at += size;
+        }
+        let values = self.download(joined.mat())?;
+        let mut rest = &values[..];
+        let mut next = |size: &usize| {
+            let (values, after) = rest.split_at(*size);
+            rest = after;
+            values.to_vec()
+        };
+        Ok(sizes.iter().map(&mut next).collect())
     }
     /// A tensor filled with zeros.
     pub fn zeros(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {

@@ -4,7 +4,7 @@ use super::adam::adamw;
 use super::adapter::{Adapter, Delta, Pass, Step, Update, change_by_adam};
 use super::master::{Master, NullSpace};
 use super::pairs::{LayerGram, pairs_of_columns, task_pairs};
-use super::pull::Pull;
+use super::pull::{LastInputs, Pull};
 use super::settings::Decay;
 use super::state::State;
 use crate::backend::{
@@ -147,7 +147,8 @@ impl Adapter for Full {
     fn pull(&mut self, layer: &mut AdaptedLinear, strength: f64) -> Result<()> {
         let Some(pull) = &self.pull else { return Ok(()) };
         let (mut values, copy) = self.master.parts(layer);
-        pull.fold(&*self.backend, values.reborrow(), None, strength, Rounding::Nearest)?;
+        let mut inputs = LastInputs::default();
+        pull.fold(&*self.backend, values.reborrow(), None, (strength, &mut inputs), Rounding::Nearest)?;
         copy.map_or(Ok(()), |(copy, _)| self.backend.copy(values.as_mat(), copy))
     }
 

@@ -6,11 +6,14 @@
 
 use super::knowledge::Spectrum;
 use super::linalg::symmetric_eigen;
-use crate::backend::{Backend, DType, Fold, HostCopy, Mat, MatMut, Rounding, Tensor};
+use crate::backend::{
+    AddRounded, Backend, DType, Eigenvalues, Fold, HostCopy, Mat, MatMut, Matmul, MatmulSplit, Operand,
+    Rounding, Shrink, Tensor,
+};
 use crate::error::Result;
 use std::sync::Arc;
 
-/// The pull on one layer. All of it waits on the host: one layer at a time is on the device.
+/// The pull on one layer. All of it is kept on the host: one layer at a time is on the device.
 pub(super) struct Pull {
     /// `None`: of a weight in codes, to which nothing is added: then [`Pull::factor`] alone serves.
     base: Option<HostCopy>,
@@ -20,7 +23,7 @@ pub(super) struct Pull {
     rate: f64,
 }
 
-/// Columns that are rounded together.
+/// Columns that are rounded with the same seed.
 const ROUNDED: usize = 1024;
 
 impl Pull {
@@ -42,7 +45,7 @@ impl Pull {
         be: &dyn Backend,
         mut w: MatMut,
         branch: Option<(Mat, Mat)>,
-        strength: f64,
+        (strength, inputs): (f64, &mut LastInputs),
         rounding: Rounding,
     ) -> Result<()> {
         let mut d = be.duplicate(w.as_mat(), DType::F32)?;
@@ -53,7 +56,8 @@ impl Pull {
         let Some(base) = &self.base else { unreachable!("a weight that is folded into has a base") };
         let base = base.tensor(be, w.dtype)?;
         be.axpy(-1.0, base.mat(), d.mat_mut())?;
-        let d = shrink(be, d, &self.outputs, &self.inputs, self.rate * strength)?;
+        let inputs = inputs.known(be, &self.inputs)?;
+        let d = shrink(be, d, &self.outputs, inputs, self.rate * strength)?;
         be.copy(base.mat(), w.reborrow())?;
         drop(base);
         match rounding {
@@ -63,30 +67,26 @@ impl Pull {
     }
 
     /// The change `scale B A` of a layer with A held: B becomes the minimum of the same quadratic over B. With
-    /// `G = A Aᵀ` that is the pull of `B G^1/2` with `G^-1/2 A C Aᵀ G^-1/2` in the place of C.
+    /// `G = A Aᵀ` that is the pull of `B G^1/2` with `G^-1/2 A C Aᵀ G^-1/2` in the place of C. Waits.
     pub fn factor(&self, be: &dyn Backend, b: MatMut, a: Mat, strength: f64) -> Result<()> {
-        let (gram, cost) = self.seen_through(be, a)?;
-        let r = a.rows;
-        let (values, vectors) = symmetric_eigen(&gram, r)?;
-        let largest = values.first().copied().unwrap_or(0.0);
-        let power = |p: f64| -> Vec<f32> {
-            let factor = |v: f64| if v > 1e-10 * largest { v.powf(p) } else { 0.0 };
-            symmetric(&vectors, &values.iter().map(|v| factor(*v)).collect::<Vec<_>>())
-        };
-        let (root, inverse) = (power(0.5), power(-0.5));
-        let inner = product(&product(&inverse, &cost, r), &inverse, r);
-        let (values, directions) = symmetric_eigen(&inner, r)?;
-        let values = values.into_iter().map(|v| v.max(0.0)).collect();
-        let inputs = Spectrum { dim: r, directions, values, ..Spectrum::default() };
+        let seen = self.seen_through(be, a)?;
+        let through = Through::of(&be.download_all(&seen.each_ref().map(Tensor::mat))?, a.rows)?;
+        self.factor_through(be, b, &through, strength)
+    }
+
+    /// The same, with what was found of A.
+    pub fn factor_through(&self, be: &dyn Backend, b: MatMut, a: &Through, strength: f64) -> Result<()> {
+        let r = a.inputs.dim;
         let by = |m: &[f32]| be.tensor(m, r, r, DType::F32);
         let mut whitened = be.alloc(b.rows, r, DType::F32)?;
-        be.product(whitened.mat_mut(), 0.0, 1.0, b.as_mat().n(), by(&root)?.mat().n())?;
+        be.product(whitened.mat_mut(), 0.0, 1.0, b.as_mat().n(), by(&a.root)?.mat().n())?;
+        let inputs = Known::of(be, &a.inputs)?;
         let pulled = shrink(be, whitened, &self.outputs, &inputs, self.rate * strength)?;
-        be.product(b, 0.0, 1.0, pulled.mat().n(), by(&inverse)?.mat().n())
+        be.product(b, 0.0, 1.0, pulled.mat().n(), by(&a.inverse)?.mat().n())
     }
 
     /// `A Aᵀ` and `A C Aᵀ`, `[r x r]`.
-    fn seen_through(&self, be: &dyn Backend, a: Mat) -> Result<(Vec<f32>, Vec<f32>)> {
+    pub fn seen_through(&self, be: &dyn Backend, a: Mat) -> Result<[Tensor; 2]> {
         let (c, r) = (&self.inputs, a.rows);
         let mut gram = be.alloc(r, r, DType::F32)?;
         be.product(gram.mat_mut(), 0.0, 1.0, a.n(), a.t())?;
@@ -103,21 +103,44 @@ impl Pull {
                 be.product(cost.mat_mut(), 1.0, sign, part.n(), part.t())?;
             }
         }
-        Ok((be.download(gram.mat())?, be.download(cost.mat())?))
+        Ok([gram, cost])
     }
 }
 
-/// `W += D`, rounded stochastically, once: as a fold of D with the identity, a few columns at a time.
+/// A of a change `B A`, as the pull of B sees it; `[r x r]` each.
+pub(super) struct Through {
+    /// G^1/2.
+    root: Vec<f32>,
+    /// G^-1/2.
+    inverse: Vec<f32>,
+    /// `G^-1/2 A C Aᵀ G^-1/2`.
+    inputs: Spectrum,
+}
+
+impl Through {
+    /// From the values of [`Pull::seen_through`].
+    pub fn of(seen: &[Vec<f32>], r: usize) -> Result<Self> {
+        let (values, vectors) = symmetric_eigen(&seen[0], r)?;
+        let largest = values.first().copied().unwrap_or(0.0);
+        let power = |p: f64| -> Vec<f32> {
+            let factor = |v: f64| if v > 1e-10 * largest { v.powf(p) } else { 0.0 };
+            symmetric(&vectors, &values.iter().map(|v| factor(*v)).collect::<Vec<_>>())
+        };
+        let (root, inverse) = (power(0.5), power(-0.5));
+        let inner = product(&product(&inverse, &seen[1], r), &inverse, r);
+        let (values, directions) = symmetric_eigen(&inner, r)?;
+        let values = values.into_iter().map(|v| v.max(0.0)).collect();
+        let inputs = Spectrum { dim: r, directions, values, ..Spectrum::default() };
+        Ok(Self { root, inverse, inputs })
+    }
+}
+
+/// `W += D`, rounded stochastically, once, a few columns at a time.
 fn add_rounded(be: &dyn Backend, mut w: MatMut, d: &Tensor, seed: u64) -> Result<()> {
-    let size = ROUNDED.min(d.cols());
-    let identity: Vec<f32> = (0..size * size).map(|i| f32::from(i / size == i % size)).collect();
-    let identity = be.tensor(&identity, size, size, w.dtype)?;
-    for from in (0..d.cols()).step_by(size.max(1)) {
-        let columns = from..(from + size).min(d.cols());
-        let a = identity.mat().row_range(0..columns.len()).col_range(0..columns.len());
-        let (b, w) = (d.mat().col_range(columns.clone()), w.reborrow().col_range(columns));
-        let rounding = Rounding::Stochastic(seed.wrapping_add((from as u64) << 20));
-        be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?;
+    for from in (0..d.cols()).step_by(ROUNDED) {
+        let columns = from..(from + ROUNDED).min(d.cols());
+        let (x, y) = (d.mat().col_range(columns.clone()), w.reborrow().col_range(columns));
+        be.run(AddRounded { x, y, seed: seed.wrapping_add((from as u64) << 20) })?;
     }
     Ok(())
 }
@@ -132,55 +155,92 @@ fn scaled(c: &Spectrum, factor: impl Fn(usize) -> f64) -> Vec<f32> {
     .collect()
 }
 
+/// A second moment on the device, for the time of one pull.
+struct Known {
+    /// U, `[k x n]`.
+    directions: Tensor,
+    /// `[1 x k]`.
+    values: Tensor,
+    /// That of all other directions, if there are others.
+    rest: Option<f32>,
+}
+
+impl Known {
+    fn of(be: &dyn Backend, s: &Spectrum) -> Result<Self> {
+        let values: Vec<f32> = s.values.iter().map(|v| v.max(0.0) as f32).collect();
+        Ok(Self {
+            directions: be.tensor(&s.directions, s.kept(), s.dim, DType::F32)?,
+            values: be.tensor(&values, 1, values.len(), DType::F32)?,
+            rest: (s.kept() < s.dim).then_some(s.rest.max(0.0) as f32),
+        })
+    }
+
+    /// Of a side along the known directions.
+    fn known(&self) -> Eigenvalues<'_> {
+        Eigenvalues { known: Some(self.values.mat()), rest: self.rest }
+    }
+
+    /// Of a side along all others.
+    fn others(&self) -> Eigenvalues<'_> {
+        Eigenvalues { known: None, rest: self.rest }
+    }
+}
+
+/// The second moment of the inputs of the layer that was pulled last: those that read the same input follow each other, and
+/// it goes to the device once for all of them.
+#[derive(Default)]
+pub(super) struct LastInputs(Option<(Arc<Spectrum>, Known)>);
+
+impl LastInputs {
+    fn known(&mut self, be: &dyn Backend, s: &Arc<Spectrum>) -> Result<&Known> {
+        let last = self.0.take().filter(|(last, _)| Arc::ptr_eq(last, s));
+        let this = match last {
+            Some(last) => last,
+            None => (Arc::clone(s), Known::of(be, s)?),
+        };
+        Ok(&self.0.insert(this).1)
+    }
+}
+
 /// `D_ab / (1 + tau f_a c_b)` in the eigenbases of F and C, `D [M x N]` f32. Where not all directions of a side are known the
 /// others count as one, with their mean eigenvalue: `(k_F + 1) (k_C + 1)` blocks,
 ///
-/// `D' = g_00 D + U_Fᵀ diag(g_a0 - g_00) U_F D + D U_Cᵀ diag(g_0b - g_00) U_C + U_Fᵀ (e ∘ U_F D U_Cᵀ) U_C`
+/// `D' = g_00 D + D U_Cᵀ diag(g_0b - g_00) U_C + U_Fᵀ (diag(g_a0 - g_00) U_F D + (e ∘ U_F D U_Cᵀ) U_C)`
 ///
 /// with `g_ab = 1 / (1 + tau f_a c_b)` and `e_ab = g_ab - g_a0 - g_0b + g_00`; where a side has no others, their factors are 0.
-pub(super) fn shrink(
-    be: &dyn Backend,
-    mut d: Tensor,
-    f: &Spectrum,
-    c: &Spectrum,
-    tau: f64,
-) -> Result<Tensor> {
-    let ((m, n), (kf, kc)) = (d.shape(), (f.kept(), c.kept()));
-    let (others_f, others_c) = (kf < m, kc < n);
-    let kept = |f: f64, c: f64| 1.0 / (1.0 + tau * f.max(0.0) * c.max(0.0));
-    let of_f = |a: usize| if others_c { kept(f.values[a], c.rest) } else { 0.0 };
-    let of_c = |b: usize| if others_f { kept(f.rest, c.values[b]) } else { 0.0 };
-    let of_others = if others_f && others_c { kept(f.rest, c.rest) } else { 0.0 };
-    let uf = be.tensor(&f.directions, kf, m, DType::F32)?;
-    let uc = be.tensor(&c.directions, kc, n, DType::F32)?;
-    // Along both sides' known directions.
-    let mut along = be.alloc(kf, n, DType::F32)?;
-    be.product(along.mat_mut(), 0.0, 1.0, uf.mat().n(), d.mat().n())?;
-    let mut both = be.alloc(kf, kc, DType::F32)?;
-    be.product(both.mat_mut(), 0.0, 1.0, along.mat().n(), uc.mat().t())?;
-    let mut values = be.download(both.mat())?;
-    for (i, value) in values.iter_mut().enumerate() {
-        let (a, b) = (i / kc, i % kc);
-        let factor = kept(f.values[a], c.values[b]) - of_f(a) - of_c(b) + of_others;
-        *value = (f64::from(*value) * factor) as f32;
+/// Nothing here waits for the device.
+fn shrink(be: &dyn Backend, mut d: Tensor, f: &Spectrum, c: &Known, tau: f64) -> Result<Tensor> {
+    let ((m, n), tau, f) = (d.shape(), tau as f32, Known::of(be, f)?);
+    let (uf, uc) = (f.directions.mat(), c.directions.mat());
+    let by_factors = |x: &mut Tensor, rows: Eigenvalues, cols: Eigenvalues| {
+        be.run(Shrink { x: x.mat_mut(), rows, cols, tau })
+    };
+    let add = |to: &mut Tensor, sums: bool, a: Operand, b: Operand| {
+        let beta = if sums { 1.0 } else { 0.0 };
+        be.run(MatmulSplit(Matmul { c: to.mat_mut(), beta, alpha: 1.0, a, b }))
+    };
+    let product = |rows, cols, a: Operand, b: Operand| -> Result<Tensor> {
+        let mut to = be.alloc(rows, cols, DType::F32)?;
+        add(&mut to, false, a, b)?;
+        Ok(to)
+    };
+    let mut along_f = product(uf.rows, n, uf.n(), d.mat().n())?;
+    let mut along_both = product(uf.rows, uc.rows, along_f.mat().n(), uc.t())?;
+    by_factors(&mut along_both, f.known(), c.known())?;
+    if c.rest.is_some() {
+        by_factors(&mut along_f, f.known(), c.others())?;
     }
-    be.upload(&values, both.mat_mut())?;
-    let before = d;
-    d = be.duplicate(before.mat(), DType::F32)?;
-    be.scale(d.mat_mut(), of_others as f32)?;
-    if others_c {
-        let weighed = be.tensor(&scaled(f, |a| of_f(a) - of_others), kf, m, DType::F32)?;
-        be.product(d.mat_mut(), 1.0, 1.0, weighed.mat().t(), along.mat().n())?;
+    add(&mut along_f, c.rest.is_some(), along_both.mat().n(), uc.n())?;
+    drop(along_both);
+    if f.rest.is_some() {
+        let mut along_c = product(m, uc.rows, d.mat().n(), uc.t())?;
+        by_factors(&mut along_c, f.others(), c.known())?;
+        if c.rest.is_some() {
+            by_factors(&mut d, f.others(), c.others())?;
+        }
+        add(&mut d, c.rest.is_some(), along_c.mat().n(), uc.n())?;
     }
-    if others_f {
-        let mut along = be.alloc(m, kc, DType::F32)?;
-        be.product(along.mat_mut(), 0.0, 1.0, before.mat().n(), uc.mat().t())?;
-        let weighed = be.tensor(&scaled(c, |b| of_c(b) - of_others), kc, n, DType::F32)?;
-        be.product(d.mat_mut(), 1.0, 1.0, along.mat().n(), weighed.mat().n())?;
-    }
-    drop(before);
-    be.product(along.mat_mut(), 0.0, 1.0, both.mat().n(), uc.mat().n())?;
-    be.product(d.mat_mut(), 1.0, 1.0, uf.mat().t(), along.mat().n())?;
+    add(&mut d, f.rest.is_some(), uf.t(), along_f.mat().n())?;
     Ok(d)
 }
 

@@ -37,7 +37,7 @@ impl Checked {
     /// None of a checkpoint that is as it was checked.
     pub fn fingerprint(&self) -> Result<String> {
         let (architecture, std) = (&self.architecture, self.architecture.initializer_range);
-        let source = Source { stored: Some((&self.weights, &self.names)), seed: 0, std, block: Vec::new() };
+        let source = Source { stored: Some((&self.weights, &self.names)), seed: 0, std, block: None };
         fingerprint(architecture, &Layout::new(architecture), &source)
     }
 }
@@ -68,7 +68,7 @@ impl Model {
             stored: None,
             seed: options.random.unwrap_or(0),
             std: architecture.initializer_range,
-            block: Vec::new(),
+            block: None,
         };
         Self::from_source(architecture, &source, backend, options)
     }
@@ -76,7 +76,7 @@ impl Model {
     fn of_checked(checked: Checked, backend: Arc<dyn Backend>, options: &LoadOptions) -> Result<Self> {
         let Checked { architecture, weights, names } = checked;
         let std = architecture.initializer_range;
-        let source = Source { stored: Some((&weights, &names)), seed: 0, std, block: Vec::new() };
+        let source = Source { stored: Some((&weights, &names)), seed: 0, std, block: None };
         Self::from_source(architecture, &source, backend, options)
     }
 
@@ -87,6 +87,7 @@ impl Model {
         // A prime length: no two rows of a weight are alike.
         let mut block = random::normal(seed, Purpose::Init, 3, 0, 1_048_573);
         block.iter_mut().for_each(|v| *v *= std);
+        let block = Some(backend.tensor(&block, 1, block.len(), DType::F32)?);
         let source = Source { stored: None, seed, std, block };
         Self::from_source(architecture, &source, backend, &LoadOptions::default())
     }
@@ -114,13 +115,17 @@ impl Model {
                 continue;
             }
             let table = matches!(spec.kind, DenseKind::Embedding | DenseKind::Head);
+            let dtype = if table { of_tables } else { dtype };
+            if let Some(block) = source.block.as_ref().filter(|_| spec.kind != DenseKind::Norm) {
+                dense.push(Some(repeated(&*backend, block, (spec.rows, spec.cols), dtype)?));
+                continue;
+            }
             let stored = if table { stored_vocabulary } else { spec.rows };
             let mut values = source.dense(index, &spec.name, spec.kind, stored * spec.cols)?;
             append_mean_rows(&mut values, stored, spec.rows, spec.cols);
             if spec.kind == DenseKind::Norm && source.stored.is_some() && architecture.norm_offset != 0.0 {
                 values.iter_mut().for_each(|w| *w += architecture.norm_offset);
             }
-            let dtype = if table { of_tables } else { dtype };
             dense.push(Some(backend.tensor(&values, spec.rows, spec.cols, dtype)?));
         }
         let mut linears = Vec::new();
@@ -227,24 +232,28 @@ fn append_mean_rows(values: &mut Vec<f32>, stored: usize, rows: usize, cols: usi
     }
 }
 
+/// A matrix of the block's numbers, again and again: copied on the device, where even a large model's are there at once.
+fn repeated(be: &dyn Backend, block: &Tensor, (rows, cols): (usize, usize), dtype: DType) -> Result<Tensor> {
+    let (count, mut matrix) = (rows * cols, be.alloc(rows, cols, dtype)?);
+    for from in (0..count).step_by(block.len()) {
+        let some = block.len().min(count - from);
+        let to = matrix.mat_mut().reshape(1, count).col_range(from..from + some);
+        be.copy(block.mat().col_range(0..some), to)?;
+    }
+    Ok(matrix)
+}
+
 /// Where values come from: a checkpoint, or a random stream.
 struct Source<'a> {
     stored: Option<(&'a Weights, &'a Names)>,
     seed: u64,
     std: f32,
-    /// Numbers to repeat instead of drawing new ones, if any.
-    block: Vec<f32>,
+    /// Numbers on the device to repeat instead of drawing new ones, if any.
+    block: Option<Tensor>,
 }
 
 impl Source<'_> {
     fn normal(&self, kind: u64, index: usize, count: usize) -> Vec<f32> {
-        if !self.block.is_empty() {
-            let mut values = Vec::with_capacity(count);
-            while values.len() < count {
-                values.extend_from_slice(&self.block[..self.block.len().min(count - values.len())]);
-            }
-            return values;
-        }
         let mut values = random::normal(self.seed, Purpose::Init, kind, index as u64, count);
         values.iter_mut().for_each(|v| *v *= self.std);
         values
@@ -273,6 +282,9 @@ impl Source<'_> {
         if let (Some((weights, names)), Some(codes)) = (self.stored, a.codes_of(&site.name)) {
             let stored = Stored { weights, name: &|name| names.of(name).to_string() };
             return codes.load(be, site, &stored).map(Weight::Quantised);
+        }
+        if let Some(block) = &self.block {
+            return Ok(repeated(be, block, (site.outputs, site.inputs), dtype)?.into());
         }
         let values = self.linear(index, &site.name, site.outputs * site.inputs)?;
         Ok(be.tensor(&values, site.outputs, site.inputs, dtype)?.into())

@@ -4,8 +4,11 @@ use super::elementwise::scale;
 use super::host_bf16_mut;
 use super::matmul::matmul;
 use super::narrow::{PIECE, widened};
+use super::rows::{each_row_bf16, row};
 use super::simd::fast;
-use crate::backend::{DType, Fold, HostPool, Mat, MatMut, Matmul, Rounding, Scale, Storage, Tensor};
+use crate::backend::{
+    AddRounded, DType, Fold, HostPool, Mat, MatMut, Matmul, Rounding, Scale, Storage, Tensor,
+};
 use half::bf16;
 
 pub fn fold(threads: usize, pool: &HostPool, op: Fold) {
@@ -35,6 +38,16 @@ pub fn fold(threads: usize, pool: &HostPool, op: Fold) {
             }
         }
     }
+}
+
+/// [`AddRounded`].
+pub fn add_rounded(op: AddRounded) {
+    let AddRounded { x, mut y, seed } = op;
+    let data = super::host(x);
+    each_row_bf16(&mut y, |i, to| {
+        let sums: Vec<f32> = to.iter().zip(row(data, &x, i)).map(|(y, x)| y.to_f32() + x).collect();
+        round(Rounding::Stochastic(seed), i, &sums, to);
+    });
 }
 
 /// `w = keep w + alpha b a`.

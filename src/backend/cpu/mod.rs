@@ -22,6 +22,7 @@ mod project;
 mod rmsnorm;
 mod rope;
 mod rows;
+mod shrink;
 mod simd;
 mod step_factors;
 mod weight_grad;
@@ -216,9 +217,11 @@ impl Backend for Cpu {
             Operation::Scale(op) => elementwise::scale(op),
             Operation::Axpy(op) => elementwise::axpy(op),
             Operation::Softcap(op) => elementwise::softcap(op),
+            Operation::AddRounded(op) => fold::add_rounded(op),
             Operation::Gather(op) => gather::gather(op),
             Operation::ScatterAdd(op) => gather::scatter_add(op),
             Operation::Matmul(op) => matmul::matmul(threads, pool, op),
+            Operation::MatmulSplit(op) => matmul::matmul(threads, pool, op.0),
             Operation::MatmulMany(op) => matmul::matmul_many(threads, pool, op),
             Operation::Linear(op) => linear::linear(threads, pool, op),
             Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, pool, op),
@@ -240,6 +243,7 @@ impl Backend for Cpu {
             Operation::ProjectRows(op) => project::project_rows(threads, pool, op),
             Operation::ProjectColumns(op) => project::project_columns(threads, pool, op),
             Operation::Fold(op) => fold::fold(threads, pool, op),
+            Operation::Shrink(op) => shrink::shrink(op),
             Operation::OrthonormalizeRows(op) => orthonormalize::orthonormalize_rows(op),
         }
         Ok(())

@@ -10,7 +10,7 @@ use super::driver::PlainProduct;
 use super::kernels::{self, Kernel};
 use super::launch::{view, view_mut, view_or_none};
 use crate::backend::work::{Work, bytes, bytes_mut};
-use crate::backend::{DType, Mat, MatMut, Matmul, Operand, Rounding};
+use crate::backend::{DType, Mat, MatMut, Matmul, MatmulSplit, Operand, Rounding, Tensor};
 use crate::error::Result;
 use bytemuck::Zeroable;
 
@@ -165,6 +165,9 @@ fn hopper_launch(blocks: usize, columns: usize) -> Launch {
     let shared = if columns == 256 { HOPPER_SHARED_256 } else { HOPPER_SHARED_128 };
     Launch::line(blocks, HOPPER_THREADS).shared(shared)
 }
+
+/// Least rows, columns and summed dimension of a product for which splitting its operands pays.
+const SPLIT_FROM: usize = 128;
 
 // ---- launches -------------------------------------------------------------------------------
 
@@ -390,4 +393,24 @@ impl Cuda {
         let Matmul { c, beta, alpha, a, b } = op;
         self.product(&c, Product::new(beta, alpha, a, b, Rounding::Nearest))
     }
+    /// `(Ah + Al) (Bh + Bl)` without `Al Bl`, which is below what 16 bits hold.
+    pub(super) fn matmul_split(&self, op: MatmulSplit) -> Result<()> {
+        let Matmul { c, beta, alpha, a, b } = op.0;
+        let (m, k) = a.shape();
+        if self.info.compute_dtype == DType::F32 || m.min(k).min(c.cols) < SPLIT_FROM {
+            return self.matmul(Matmul { c, beta, alpha, a, b });
+        }
+        let ([a_high, a_low], [b_high, b_low]) = (self.split(a.mat)?, self.split(b.mat)?);
+        let of_a = |half| Operand { mat: part(half, a), ..a };
+        let of_b = |half| Operand { mat: part(half, b), ..b };
+        let first = Product::new(beta, alpha, of_a(&a_high), of_b(&b_high), Rounding::Nearest);
+        let second = Some((part(&a_low, a), part(&b_high, b)));
+        self.product(&c, Product { second, ..first })?;
+        self.product(&c, Product::new(1.0, alpha, of_a(&a_high), of_b(&b_low), Rounding::Nearest))
+    }
+}
+
+/// A half of an operand that was split, without the columns that align it.
+fn part<'a>(half: &'a Tensor, of: Operand) -> Mat<'a> {
+    half.mat().col_range(0..of.mat.cols)
 }

@@ -31,6 +31,7 @@ mod project;
 mod recorder;
 mod rmsnorm;
 mod rope;
+mod shrink;
 mod spec;
 mod step_factors;
 mod weight_grad;
@@ -42,6 +43,9 @@ use driver::Driver;
 #[cfg(feature = "simt")]
 use drivers::Simt;
 use drivers::{DryRun, Faulty, Gpu, GraphDriver};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 use memory::Arena;
 use recorder::Recorder;
 use std::sync::{Arc, Mutex};
@@ -220,6 +224,25 @@ impl Backend for Cuda {
         }
         Ok(())
     }
+    fn upload_bf16(&self, values: &[bf16], to: MatMut) -> Result<()> {
+        assert_eq!(values.len(), to.rows * to.cols, "upload");
+        match to.dtype {
+            _ if values.is_empty() => Ok(()),
+            DType::BF16 if to.as_mat().is_contiguous() => {
+                self.driver.upload(launch::view_mut(&to).data, bytemuck::cast_slice(values))
+            }
+            _ => self.upload(&values.to_f32_vec(), to),
+        }
+    }
+    fn download_bf16(&self, from: Mat) -> Result<Vec<bf16>> {
+        if from.dtype != DType::BF16 || !from.is_contiguous() || from.rows * from.cols == 0 {
+            return Ok(self.download(from)?.into_iter().map(bf16::from_f32).collect());
+        }
+        self.recorder.wait();
+        let mut values: Vec<bf16> = vec![0u16; from.rows * from.cols].reinterpret_into();
+        self.driver.download(launch::view(from).data, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
     fn download(&self, from: Mat) -> Result<Vec<f32>> {
         let mut values = vec![0f32; from.rows * from.cols];
         if values.is_empty() {
@@ -243,9 +266,11 @@ impl Backend for Cuda {
             Operation::Scale(op) => self.combine(op.alpha, op.x.as_mat(), 0.0, &op.x),
             Operation::Axpy(op) => self.combine(op.alpha, op.x, 1.0, &op.y),
             Operation::Softcap(op) => self.softcap(op.cap, &op.x),
+            Operation::AddRounded(op) => self.add_rounded(op),
             Operation::Gather(op) => self.gather(op),
             Operation::ScatterAdd(op) => self.scatter_add(op),
             Operation::Matmul(op) => self.matmul(op),
+            Operation::MatmulSplit(op) => self.matmul_split(op),
             Operation::MatmulMany(op) => self.matmul_many(op),
             Operation::Linear(op) => self.linear(op),
             Operation::LinearInputGrad(op) => self.linear_input_grad(op),
@@ -267,6 +292,7 @@ impl Backend for Cuda {
             Operation::ProjectRows(op) => self.project_rows(op),
             Operation::ProjectColumns(op) => self.project_columns(op),
             Operation::Fold(op) => self.fold(op),
+            Operation::Shrink(op) => self.shrink(op),
             Operation::OrthonormalizeRows(op) => self.orthonormalize_rows(op),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::is_f32;
 use crate::backend::work::{Work, bytes, bytes_mut};
-use crate::backend::{Mat, MatMut};
+use crate::backend::{DType, Mat, MatMut};
 
 /// `to = from`, converting between types.
 pub struct Copy<'a> {
@@ -84,5 +84,25 @@ impl Axpy<'_> {
     }
     pub(in crate::backend) fn work(&self) -> Work {
         Work::each(bytes(self.x) + 2 * bytes_mut(&self.y), 2, self.x.shape())
+    }
+}
+
+/// `y += x`, rounded at random as [`struct@super::Fold`] does it, with the same numbers.
+pub struct AddRounded<'a> {
+    /// *f32*, any shape.
+    pub x: Mat<'a>,
+    /// The same shape, bf16, added to.
+    pub y: MatMut<'a>,
+    /// Of the random numbers.
+    pub seed: u64,
+}
+
+impl AddRounded<'_> {
+    pub(in crate::backend) fn check(&self) {
+        assert_eq!(self.x.shape(), self.y.shape(), "add_rounded");
+        assert!(is_f32(self.x) && self.y.dtype == DType::BF16, "add_rounded: types");
+    }
+    pub(in crate::backend) fn work(&self) -> Work {
+        Work::each(bytes(self.x) + 2 * bytes_mut(&self.y), 1, self.x.shape())
     }
 }

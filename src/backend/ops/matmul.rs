@@ -57,6 +57,21 @@ impl Matmul<'_> {
     }
 }
 
+/// `C = beta C + alpha A B` of large *f32* matrices where 16 bits of A and of B are enough, of which a device with tensor cores
+/// for bf16 multiplies the sums of two bf16 matrices instead.
+pub struct MatmulSplit<'a>(pub Matmul<'a>);
+
+impl MatmulSplit<'_> {
+    pub(in crate::backend) fn check(&self) {
+        self.0.check();
+        let types = [self.0.a.mat.dtype, self.0.b.mat.dtype, self.0.c.dtype];
+        assert!(types == [DType::F32; 3], "matmul_split: types");
+    }
+    pub(in crate::backend) fn work(&self) -> Work {
+        self.0.work()
+    }
+}
+
 /// Independent small products `C = beta C + alpha A op(B)` of *f32* matrices, of which a device does many at a time.
 pub struct MatmulMany<'a> {
     /// 0 or 1.

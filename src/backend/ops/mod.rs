@@ -30,6 +30,7 @@ mod orthonormalize;
 mod project;
 mod rmsnorm;
 mod rope;
+mod shrink;
 mod step_factors;
 mod weight_grad;
 
@@ -41,15 +42,16 @@ pub use cross_entropy::{CrossEntropy, HeadGradient, chunk_end};
 pub use dequantize::{Dequantize, Groups, Levels, Quantised, Rounded};
 pub use divergence::Divergence;
 pub use dots::Dots;
-pub use elementwise::{Axpy, Copy, Fill, Scale, Softcap};
+pub use elementwise::{AddRounded, Axpy, Copy, Fill, Scale, Softcap};
 pub use fold::{Fold, Rounding};
 pub use gather::{Gather, RowGroups, ScatterAdd};
 pub use linear::{AdaptedLinear, Branch, Linear, LinearInputGrad, Weight};
-pub use matmul::{Matmul, MatmulMany, Operand};
+pub use matmul::{Matmul, MatmulMany, MatmulSplit, Operand};
 pub use orthonormalize::OrthonormalizeRows;
 pub use project::{ProjectColumns, ProjectRows};
 pub use rmsnorm::{Rmsnorm, RmsnormBackward};
 pub use rope::Rope;
+pub use shrink::{Eigenvalues, Shrink};
 pub use step_factors::{GateRule, GramEntry, StepFactors, factors};
 pub use weight_grad::{ColumnPair, GradBlock, Gram, WeightGrad, Write};
 
@@ -103,10 +105,12 @@ operations! {
     Scale "scale",
     Axpy "axpy",
     Softcap "softcap",
+    AddRounded "add_rounded",
     Gather "gather",
     ScatterAdd "scatter_add",
     Matmul "matmul",
     MatmulMany "matmul_many",
+    MatmulSplit "matmul_split",
     Linear "linear",
     LinearInputGrad "linear_input_grad",
     WeightGrad "weight_grad",
@@ -127,6 +131,7 @@ operations! {
     ProjectRows "project_rows",
     ProjectColumns "project_columns",
     Fold "fold",
+    Shrink "shrink",
     OrthonormalizeRows "orthonormalize_rows",
 }
 

@@ -3,8 +3,9 @@
 pub mod search;
 pub mod window;
 
+use super::pull::{LastInputs, Through};
 use super::subspaces::Subspaces;
-use crate::backend::{Backend, DType, Dots, Mat, OrthonormalizeRows, Tensor};
+use crate::backend::{AdaptedLinear, Backend, DType, Dots, Mat, MatmulMany, OrthonormalizeRows, Tensor};
 use crate::error::Result;
 use crate::layers::Layers;
 use rayon::prelude::*;
@@ -13,6 +14,9 @@ use window::Sketch;
 
 /// Elements in copies of full gradients at a time (64 MB), or those of one layer: exact windows end in groups of layers.
 const COPIES: usize = 16 << 20;
+
+/// Layers whose moments are carried at a time: as many products as a GPU does in one launch.
+const CARRIED: usize = 48;
 
 /// Opens the windows of probe round `round` (from 0). Waits once at most.
 pub(super) fn open_probe(be: &dyn Backend, layers: Vec<&mut Subspaces>, round: u64) -> Result<()> {
@@ -73,9 +77,11 @@ pub(super) fn renew<'a>(
     strength: f64,
 ) -> Result<Vec<(usize, Found)>> {
     let (mut found, mut left, mut searches, mut copies) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    let mut layers = layers.peekable();
+    let mut layers: Vec<_> = layers.collect();
+    take_up_remainders(be, &mut layers, parameters, strength)?;
+    let (mut layers, mut inputs) = (layers.into_iter().peekable(), LastInputs::default());
     while let Some((site, s)) = layers.next() {
-        if let Some(search) = s.fold(parameters.linear(site), strength)? {
+        if let Some(search) = s.fold(parameters.linear(site), (strength, &mut inputs))? {
             copies += search.copies();
             searches.push(search);
             left.push((site, s));
@@ -83,7 +89,11 @@ pub(super) fn renew<'a>(
         if searches.is_empty() || copies < COPIES && layers.peek().is_some() {
             continue;
         }
+        inputs = LastInputs::default();
         let bases = find(be, std::mem::take(&mut searches))?;
+        for (some, bases) in left.chunks_mut(CARRIED).zip(bases.chunks(CARRIED)) {
+            carry(be, some, parameters.linears(), bases)?;
+        }
         for ((site, s), (a, what)) in left.drain(..).zip(bases) {
             s.adopt(parameters.linear(site), &a)?;
             found.push((site, what));
@@ -91,4 +101,65 @@ pub(super) fn renew<'a>(
         copies = 0;
     }
     Ok(found)
+}
+
+/// Lets the remainders beside weights in codes take up what was learned, and pulls them. Waits twice at most.
+fn take_up_remainders(
+    be: &dyn Backend,
+    layers: &mut [(usize, &mut Subspaces)],
+    parameters: &mut dyn Layers,
+    strength: f64,
+) -> Result<()> {
+    let mut begun = Vec::new();
+    for (site, s) in layers {
+        if let Some(taking) = s.begin_remainder(parameters.linear(*site))? {
+            begun.push((*site, s, taking));
+        }
+    }
+    let grams =
+        be.download_all(&begun.iter().flat_map(|(_, _, taking)| taking.grams()).collect::<Vec<_>>())?;
+    let each = begun.iter().map(|(_, _, taking)| taking).zip(grams.chunks(2)).collect::<Vec<_>>();
+    let kept = each.into_par_iter().map(|(taking, grams)| taking.solve(grams)).collect::<Result<Vec<_>>>()?;
+    let mut pulled = Vec::new();
+    for ((site, s, _), kept) in begun.into_iter().zip(&kept) {
+        if let Some(seen) = s.finish_remainder(parameters.linear(site), kept)? {
+            pulled.push((site, s, seen));
+        }
+    }
+    let seen = be.download_all(
+        &pulled.iter().flat_map(|(_, _, seen)| seen.each_ref().map(Tensor::mat)).collect::<Vec<_>>(),
+    )?;
+    let through =
+        seen.par_chunks(2).zip(&pulled).map(|(values, (_, _, seen))| Through::of(values, seen[0].rows()));
+    let through = through.collect::<Result<Vec<_>>>()?;
+    for ((site, s, _), through) in pulled.into_iter().zip(&through) {
+        s.pull_remainder(parameters.linear(site), through, strength)?;
+    }
+    Ok(())
+}
+
+/// Carries first moments to new bases.
+fn carry(
+    be: &dyn Backend,
+    layers: &mut [(usize, &mut Subspaces)],
+    linears: &[AdaptedLinear],
+    bases: &[(Tensor, Found)],
+) -> Result<()> {
+    let mut moved = Vec::new();
+    for ((site, s), (new, _)) in layers.iter_mut().zip(bases) {
+        if let Some(from) = s.carried(&linears[*site])? {
+            moved.push((s, from, be.alloc(new.rows(), new.rows(), DType::F32)?, new));
+        }
+    }
+    let turns = moved.iter_mut().map(|(_, from, turn, new)| (turn.mat_mut(), from.bases.mat(), new.mat()));
+    be.run(MatmulMany { beta: 0.0, alpha: 1.0, transpose_b: true, products: turns.collect() })?;
+    for subspace in 0.. {
+        let products = moved.iter_mut().filter_map(|(s, from, turn, _)| s.carry(subspace, from, turn));
+        let products: Vec<_> = products.collect();
+        if products.is_empty() {
+            break;
+        }
+        be.run(MatmulMany { beta: 0.0, alpha: 1.0, transpose_b: false, products })?;
+    }
+    Ok(())
 }

@@ -4,10 +4,10 @@
 //! of V, and the columns of B, then those of U. A fold makes `U V` the best approximation of `U V + B A` of bounded rank. Rows of
 //! V are sums of rows of A: what all bases keep off, the remainder keeps off; columns of U are sums of columns of B.
 
-use crate::backend::{Backend, Branch, DType, Mat, MatMut, Tensor};
+use crate::backend::{Backend, Branch, DType, Mat, MatMut, Operand, Tensor};
 use crate::error::{Error, Result};
 use crate::gems::linalg::symmetric_eigen;
-use crate::gems::pull::Pull;
+use crate::gems::pull::{Pull, Through};
 use crate::gems::state::State;
 use std::ops::Range;
 
@@ -35,37 +35,52 @@ impl Remainder {
         self.columns.len()
     }
 
-    /// Takes up `B A` of the branch's own rows; what is then there is pulled by `strength`.
-    pub fn fold(
-        &mut self,
-        be: &dyn Backend,
-        branch: &mut Branch,
-        b: Mat,
-        (pull, strength): (Option<&Pull>, f64),
-    ) -> Result<()> {
-        let (a, all) = (branch.a.mat(), self.columns.end);
-        let mut left = be.alloc(b.rows, all, DType::F32)?;
-        be.copy(b, left.mat_mut().col_range(0..b.cols))?;
-        be.copy(self.u.mat(), left.mat_mut().col_range(self.columns.clone()))?;
-        let gram = |x: crate::backend::Operand, y| -> Result<Vec<f32>> {
+    /// Begins to take up `B A` of the branch's own rows.
+    pub fn begin(&self, be: &dyn Backend, branch: &Branch, b: Mat) -> Result<TakingUp> {
+        let (a, all, left) = (branch.a.mat(), self.columns.end, self.left(be, b)?);
+        let gram = |x: Operand, y: Operand| -> Result<Tensor> {
             let mut gram = be.alloc(all, all, DType::F32)?;
             be.product(gram.mat_mut(), 0.0, 1.0, x, y)?;
-            be.download(gram.mat())
+            Ok(gram)
         };
-        let (of_a, of_b) = (gram(a.n(), a.t())?, gram(left.mat().t(), left.mat().n())?);
-        let kept = Leading::of(&of_a, &of_b, all, self.rank())?;
+        let grams = [gram(a.n(), a.t())?, gram(left.mat().t(), left.mat().n())?];
+        Ok(TakingUp { rank: self.rank(), grams })
+    }
+
+    /// The columns of B, then those of U.
+    fn left(&self, be: &dyn Backend, b: Mat) -> Result<Tensor> {
+        let mut left = be.alloc(b.rows, self.columns.end, DType::F32)?;
+        be.copy(b, left.mat_mut().col_range(0..b.cols))?;
+        be.copy(self.u.mat(), left.mat_mut().col_range(self.columns.clone()))?;
+        Ok(left)
+    }
+
+    /// Takes it up, as `kept` says.
+    pub fn finish(&mut self, be: &dyn Backend, branch: &mut Branch, b: Mat, kept: &Leading) -> Result<()> {
+        let (a, all, rank, left) = (branch.a.mat(), self.columns.end, self.rank(), self.left(be, b)?);
         self.lost = kept.lost;
-        let rank = self.rank();
         let (by_rows, by_columns) =
             (be.tensor(&kept.rows, rank, all, DType::F32)?, be.tensor(&kept.columns, all, rank, DType::F32)?);
         let mut v = be.alloc(rank, a.cols, DType::F32)?;
         be.product(v.mat_mut(), 0.0, 1.0, by_rows.mat().n(), a.n())?;
         be.product(self.u.mat_mut(), 0.0, 1.0, left.mat().n(), by_columns.mat().n())?;
         be.copy(v.mat(), branch.a.mat_mut().row_range(self.columns.clone()))?;
-        if let Some(pull) = pull {
-            let v = branch.a.mat().row_range(self.columns.clone());
-            pull.factor(be, self.u.mat_mut(), v, strength)?;
-        }
+        self.show(be, branch)
+    }
+
+    /// What its pull needs to see of V.
+    pub fn seen(&self, be: &dyn Backend, branch: &Branch, pull: &Pull) -> Result<[Tensor; 2]> {
+        pull.seen_through(be, branch.a.mat().row_range(self.columns.clone()))
+    }
+
+    /// Is pulled, by `strength`.
+    pub fn pulled(
+        &mut self,
+        be: &dyn Backend,
+        branch: &mut Branch,
+        (pull, seen, strength): (&Pull, &Through, f64),
+    ) -> Result<()> {
+        pull.factor_through(be, self.u.mat_mut(), seen, strength)?;
         self.show(be, branch)
     }
 
@@ -77,6 +92,25 @@ impl Remainder {
     /// Saves or restores U; V is the branch's.
     pub fn state(&mut self, state: &mut State) -> Result<()> {
         state.weight("u", self.u.mat_mut())
+    }
+}
+
+/// A layer whose remainder takes up `B A`.
+pub struct TakingUp {
+    rank: usize,
+    /// `A Aᵀ`, and that of the columns of B and U.
+    grams: [Tensor; 2],
+}
+
+impl TakingUp {
+    /// What the host needs.
+    pub fn grams(&self) -> [Mat<'_>; 2] {
+        self.grams.each_ref().map(Tensor::mat)
+    }
+
+    /// What is kept, from the values of [`TakingUp::grams`].
+    pub fn solve(&self, grams: &[Vec<f32>]) -> Result<Leading> {
+        Leading::of(&grams[0], &grams[1], self.grams[0].rows(), self.rank)
     }
 }
 
@@ -96,7 +130,7 @@ pub fn own_columns_mut(branch: &mut Branch, total: usize) -> MatMut<'_> {
 }
 
 /// The leading singular directions of a product `B A`, as combinations of the rows of A and of the columns of B.
-struct Leading {
+pub struct Leading {
     /// `[rank x all]`: orthonormal rows when applied to A.
     rows: Vec<f32>,
     /// `[all x rank]`.

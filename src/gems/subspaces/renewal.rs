@@ -1,14 +1,21 @@
 //! The renewal of a layer's bases: probes, windows, the fold of what was learned, and what new bases change.
 
 use super::Subspaces;
-use super::remainder::{own_columns_mut, own_rows, own_rows_mut};
-use crate::backend::{AdaptedLinear, DType, Fold, Mat, Rounding, Tensor};
+use super::remainder::{Leading, TakingUp, own_columns_mut, own_rows, own_rows_mut};
+use crate::backend::{AdaptedLinear, DType, Fold, Mat, MatMut, Rounding, Tensor};
 use crate::error::Result;
+use crate::gems::pull::{LastInputs, Through};
 use crate::gems::refresh::search::Search;
 use crate::gems::refresh::window::{GradientWindow, Sketch};
 use crate::gems::settings::Moments;
 use crate::random::{self, Purpose};
 use std::sync::Arc;
+
+/// A layer's bases before a refresh and the first moments in them, *f32*.
+pub(in crate::gems) struct Carried {
+    pub bases: Tensor,
+    pub moments: Tensor,
+}
 
 impl Subspaces {
     /// Passes over the probe batches before the first step.
@@ -112,27 +119,27 @@ impl Subspaces {
 
     /// Ends the window: folds `B A` into W, which is then pulled towards the base model by the schedule's `strength`. New
     /// bases are then to be looked for, unless there was no gradient.
-    pub fn fold(&mut self, layer: &mut AdaptedLinear, strength: f64) -> Result<Option<Search>> {
+    pub fn fold(
+        &mut self,
+        layer: &mut AdaptedLinear,
+        (strength, inputs): (f64, &mut LastInputs),
+    ) -> Result<Option<Search>> {
         let Some(window) = self.window.take().filter(|w| w.has(0)) else { return Ok(None) };
         let Some(branch) = &mut layer.branch else { return Ok(None) };
         let be = &*self.backend;
         let total = self.ranks.total();
         if self.refreshes > 0 {
-            match &mut self.remainder {
-                Some(remainder) => {
-                    remainder.fold(be, branch, self.b.mat(), (self.pull.as_ref(), strength))?;
-                }
-                None => {
-                    let seed = self.options.seed ^ (self.options.site << 32) ^ self.refreshes;
-                    let rounding = match layer.weight.dtype() {
-                        DType::F32 => Rounding::Nearest,
-                        DType::BF16 => Rounding::Stochastic(seed),
-                    };
-                    let (w, b, a) = (layer.weight.mat_mut(), self.b.mat(), branch.a.mat());
-                    match &self.pull {
-                        Some(pull) => pull.fold(be, w, Some((b, a)), strength, rounding)?,
-                        None => be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?,
-                    }
+            // A remainder has taken up what was learned.
+            if self.remainder.is_none() {
+                let seed = self.options.seed ^ (self.options.site << 32) ^ self.refreshes;
+                let rounding = match layer.weight.dtype() {
+                    DType::F32 => Rounding::Nearest,
+                    DType::BF16 => Rounding::Stochastic(seed),
+                };
+                let (w, b, a) = (layer.weight.mat_mut(), self.b.mat(), branch.a.mat());
+                match &self.pull {
+                    Some(pull) => pull.fold(be, w, Some((b, a)), (strength, inputs), rounding)?,
+                    None => be.run(Fold { w, keep: 1.0, scale: 1.0, b, a, rounding })?,
                 }
             }
             be.fill(self.b.mat_mut(), 0.0)?;
@@ -147,13 +154,49 @@ impl Subspaces {
         Search::new(be, window, &self.ranks, old, keeps_off, rules).map(Some)
     }
 
-    /// Takes the bases that were found.
+    /// Begins to take up what was learned beside a weight in codes, where there is something.
+    pub fn begin_remainder(&self, layer: &AdaptedLinear) -> Result<Option<TakingUp>> {
+        let learned = self.refreshes > 0 && self.window.as_ref().is_some_and(|w| w.has(0));
+        match (&self.remainder, &layer.branch) {
+            (Some(remainder), Some(branch)) if learned => {
+                remainder.begin(&*self.backend, branch, self.b.mat()).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes it up. What its pull needs to see then, if it has one.
+    pub fn finish_remainder(
+        &mut self,
+        layer: &mut AdaptedLinear,
+        kept: &Leading,
+    ) -> Result<Option<[Tensor; 2]>> {
+        let be = &*self.backend;
+        let (Some(remainder), Some(branch)) = (&mut self.remainder, &mut layer.branch) else {
+            return Ok(None);
+        };
+        remainder.finish(be, branch, self.b.mat(), kept)?;
+        self.pull.as_ref().map(|pull| remainder.seen(be, branch, pull)).transpose()
+    }
+
+    /// The pull of a remainder that was just taken up.
+    pub fn pull_remainder(&mut self, layer: &mut AdaptedLinear, seen: &Through, strength: f64) -> Result<()> {
+        match (&mut self.remainder, &mut layer.branch, &self.pull) {
+            (Some(remainder), Some(branch), Some(pull)) => {
+                remainder.pulled(&*self.backend, branch, (pull, seen, strength))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the bases that were found, to which the moments were carried.
     pub fn adopt(&mut self, layer: &mut AdaptedLinear, new: &Tensor) -> Result<()> {
         let be = &Arc::clone(&self.backend);
         let Some(branch) = &mut layer.branch else { return Ok(()) };
         let total = self.ranks.total();
-        if self.refreshes > 0 {
-            self.carry_moments(own_rows(branch, total), new)?;
+        if self.refreshes > 0 && self.options.moments == Moments::Reset {
+            be.fill(self.first.mat_mut(), 0.0)?;
+            be.fill(self.second.mat_mut(), 0.0)?;
         }
         match &mut self.metric {
             Some(metric) => {
@@ -180,29 +223,30 @@ impl Subspaces {
         Ok(())
     }
 
-    fn carry_moments(&mut self, old: Mat, new: &Tensor) -> Result<()> {
-        let be = Arc::clone(&self.backend);
-        match self.options.moments {
-            Moments::Keep => {}
-            Moments::Reset => {
-                be.fill(self.first.mat_mut(), 0.0)?;
-                be.fill(self.second.mat_mut(), 0.0)?;
-            }
-            Moments::Rotate => {
-                // Of all subspaces at once: the blocks on the diagonal are wanted. Under the metric Q is orthonormal, A not.
-                let (total, old) = (self.ranks.total(), self.metric.as_ref().map_or(old, |m| m.q.mat()));
-                let mut turn = be.alloc(total, total, DType::F32)?;
-                be.product(turn.mat_mut(), 0.0, 1.0, old.n(), new.mat().t())?;
-                for s in 0..self.ranks.count() {
-                    let columns = self.ranks.columns(s);
-                    let turn = turn.mat().row_range(columns.clone()).col_range(columns.clone());
-                    let before = be.duplicate(self.first.mat().col_range(columns.clone()), DType::F32)?;
-                    let after = self.first.mat_mut().col_range(columns);
-                    be.product(after, 0.0, 1.0, before.mat().n(), turn.n())?;
-                }
-            }
+    /// What the first moments are carried to new bases from; `None`: they are not.
+    pub fn carried(&self, layer: &AdaptedLinear) -> Result<Option<Carried>> {
+        let Some(branch) = layer.branch.as_ref().filter(|_| self.refreshes > 0) else { return Ok(None) };
+        if self.options.moments != Moments::Rotate {
+            return Ok(None);
         }
-        Ok(())
+        // Under the metric Q is orthonormal, A not.
+        let bases = self.metric.as_ref().map_or(own_rows(branch, self.ranks.total()), |m| m.q.mat());
+        let copy = |of: Mat| self.backend.duplicate(of, DType::F32);
+        Ok(Some(Carried { bases: copy(bases)?, moments: copy(self.first.mat())? }))
+    }
+
+    /// The product (C, A, B) that carries the first moments of subspace s, if there is one. `turn`: `old newᵀ` of all
+    /// subspaces at once, of which the blocks on the diagonal are wanted.
+    pub fn carry<'a>(
+        &'a mut self,
+        s: usize,
+        from: &'a Carried,
+        turn: &'a Tensor,
+    ) -> Option<(MatMut<'a>, Mat<'a>, Mat<'a>)> {
+        let columns = (s < self.ranks.count()).then(|| self.ranks.columns(s))?;
+        let turn = turn.mat().row_range(columns.clone()).col_range(columns.clone());
+        let before = from.moments.mat().col_range(columns.clone());
+        Some((self.first.mat_mut().col_range(columns), before, turn))
     }
 
     /// Share of the squared norm of what was learned that the last fold could not keep.

@@ -144,14 +144,39 @@ impl Counted {
         }
     }
 
+    /// Second moments of every layer, with all directions known or half of them, of inputs and of output gradients.
+    fn knowledge(&self, whole: (bool, bool)) -> Knowledge {
+        let spectrum = |name: &str, dim: usize, whole: bool| {
+            let k = if whole { dim } else { dim / 2 };
+            let (directions, rest) = (vec![0.0; k * dim], if whole { 0.0 } else { 0.5 });
+            Spectrum { name: name.into(), dim, directions, values: vec![1.0; k], rest, samples: 99 }
+        };
+        let each = |site: &Site| Some(spectrum(&site.name, site.outputs, whole.1));
+        Knowledge {
+            inputs: self.shapes.iter().map(|site| spectrum(&site.name, site.inputs, whole.0)).collect(),
+            input_of_site: (0..self.shapes.len()).map(Some).collect(),
+            gradients: self.shapes.iter().map(each).collect(),
+            ..Default::default()
+        }
+    }
+
     /// Waits of each opening of a probe's window, of the first bases, of opening the window of a refresh, and of the
     /// refresh beside the step's own.
-    fn waits(mut self, exact: bool) -> Vec<u64> {
-        let mut settings = small(Method::Gems);
+    fn waits(self, exact: bool) -> Vec<u64> {
+        self.waits_with(exact, small(Method::Gems), None)
+    }
+
+    /// The same with these settings and second moments.
+    fn waits_with(
+        mut self,
+        exact: bool,
+        mut settings: MethodSettings,
+        known: Option<&Knowledge>,
+    ) -> Vec<u64> {
         settings.gems.refresh = if exact { Refresh::Exact } else { Refresh::Sketch };
         settings.gems.refresh_window = 1;
         let (be, shapes) = (Arc::clone(&self.be), self.shapes.clone());
-        let mut tuner = Optimizer::new(settings, &shapes, &[], 2, None, &mut self, &be, 7).unwrap();
+        let mut tuner = Optimizer::new(settings, &shapes, &[], 2, known, &mut self, &be, 7).unwrap();
         let mut seen = be.waits();
         let mut since = || be.waits() - std::mem::replace(&mut seen, be.waits());
         let mut counts = Vec::new();
@@ -195,6 +220,46 @@ fn a_refresh_waits_as_often_for_many_layers_as_for_one() {
             "{layers} exact layers"
         );
         assert_eq!(Counted::new(layers, (70, 90)).waits(true), [0, 4, 0, 0, 0, 0, 4], "{layers} larger ones");
+    }
+}
+
+/// The pull and the metric, of moments that are known whole and in part, wait for nothing of their own.
+#[test]
+fn the_pull_and_the_metric_wait_for_no_layer() {
+    for side in [NullSide::None, NullSide::Metric] {
+        for whole in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut settings = small(Method::Gems);
+            (settings.null_space.side, settings.null_space.pull) = (side, 0.5);
+            for layers in [1, 3, 10] {
+                for (exact, want) in
+                    [(false, &[0, 0, 1, 4, 0, 0, 0, 1, 4][..]), (true, &[0, 4, 0, 0, 0, 0, 4])]
+                {
+                    let counted = Counted::new(layers, (40, 70));
+                    let known = counted.knowledge(whole);
+                    let waits = counted.waits_with(exact, settings.clone(), Some(&known));
+                    assert_eq!(waits, want, "{side:?}, {whole:?}, {layers} layers, exact: {exact}");
+                }
+            }
+        }
+    }
+}
+
+/// Remainders beside weights in codes wait twice for all layers, once without a pull.
+#[test]
+fn remainders_wait_for_all_layers_together() {
+    for (pull, more) in [(0.0, 1), (0.5, 2)] {
+        let mut settings = small(Method::Gems);
+        settings.null_space.pull = pull;
+        for layers in [1, 3, 10] {
+            let mut counted = Counted::new(layers, (40, 70));
+            let known = counted.knowledge((false, true));
+            counted
+                .layers
+                .iter_mut()
+                .for_each(|layer| layer.weight = super::remainder::coded(&*counted.be, (40, 70)));
+            let waits = counted.waits_with(false, settings.clone(), Some(&known));
+            assert_eq!(waits, [0, 0, 1, 4, 0, 0, 0, 1, 4 + more], "pull {pull}, {layers} layers");
+        }
     }
 }
 

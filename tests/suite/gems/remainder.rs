@@ -12,17 +12,27 @@ pub fn values(be: &dyn Backend, from: &Quantised) -> Tensor {
     w
 }
 
+/// A weight in codes of 8 bits.
+fn coded_of(be: &dyn Backend, shape: (usize, usize)) -> Quantised {
+    let count = shape.0 * shape.1;
+    let mut codes = be.alloc_bytes(count).unwrap();
+    be.upload_bytes(&(0..count).map(|e| (e * 37 % 251) as u8).collect::<Vec<_>>(), &mut codes).unwrap();
+    let scales = be.tensor(&vec![0.01; shape.0], 1, shape.0, DType::F32).unwrap();
+    let (levels, groups) = (Levels::Byte(128.0), Groups::Runs(shape.1));
+    Quantised { shape, levels, codes, scales, zeros: None, groups, rounded: Rounded::F32 }
+}
+
+/// The same as a layer's weight.
+pub fn coded(be: &dyn Backend, shape: (usize, usize)) -> Weight {
+    Weight::Quantised(coded_of(be, shape))
+}
+
 /// A world whose layers are in codes of 8 bits, and one with the same values that are whole.
 fn both() -> (World, World) {
     let (mut coded, mut whole) = (World::new(), World::new());
     for (i, shape) in SHAPES.into_iter().enumerate() {
         let be = &coded.be;
-        let count = shape.0 * shape.1;
-        let mut codes = be.alloc_bytes(count).unwrap();
-        be.upload_bytes(&(0..count).map(|e| (e * 37 % 251) as u8).collect::<Vec<_>>(), &mut codes).unwrap();
-        let scales = be.tensor(&vec![0.01; shape.0], 1, shape.0, DType::F32).unwrap();
-        let (levels, groups) = (Levels::Byte(128.0), Groups::Runs(shape.1));
-        let made = Quantised { shape, levels, codes, scales, zeros: None, groups, rounded: Rounded::F32 };
+        let made = coded_of(&**be, shape);
         whole
             .be
             .upload(&be.download(values(&**be, &made).mat()).unwrap(), whole.layers[i].weight.mat_mut())

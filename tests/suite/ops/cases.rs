@@ -268,6 +268,7 @@ pub fn all(s: &Sizes) -> Vec<Timed> {
         adam::at,
         project::at,
         fold::at,
+        shrink::at,
         orthonormalize::at,
     ];
     files.into_iter().flat_map(|at: fn(&Sizes) -> Vec<Timed>| at(s)).collect()

@@ -48,12 +48,28 @@ pub fn axpy((rows, cols): Shape, pad: usize) -> Case {
     })
 }
 
+/// Of f32 onto bf16, rounded at random.
+pub fn add_rounded((rows, cols): Shape, pad: usize) -> Case {
+    Case::new(format!("add_rounded {rows}x{cols}"), move |on| {
+        let x = on.view(1, (rows, cols), pad, DType::F32);
+        let y = on.view(2, (rows, cols), pad, DType::BF16);
+        Prepared::new([("y", y)], move |[y], run| run(AddRounded { x: x.mat(), y, seed: 7 }.into()))
+    })
+}
+
 pub fn at(s: &Sizes) -> Vec<Timed> {
     let shape = (s.tokens, s.hidden);
     // A factor of 1: a bench repeats it.
-    [copy_and_back(shape, 0), fill(shape, 0), scale(shape, 0, 1.0), axpy(shape, 0), softcap(shape, 0, 30.0)]
-        .map(Timed::from)
-        .into()
+    [
+        copy_and_back(shape, 0),
+        fill(shape, 0),
+        scale(shape, 0, 1.0),
+        axpy(shape, 0),
+        softcap(shape, 0, 30.0),
+        add_rounded(shape, 0),
+    ]
+    .map(Timed::from)
+    .into()
 }
 
 #[test]
@@ -70,6 +86,35 @@ fn elementwise() {
         ] {
             follows(&case, &formula);
             parity(case);
+        }
+    }
+}
+
+/// A sum lies between its neighbours in bf16 and is rounded to one of them, everywhere to the same: that of a fold.
+#[test]
+fn sums_are_rounded_at_random_but_everywhere_alike() {
+    for (rows, cols, pad) in [(1, 1, 0), (3, 8, 8), (5, 13, 3), (70, 257, 7)] {
+        let case = add_rounded((rows, cols), pad);
+        let devices: Vec<Arc<dyn Backend>> =
+            kernel_devices(DType::BF16).into_iter().chain([Cpu::open(None).unwrap() as _]).collect();
+        let of = |be: &Arc<dyn Backend>| outputs(&**be, DType::BF16, &case).remove(0).1;
+        let all: Vec<Vec<f32>> = devices.iter().map(of).collect();
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{}", case.name);
+        let (x, y) = (values(DType::BF16, 1, rows * cols), values(DType::BF16, 2, rows * cols));
+        for (got, (x, y)) in all[0].iter().zip(x.iter().zip(&y)) {
+            let below = f32::from_bits((x + y).to_bits() & 0xffff_0000);
+            let above = f32::from_bits(below.to_bits() + 0x1_0000);
+            assert!(*got == below || *got == above && x + y != below, "{x} + {y}: {got}");
+        }
+        for be in &devices {
+            let (x, mut y) = (be.tensor(&x, rows, cols, DType::F32), be.tensor(&y, rows, cols, DType::BF16));
+            let (x, y) = (x.unwrap(), y.as_mut().unwrap());
+            let one: Vec<f32> = (0..cols * cols).map(|i| f32::from(i / cols == i % cols)).collect();
+            let one = be.tensor(&one, cols, cols, be.compute_dtype()).unwrap();
+            let rounding = Rounding::Stochastic(7);
+            be.run(Fold { w: y.mat_mut(), keep: 1.0, scale: 1.0, b: x.mat(), a: one.mat(), rounding })
+                .unwrap();
+            assert_eq!(be.download(y.mat()).unwrap(), all[0], "{}", case.name);
         }
     }
 }

@@ -92,6 +92,21 @@ pub fn one_by_one(count: usize, r: usize, n: usize) -> Case {
     })
 }
 
+/// A product of f32 matrices of which 16 bits are enough.
+pub fn split((m, n, k): Size, transposed: (bool, bool), beta: f32) -> Case {
+    Case::new(format!("split product {m}x{k} {k}x{n}, transposed {transposed:?}"), move |on| {
+        let oriented = |turned: bool, (rows, cols)| if turned { (cols, rows) } else { (rows, cols) };
+        let a = on.view(1, oriented(transposed.0, (m, k)), 1, DType::F32);
+        let b = on.view(2, oriented(transposed.1, (k, n)), 2, DType::F32);
+        let c = if beta == 0.0 { on.nan((m, n), 3, DType::F32) } else { on.view(3, (m, n), 3, DType::F32) };
+        Prepared::new([("c", c)], move |[c], run| {
+            let a = Operand { mat: a.mat(), transposed: transposed.0 };
+            let b = Operand { mat: b.mat(), transposed: transposed.1 };
+            run(MatmulSplit(Matmul { c, beta, alpha: 0.5, a, b }).into())
+        })
+    })
+}
+
 pub fn at(s: &Sizes) -> Vec<Timed> {
     let (t, r, mut all) = (s.tokens, s.rank, Vec::<Timed>::new());
     for (name, m, n) in s.linear_layers() {
@@ -101,6 +116,7 @@ pub fn at(s: &Sizes) -> Vec<Timed> {
         all.push(forward.case(format!("matmul forward {shape}")).into());
         all.push(gradient.case(format!("matmul gradient {shape}")).into());
     }
+    all.push(split((s.hidden, s.intermediate, s.hidden), (true, false), 0.0).into());
     for n in [s.hidden, s.intermediate] {
         let case = many(vec![(r, r, n); s.layers], true, 0.0, 1.0)
             .named(format!("{} Gram matrices of {r}x{n}", s.layers));
@@ -162,6 +178,33 @@ fn matmul_of_edge_sizes() {
     check((40, 264, 4100), (false, false), [BF16, BF16, BF16], 1.0, 8);
     // More rows of tiles than a band has: the order of tiles covers every tile once.
     check((2100, 264, 8), (false, true), [BF16, BF16, F32], 0.0, 0);
+}
+
+/// By its formula, with the error of 16 bits: some 2^-17 of every term, while that of bf16 would be 2^-8.
+#[test]
+fn products_of_split_operands() {
+    let devices = || kernel_devices(DType::BF16).into_iter().chain([hopper(), Cpu::open(None).unwrap() as _]);
+    for (size, beta) in
+        [((1, 1, 1), 0.0), ((127, 140, 130), 1.0), ((133, 150, 139), 1.0), ((128, 136, 200), 0.0)]
+    {
+        for transposed in [(false, false), (false, true), (true, false), (true, true)] {
+            let ((m, n, k), case) = (size, split(size, transposed, beta));
+            let [a, b, c] = [(1, m * k), (2, k * n), (3, m * n)].map(|(seed, n)| values(DType::F32, seed, n));
+            let sums = product(&a, transposed.0, &b, transposed.1, size);
+            let want: Vec<f32> = sums.iter().zip(&c).map(|(sum, c)| 0.5 * sum + beta * c).collect();
+            let largest = want.iter().fold(0f64, |most, v| most.max(f64::from(v.abs())));
+            for be in devices() {
+                let got = outputs(&*be, DType::F32, &case).remove(0).1;
+                assert_close(
+                    &format!("{} on {}", case.name, be.info().name),
+                    &got,
+                    &want,
+                    0.0,
+                    2e-5 * largest,
+                );
+            }
+        }
+    }
 }
 
 /// The kernels for sm_90a against f64, at sizes around their tiles: less than one, one and a bit, several for each

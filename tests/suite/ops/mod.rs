@@ -21,6 +21,7 @@ mod orthonormalize;
 mod project;
 mod rmsnorm;
 mod rope;
+mod shrink;
 mod step_factors;
 mod weight_grad;
 

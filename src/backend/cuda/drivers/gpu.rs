@@ -18,6 +18,7 @@ use cudarc::driver::sys::{
     CUdevice_attribute_enum as Attribute, CUevent_flags_enum, CUfunction_attribute_enum, CUresult,
 };
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
@@ -27,6 +28,9 @@ const DEFAULT_SHARED: u32 = 48 * 1024;
 
 /// Half of the pinned ring that uploads go through.
 const HALF: usize = 4 << 20;
+
+/// Bytes of a piece that several threads copy one of each.
+const SHARED: usize = 1 << 20;
 
 /// Pinned memory for uploads.
 struct Staging {
@@ -194,12 +198,21 @@ impl Staging {
             // at least this size, and the copy reads the ring before that half is written again.
             unsafe {
                 let staged = std::slice::from_raw_parts_mut(self.base.add(place.offset), chunk.len());
-                staged.copy_from_slice(chunk);
+                copy(chunk, staged);
                 result::memcpy_htod_async(to + (i * HALF) as u64, staged, gpu.stream.cu_stream())
             }
             .map_err(explain)?;
         }
         Ok(())
+    }
+}
+
+/// Copies bytes, by several threads where one would be slower than the bus.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let pairs = to.par_chunks_mut(SHARED).zip(from.par_chunks(SHARED));
+    match from.len() > SHARED {
+        true => pairs.for_each(|(to, from)| to.copy_from_slice(from)),
+        false => to.copy_from_slice(from),
     }
 }
 
