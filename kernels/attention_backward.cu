@@ -3,155 +3,172 @@
 //
 // Types, masks, alignment and head sizes as in attention.cu; notation in attention.cuh. P and dS are rounded
 // to bf16 before their products, as in the forward.
-// attention_dq_tc_*: 128 threads, grid x ceil(longest query run / 64), y heads, z sequences;
-//   shared memory 5 * 64 * DP * 2 bytes (40 or 80 KiB): q, dout, two tiles of k and one of v, and TileBias: the next k arrives while this
-//   one is used, the next v from the moment that dP is there.
-// attention_dkv_tc_*: 128 threads, grid x ceil(longest key run / 64), y kv heads, z sequences; every block goes
-//   over the query heads of its group and over their queries, 64 (DP = 64) or 32 (DP = 128) at a time;
-//   shared memory (2 * 64 + 2 * queries) * DP * 2 + 8 * queries bytes (32.5 or 48.3 KiB), and TileBias.
+// attention_dq_tc_*: threads and grid as in attention.cu; keys come 32 (DP = 64) or 16 (DP = 128) at a time, the next ones while
+//   these are used. Shared memory (2 threads + 4 keys) * DP * 2 bytes (48 or 80 KiB): q, dout, two tiles of k and v; and TileBias.
+// attention_dkv_tc_*: 64 keys a block; grid x (sequence, kv head), y ceil(longest key run / 64), the first keys first: of causal
+//   sequences the longest work. Threads are 1 to 4 (DP = 64) or 1 to 2 (DP = 128) teams of 64 or 128, a warp 32 or 16 keys. The
+//   queries that may see the block's keys, of all heads of its group, are dealt out to the teams, 32 at a time, the next ones
+//   arriving while these are used; at the end the teams' sums are added in order, in shared memory.
+//   Shared memory: (128 + teams * 128) * DP * 2 bytes (80 or 96 KiB at most): k, v, and two tiles of q and dout a team; and
+//   TileBias of all heads of the group.
 // Flops: 14 H d (pairs), of which 4 are the second computation of the scores.
 #include "attention.cuh"
 
 template <int DP> __device__ __forceinline__ void attention_dq_tc(const AttentionArguments& a) {
   GEMS_SHARED(shared);
-  constexpr int TILE = ATTENTION_TILE, TILE_BYTES = TILE * DP * 2;
-  uint8_t *tile_q = shared, *tile_dout = shared + TILE_BYTES, *tiles_k = shared + 2 * TILE_BYTES, *tile_v = shared + 4 * TILE_BYTES;
-  Sequence s = my_sequence(a);
-  int head = blockIdx.y, kv = head / (a.heads / a.kv_heads), d = a.head_dim;
-  int q_tile = (int)(gridDim.x - 1 - blockIdx.x) * TILE;
+  constexpr int KEYS = DP == 64 ? ATTENTION_DQ_KEYS_64 : ATTENTION_DQ_KEYS_128, KEY_BYTES = KEYS * DP * 2, M = 2;
+  int queries = blockDim.x, head = (int)blockIdx.x % a.heads, kv = head / (a.heads / a.kv_heads), d = a.head_dim;
+  uint8_t *tile_q = shared, *tile_dout = shared + queries * DP * 2, *stages = tile_dout + queries * DP * 2;
+  Sequence s = sequence_at(a, blockIdx.x / a.heads);
+  int q_tile = (int)(gridDim.y - 1 - blockIdx.y) * queries, q_end = min(q_tile + queries, s.q_rows);
   if (q_tile >= s.q_rows) return;
-  int lane = threadIdx.x % 32, row = q_tile + (int)threadIdx.x / 32 * 16;
-  int k_first = first_key(a, q_tile) / TILE * TILE, k_end = end_key(a, s, q_tile + TILE - 1);
+  int lane = threadIdx.x % 32, row = q_tile + (int)threadIdx.x / 32 * 32;  // this warp's first row
+  int k_first = first_key(a, q_tile) / KEYS * KEYS, k_end = end_key(a, s, q_end - 1);
 
-  load_head<TILE, DP>(tile_q, a.q, s.q0 + q_tile, s.q_rows - q_tile, head, d);
-  load_head<TILE, DP>(tile_dout, a.dout, s.q0 + q_tile, s.q_rows - q_tile, head, d);
-  if (k_first < k_end) {
-    load_head<TILE, DP>(tiles_k + k_first / TILE % 2 * TILE_BYTES, a.k, s.k0 + k_first, s.k_rows - k_first, kv, d);
-    load_head<TILE, DP>(tile_v, a.v, s.k0 + k_first, s.k_rows - k_first, kv, d);
-  }
+  auto load_keys = [&](int k) {
+    uint8_t* tile = stages + k / KEYS % 2 * (2 * KEY_BYTES);
+    load_head<DP>(tile, KEYS, a.k, s.k0 + k, s.k_rows - k, kv, d, threadIdx.x, queries);
+    load_head<DP>(tile + KEY_BYTES, KEYS, a.v, s.k0 + k, s.k_rows - k, kv, d, threadIdx.x, queries);
+  };
+  load_head<DP>(tile_q, queries, a.q, s.q0 + q_tile, s.q_rows - q_tile, head, d, threadIdx.x, queries);
+  load_head<DP>(tile_dout, queries, a.dout, s.q0 + q_tile, s.q_rows - q_tile, head, d, threadIdx.x, queries);
+  if (k_first < k_end) load_keys(k_first);
   copy_async_commit();
-  TileBias bias(a, shared + 5 * TILE_BYTES);
-  bias.load_head(a, head);
-  float lse[2] = {}, delta[2] = {};
-  int position[2] = {};
+  TileBias bias(a, stages + 4 * KEY_BYTES, head, 1);
+  auto positions = bias.positions<16 * M>(a.q_positions, s.q0 + row, s.q_rows - row);
+  float lse[M][2] = {}, delta[M][2] = {}, scale[M][2];
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int i = row + lane / 4 + half * 8;
-    if (i < s.q_rows) {
-      lse[half] = a.lse.row<const float>(s.q0 + i)[head];
-      delta[half] = a.delta.row<const float>(s.q0 + i)[head];
-      position[half] = bias.position(a.q_positions, s.q0 + i);
-    }
+  for (int i = 0; i < 2 * M; i++) {
+    int r = row + i * 8 + lane / 4;
+    scale[i / 2][i % 2] = a.scale;
+    if (r >= s.q_rows) continue;
+    lse[i / 2][i % 2] = base2(a.lse.row<const float>(s.q0 + r)[head]);
+    delta[i / 2][i % 2] = a.delta.row<const float>(s.q0 + r)[head];
   }
-  float dq[DP / 64][8][4] = {};
-  for (int k = k_first; k < k_end; k += TILE) {
-    bool more = k + TILE < k_end;
-    int odd = k / TILE % 2 * TILE_BYTES;
-    const uint8_t* tile_k = tiles_k + odd;
-    uint8_t* next_k = tiles_k + (TILE_BYTES - odd);
+  float dq[DP / 32][M][4][4] = {};
+  for (int k = k_first; k < k_end; k += KEYS) {
+    const uint8_t* tile_k = stages + k / KEYS % 2 * (2 * KEY_BYTES);
     copy_async_wait<0>();
-    __syncthreads();  // k and v are here, and nobody reads the k before
-    if (more) load_head<TILE, DP>(next_k, a.k, s.k0 + k + TILE, s.k_rows - k - TILE, kv, d);
+    __syncthreads();  // these keys are here, and nobody reads those before
+    if (k + KEYS < k_end) load_keys(k + KEYS);
     copy_async_commit();
-    bias.load_positions(a.k_positions, s.k0 + k, s.k_rows - k);
-    float p[1][8][4] = {}, dp[1][8][4] = {};
-    multiply_heads<TILE, DP>(p, tile_q, row - q_tile, tile_k);
-    multiply_heads<TILE, DP>(dp, tile_dout, row - q_tile, tile_v);
-    __syncthreads();  // v may be overwritten
-    if (more) load_head<TILE, DP>(tile_v, a.v, s.k0 + k + TILE, s.k_rows - k - TILE, kv, d);
-    copy_async_commit();
-    float scale = cap_tile(a, p);
+    if (row >= s.q_rows || !some_see(a, row, row + 16 * M, k, k + KEYS)) continue;
+    auto columns = bias.positions<KEYS>(a.k_positions, s.k0 + k, s.k_rows - k);
+    float p[M][KEYS / 8][4] = {}, ds[M][KEYS / 8][4];
+    multiply_heads<M, KEYS, DP>(p, tile_q, row - q_tile, tile_k);
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
+    for (int i = 0; i < M * KEYS / 2; i++) ds[i / 4 % M][i / 4 / M][i % 4] = -delta[i / 4 % M][i % 4 / 2];
+    multiply_heads<M, KEYS, DP>(ds, tile_dout, row - q_tile, tile_k + KEY_BYTES);
+    float factor = cap_tile<M, KEYS / 8>(a, p, ds);
+    factor = finish_scores<false>(a, s, bias, 0, positions, columns, p, row, k, factor);
 #pragma unroll
-      for (int r = 0; r < 4; r++) {
-        int i = row + lane / 4 + r / 2 * 8, local = j * 8 + lane % 4 * 2 + r % 2;
-        bool seen = sees(a, s, i, k + local);
-        float score = scale * p[0][j][r];
-        if (bias.most >= 0 && seen) score += bias.at(bias.positions[local] - position[r / 2]);
-        float slope = cap_slope(a, p[0][j][r]);
-        p[0][j][r] = seen ? __expf(score - lse[r / 2]) * (dp[0][j][r] - delta[r / 2]) * slope : 0.0f;
-      }
+    for (int i = 0; i < M * KEYS / 2; i++) {
+      float score = p[i / 4 % M][i / 4 / M][i % 4];
+      ds[i / 4 % M][i / 4 / M][i % 4] *= exp2_fast(factor * score - lse[i / 4 % M][i % 4 / 2]);
     }
-    multiply_values<TILE, DP>(dq, p, tile_k);
+    multiply_values<M, KEYS, DP>(dq, ds, tile_k);
   }
   copy_async_wait<0>();  // without keys, q and dout are still on their way
-  store_head<DP>(a.dq, dq, s.q0, row, s.q_rows, head, d, a.scale, a.scale);
+  __syncthreads();
+  store_head<M, DP>(a.dq, dq, scale, tile_q, row - q_tile, s.q0 + row, s.q_rows - row, head, d);
 }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200  // the 168 registers with which three blocks fit are two too few here
-GEMS_KERNEL_BLOCKS(attention_dq_tc_64, ATTENTION_THREADS, 2, AttentionArguments, attention_dq_tc<64>)
-#else
 GEMS_KERNEL(attention_dq_tc_64, ATTENTION_THREADS, AttentionArguments, attention_dq_tc<64>)
-#endif
 GEMS_KERNEL(attention_dq_tc_128, ATTENTION_THREADS, AttentionArguments, attention_dq_tc<128>)
+
+// Adds the sums of all teams to the first one's, in order, through shared memory that nobody reads any more.
+template <int COUNT> __device__ __forceinline__ void add_teams(float (&x)[COUNT], float (&y)[COUNT], float* shared, int threads) {
+  int team = threadIdx.x / threads, thread = threadIdx.x % threads;
+  for (int from = 1; from < (int)blockDim.x / threads; from++) {
+    __syncthreads();
+    if (team == from) {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) shared[i * threads + thread] = x[i], shared[(COUNT + i) * threads + thread] = y[i];
+    }
+    __syncthreads();
+    if (team == 0) {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) x[i] += shared[i * threads + thread], y[i] += shared[(COUNT + i) * threads + thread];
+    }
+  }
+  __syncthreads();
+}
 
 template <int DP> __device__ __forceinline__ void attention_dkv_tc(const AttentionArguments& a) {
   GEMS_SHARED(shared);
-  constexpr int TILE = ATTENTION_TILE, QUERIES = DP == 64 ? ATTENTION_QUERIES_64 : ATTENTION_QUERIES_128;
-  constexpr int KEY_BYTES = TILE * DP * 2, QUERY_BYTES = QUERIES * DP * 2;
-  uint8_t *tile_k = shared, *tile_v = shared + KEY_BYTES, *tile_q = shared + 2 * KEY_BYTES, *tile_dout = tile_q + QUERY_BYTES;
-  float* lse = reinterpret_cast<float*>(tile_dout + QUERY_BYTES);
-  float* delta = lse + QUERIES;
-  TileBias bias(a, delta + QUERIES);
-  Sequence s = my_sequence(a);
-  int kv = blockIdx.y, group = a.heads / a.kv_heads, d = a.head_dim, k_tile = blockIdx.x * TILE;
+  constexpr int KEYS = ATTENTION_TILE, QUERIES = ATTENTION_QUERIES, TEAM = DP == 64 ? ATTENTION_TEAM_64 : ATTENTION_TEAM_128;
+  constexpr int M = KEYS / 16 * 32 / TEAM, KEY_BYTES = KEYS * DP * 2, QUERY_BYTES = QUERIES * DP * 2;
+  int teams = blockDim.x / TEAM, team = threadIdx.x / TEAM, thread = threadIdx.x % TEAM;
+  uint8_t *tile_k = shared, *tile_v = shared + KEY_BYTES, *stages = shared + 2 * KEY_BYTES + team * 4 * QUERY_BYTES;
+  Sequence s = sequence_at(a, blockIdx.x / a.kv_heads);
+  int kv = (int)blockIdx.x % a.kv_heads, group = a.heads / a.kv_heads, d = a.head_dim, k_tile = blockIdx.y * KEYS;
   if (k_tile >= s.k_rows) return;
-  int lane = threadIdx.x % 32, row = k_tile + (int)threadIdx.x / 32 * 16;  // this warp's first key
-  int position[2];
-  for (int half = 0; half < 2; half++) {
-    int key = row + lane / 4 + half * 8;
-    position[half] = key < s.k_rows ? bias.position(a.k_positions, s.k0 + key) : 0;
-  }
+  int local = thread / 32 * 16 * M, row = k_tile + local;  // this warp's first key
+  int q_first = first_query(a, k_tile) / QUERIES * QUERIES, q_end = end_query(a, s, min(k_tile + KEYS, s.k_rows) - 1);
+  int tiles = q_first < q_end ? (q_end - q_first + QUERIES - 1) / QUERIES : 0, items = tiles * group;
 
-  load_head<TILE, DP>(tile_k, a.k, s.k0 + k_tile, s.k_rows - k_tile, kv, d);
-  load_head<TILE, DP>(tile_v, a.v, s.k0 + k_tile, s.k_rows - k_tile, kv, d);
-  float dk[DP / 64][8][4] = {}, dv[DP / 64][8][4] = {};
-  int q_end = end_query(a, s, k_tile + TILE - 1);
-  for (int head = kv * group; head < (kv + 1) * group; head++) {
-    bias.load_head(a, head);
-    for (int q = first_query(a, k_tile) / QUERIES * QUERIES; q < q_end; q += QUERIES) {
-      load_head<QUERIES, DP>(tile_q, a.q, s.q0 + q, s.q_rows - q, head, d);
-      load_head<QUERIES, DP>(tile_dout, a.dout, s.q0 + q, s.q_rows - q, head, d);
-      copy_async_commit();
-      if ((int)threadIdx.x < QUERIES) {
-        bool exists = q + (int)threadIdx.x < s.q_rows;
-        lse[threadIdx.x] = exists ? a.lse.row<const float>(s.q0 + q + threadIdx.x)[head] : 0.0f;
-        delta[threadIdx.x] = exists ? a.delta.row<const float>(s.q0 + q + threadIdx.x)[head] : 0.0f;
-      }
-      bias.load_positions(a.q_positions, s.q0 + q, s.q_rows - q < QUERIES ? s.q_rows - q : QUERIES);
-      copy_async_wait<0>();
-      __syncthreads();
-      // Transposed scores: rows are keys, so that P^T and dS^T are left operands straight from registers.
-      float p[1][QUERIES / 8][4] = {}, ds[1][QUERIES / 8][4] = {};
-      multiply_heads<QUERIES, DP>(p, tile_k, row - k_tile, tile_q);
-      multiply_heads<QUERIES, DP>(ds, tile_v, row - k_tile, tile_dout);
-      float scale = cap_tile(a, p);
-#pragma unroll
-      for (int j = 0; j < QUERIES / 8; j++) {
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-          int key = row + lane / 4 + r / 2 * 8, local = j * 8 + lane % 4 * 2 + r % 2, i = q + local;
-          bool seen = sees(a, s, i, key);
-          float score = scale * p[0][j][r];
-          if (bias.most >= 0 && seen) score += bias.at(position[r / 2] - bias.positions[local]);
-          float slope = cap_slope(a, p[0][j][r]);
-          p[0][j][r] = seen ? __expf(score - lse[local]) : 0.0f;
-          ds[0][j][r] = p[0][j][r] * (ds[0][j][r] - delta[local]) * slope;
-        }
-      }
-      multiply_values<QUERIES, DP>(dv, p, tile_dout);
-      multiply_values<QUERIES, DP>(dk, ds, tile_q);
-      __syncthreads();
-    }
-  }
+  auto load_queries = [&](int item, uint8_t* tile) {
+    int head = kv * group + item / tiles, q = q_first + item % tiles * QUERIES;
+    load_head<DP>(tile, QUERIES, a.q, s.q0 + q, s.q_rows - q, head, d, thread, TEAM);
+    load_head<DP>(tile + QUERY_BYTES, QUERIES, a.dout, s.q0 + q, s.q_rows - q, head, d, thread, TEAM);
+  };
+  load_head<DP>(tile_k, KEYS, a.k, s.k0 + k_tile, s.k_rows - k_tile, kv, d, threadIdx.x, blockDim.x);
+  load_head<DP>(tile_v, KEYS, a.v, s.k0 + k_tile, s.k_rows - k_tile, kv, d, threadIdx.x, blockDim.x);
+  if (team < items) load_queries(team, stages);
   copy_async_commit();
-  copy_async_wait<0>();
-  store_head<DP>(a.dk, dk, s.k0, row, s.k_rows, kv, d, a.scale, a.scale);
-  store_head<DP>(a.dv, dv, s.k0, row, s.k_rows, kv, d, 1.0f, 1.0f);
+  TileBias bias(a, shared + 2 * KEY_BYTES + teams * 4 * QUERY_BYTES, kv * group, group);
+  auto positions = bias.positions<16 * M>(a.k_positions, s.k0 + row, s.k_rows - row);
+  float dk[DP / 32][M][4][4] = {}, dv[DP / 32][M][4][4] = {};
+  int stage = 0;
+  for (int first = 0; first < items; first += teams, stage ^= 1) {
+    const uint8_t* tile_q = stages + stage * (2 * QUERY_BYTES);
+    int item = first + team, n = item / tiles, q = q_first + item % tiles * QUERIES;
+    copy_async_wait<0>();
+    __syncthreads();  // these queries are here, and nobody reads those before
+    if (item + teams < items) load_queries(item + teams, stages + (stage ^ 1) * (2 * QUERY_BYTES));
+    copy_async_commit();
+    if (item >= items || row >= s.k_rows || !some_see(a, q, q + QUERIES, row, row + 16 * M)) continue;
+    int count = s.q_rows - q, head = kv * group + n;
+    Spread<float, QUERIES> delta(count, [&](int i) { return a.delta.row<const float>(s.q0 + q + i)[head]; });
+    auto columns = bias.positions<QUERIES>(a.q_positions, s.q0 + q, count);
+    // Transposed scores: rows are keys, so that P^T and dS^T are left operands straight from registers.
+    float p[M][QUERIES / 8][4] = {}, ds[M][QUERIES / 8][4];
+    multiply_heads<M, QUERIES, DP>(p, tile_k, local, tile_q);
+    Spread<float, QUERIES> lse(count, [&](int i) { return base2(a.lse.row<const float>(s.q0 + q + i)[head]); });
+#pragma unroll
+    for (int j = 0; j < QUERIES / 4; j++) {
+      float mean = delta.column(j / 2, j % 2);
+#pragma unroll
+      for (int i = 0; i < 2 * M; i++) ds[i / 2][j / 2][i % 2 * 2 + j % 2] = -mean;
+    }
+    multiply_heads<M, QUERIES, DP>(ds, tile_v, local, tile_q + QUERY_BYTES);
+    float factor = cap_tile<M, QUERIES / 8>(a, p, ds);
+    factor = finish_scores<true>(a, s, bias, n, positions, columns, p, row, q, factor);
+#pragma unroll
+    for (int j = 0; j < QUERIES / 4; j++) {
+      float origin = lse.column(j / 2, j % 2);
+#pragma unroll
+      for (int i = 0; i < 2 * M; i++) {
+        float& value = p[i / 2][j / 2][i % 2 * 2 + j % 2];
+        value = exp2_fast(factor * value - origin);
+        ds[i / 2][j / 2][i % 2 * 2 + j % 2] *= value;
+      }
+    }
+    multiply_values<M, QUERIES, DP>(dv, p, tile_q + QUERY_BYTES);
+    multiply_values<M, QUERIES, DP>(dk, ds, tile_q);
+  }
+  copy_async_wait<0>();  // without queries, k and v are still on their way
+  __syncthreads();
+  add_teams(reinterpret_cast<float(&)[DP / 2 * M]>(dk), reinterpret_cast<float(&)[DP / 2 * M]>(dv), reinterpret_cast<float*>(shared), TEAM);
+  if ((int)threadIdx.x >= TEAM) return;
+  float scale[M][2], one[M][2];
+#pragma unroll
+  for (int i = 0; i < 2 * M; i++) scale[i / 2][i % 2] = a.scale, one[i / 2][i % 2] = 1.0f;
+  store_head<M, DP>(a.dk, dk, scale, tile_k, local, s.k0 + row, s.k_rows - row, kv, d);
+  store_head<M, DP>(a.dv, dv, one, tile_v, local, s.k0 + row, s.k_rows - row, kv, d);
 }
 
-GEMS_KERNEL(attention_dkv_tc_64, ATTENTION_THREADS, AttentionArguments, attention_dkv_tc<64>)
-GEMS_KERNEL(attention_dkv_tc_128, ATTENTION_THREADS, AttentionArguments, attention_dkv_tc<128>)
+GEMS_KERNEL(attention_dkv_tc_64, ATTENTION_TEAMS_THREADS, AttentionArguments, attention_dkv_tc<64>)
+GEMS_KERNEL(attention_dkv_tc_128, ATTENTION_TEAMS_THREADS, AttentionArguments, attention_dkv_tc<128>)
 
 GEMS_FILE(attention_backward)

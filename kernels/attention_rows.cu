@@ -6,7 +6,7 @@
 // deterministic.
 // attention_rows_*, attention_dq_rows_*: 128 threads, grid x ceil(longest query run / 4), y heads, z sequences.
 // attention_dkv_rows_*: grid x ceil(longest key run / 4), y kv heads, z sequences; not of a listed mask.
-// Shared memory: 4 * (2 d + 96) * 4 bytes. delta_*: a warp per row and head, 256 threads.
+// Shared memory: 4 * (2 d + 96) * 4 bytes. attention_delta_*: 8 elements a thread, 256 threads.
 // Bytes: k and v once per query row, from L1 and L2. Flops as the tensor-core kernels.
 #include "attention.cuh"
 
@@ -87,18 +87,21 @@ template <class T> __device__ __forceinline__ void attention_rows(const Attentio
 GEMS_KERNEL_BLOCKS(attention_rows_f32, ATTENTION_THREADS, 4, AttentionArguments, attention_rows<float>)
 GEMS_KERNEL_BLOCKS(attention_rows_bf16, ATTENTION_THREADS, 4, AttentionArguments, attention_rows<bf16>)
 
-// delta[i, h] = <dout, out> of row i, head h.
+// delta[i, h] = <dout, out> of row i, head h: a chunk a lane, of as many lanes as a head needs, 1 to 32.
 template <class T> __device__ __forceinline__ void delta_rows(const AttentionArguments& a) {
-  int64_t index = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
-  int64_t row = index / a.heads;
-  int head = (int)(index % a.heads), lane = threadIdx.x % 32;
-  if (row >= a.out.rows) return;
-  float sum = 0.0f;
-  for (int c = head * a.head_dim + lane; c < (head + 1) * a.head_dim; c += 32) {
-    sum += to_float(a.dout.row<const T>(row)[c]) * to_float(a.out.row<const T>(row)[c]);
+  int lanes = 1;
+  while (lanes * CHUNK < a.head_dim) lanes *= 2;
+  int64_t thread = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / lanes / a.heads;
+  int head = (int)(thread / lanes % a.heads), col = (int)(thread % lanes) * CHUNK, n = a.head_dim - col;
+  n = row >= a.out.rows || n < 0 ? 0 : n < CHUNK ? n : CHUNK;
+  float sum = 0.0f, x[CHUNK], y[CHUNK];
+  if (n > 0) {
+    load_chunk(a.dout.row<const T>(row) + head * a.head_dim + col, n, x);
+    load_chunk(a.out.row<const T>(row) + head * a.head_dim + col, n, y);
+    for (int i = 0; i < CHUNK; i++) sum += x[i] * y[i];
   }
-  sum = warp_sum(sum);
-  if (lane == 0) a.delta.row<float>(row)[head] = sum;
+  for (int bits = lanes / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(~0u, sum, bits);
+  if (n > 0 && col == 0) a.delta.row<float>(row)[head] = sum;
 }
 
 GEMS_KERNEL(attention_delta_f32, 256, AttentionArguments, delta_rows<float>)

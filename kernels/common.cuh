@@ -55,7 +55,8 @@ template <> __device__ __forceinline__ float from_float<float>(float x) { return
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  return __bfloat16_as_ushort(__float2bfloat16_rn(low)) | (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(high)) << 16;
+  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);  // one instruction for both
+  return __bfloat16_as_ushort(pair.x) | (uint32_t)__bfloat16_as_ushort(pair.y) << 16;
 }
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -105,6 +106,17 @@ __device__ __forceinline__ void store_chunk(bf16* p, int n, const float (&v)[CHU
   for (int i = 0; i < CHUNK; i++) {
     if (i < n) p[i] = from_float<bf16>(v[i]);
   }
+}
+
+// Eight elements, as they are.
+__device__ __forceinline__ void store_pairs(bf16* p, const uint4& v) {
+  if (aligned16(p)) {
+    *reinterpret_cast<uint4*>(p) = v;
+    return;
+  }
+  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) p[i] = __ushort_as_bfloat16((uint16_t)(pairs[i / 2] >> i % 2 * 16));
 }
 
 // The chunk of a matrix that is this thread's, for kernels that go over all elements with a grid of

@@ -20,13 +20,19 @@ constexpr int ORTHONORMALIZE_MATRICES = 128;  // Matrices to orthonormalize: abo
 constexpr int CHUNK = 8;  // Neighbouring elements of a thread: 16 bytes of bf16.
 constexpr int QUAD = 4;  // Neighbouring elements of a thread of Adam.
 constexpr int PANEL = 8;  // Rows that are orthonormalized together, at most.
-constexpr int ATTENTION_THREADS = 128;  // Threads of a block of attention: 4 warps, on tensor cores with 16 rows of a tile each.
-constexpr int ATTENTION_TILE = 64;  // Queries, or keys, of a block on tensor cores.
-constexpr int ATTENTION_QUERIES_64 = 64;  // Queries that a block of keys takes at a time, with heads up to 64.
-constexpr int ATTENTION_QUERIES_128 = 32;  // Queries that a block of keys takes at a time, with heads up to 128.
+constexpr int ATTENTION_THREADS = 128;  // Threads of a block of attention, at most; on tensor cores one a query.
+constexpr int ATTENTION_KEYS_64 = 64;  // Keys that a block of queries takes at a time, with heads up to 64.
+constexpr int ATTENTION_KEYS_128 = 32;  // Keys that a block of queries takes at a time, with heads up to 128.
+constexpr int ATTENTION_DQ_KEYS_64 = 32;  // The same of the gradient of queries, with heads up to 64.
+constexpr int ATTENTION_DQ_KEYS_128 = 16;  // The same of the gradient of queries, with heads up to 128.
+constexpr int ATTENTION_TILE = 64;  // Keys of a block of keys.
+constexpr int ATTENTION_QUERIES = 32;  // Queries that a team of a block of keys takes at a time.
+constexpr int ATTENTION_TEAM_64 = 64;  // Threads of a team, with heads up to 64.
+constexpr int ATTENTION_TEAM_128 = 128;  // Threads of a team, with heads up to 128.
+constexpr int ATTENTION_TEAMS_THREADS = 256;  // Threads of all teams, at most.
 constexpr int ATTENTION_WARPS = 4;  // Rows of a block on CUDA cores: one a warp.
 constexpr int ATTENTION_SCRATCH = 96;  // Values that a row keeps in shared memory beside two heads.
-constexpr int BIAS_DISTANCE = 1024;  // The largest distance whose biases a block on tensor cores keeps.
+constexpr int BIAS_DISTANCE = 1024;  // The largest distance whose biases a block on tensor cores keeps of one head.
 constexpr int BIAS_THREADS = 64;  // Threads, and histograms, of a block of the bias gradient.
 
 // ---- tiles of matrix products -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// Asynchronous copies, ldmatrix and mma.sync: the PTX instructions of sm_80, or the SIMT machine's.
+// Asynchronous copies, ldmatrix, mma.sync and ex2: the PTX instructions of sm_80, or the SIMT machine's.
 #pragma once
 #include "common.cuh"
 
@@ -70,6 +70,17 @@ __device__ __forceinline__ void mma(float (&c)[M][N][4], const uint32_t (&a)[M][
 #endif
 }
 
+// 2^x in one instruction: what is below the normal numbers becomes zero.
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef GEMS_SIMT
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // A tile of bf16 in shared memory: rows of `bytes` bytes (64, 128 or 256), whose 16-byte pieces are
 // permuted so that eight rows at the same column lie in different banks.
 template <int bytes> __device__ __forceinline__ int swizzled(int row, int piece) {
@@ -77,29 +88,36 @@ template <int bytes> __device__ __forceinline__ int swizzled(int row, int piece)
   return row * bytes + mixed * 16;
 }
 
+// Where a lane's row is of four 8x8 matrices of such a tile, 16 rows from `row` and two pieces from `piece` on. They come in the
+// order in which mma takes them, so that no register is moved: those below each other first, or those beside each other.
+template <int bytes> __device__ __forceinline__ const uint8_t* below(const uint8_t* tile, int row, int piece) {
+  int lane = threadIdx.x % 32;
+  return tile + swizzled<bytes>(row + lane % 16, piece + lane / 16);
+}
+template <int bytes> __device__ __forceinline__ const uint8_t* beside(const uint8_t* tile, int row, int piece) {
+  int lane = threadIdx.x % 32;
+  return tile + swizzled<bytes>(row + lane / 16 * 8 + lane % 8, piece + lane / 8 % 2);
+}
+
 // Fragments from such a tile. `major` is the row of the first of 16 outputs (m or n), `k` the first of
 // 16 summed elements: stored as [output][k], or, transposed, as [k][output].
 template <int bytes> __device__ __forceinline__ void load_a(uint32_t (&a)[4], const uint8_t* tile, int major, int k) {
-  int lane = threadIdx.x % 32;
-  ldmatrix(a, tile + swizzled<bytes>(major + lane % 16, k / 8 + lane / 16));
+  ldmatrix(a, below<bytes>(tile, major, k / 8));
 }
 template <int bytes>
 __device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], const uint8_t* tile, int major, int k) {
-  int lane = threadIdx.x % 32, matrix = lane / 8;
-  ldmatrix_transposed(a, tile + swizzled<bytes>(k + matrix / 2 * 8 + lane % 8, major / 8 + matrix % 2));
+  ldmatrix_transposed(a, beside<bytes>(tile, k, major / 8));
 }
 // Two b fragments: outputs n .. n + 8 and n + 8 .. n + 16.
 template <int bytes>
 __device__ __forceinline__ void load_b(uint32_t (&b0)[2], uint32_t (&b1)[2], const uint8_t* tile, int n, int k) {
-  int lane = threadIdx.x % 32, matrix = lane / 8;
   uint32_t r[4];
-  ldmatrix(r, tile + swizzled<bytes>(n + matrix / 2 * 8 + lane % 8, k / 8 + matrix % 2));
+  ldmatrix(r, beside<bytes>(tile, n, k / 8));
   b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];
 }
 template <int bytes>
 __device__ __forceinline__ void load_b_transposed(uint32_t (&b0)[2], uint32_t (&b1)[2], const uint8_t* tile, int n, int k) {
-  int lane = threadIdx.x % 32, matrix = lane / 8;
   uint32_t r[4];
-  ldmatrix_transposed(r, tile + swizzled<bytes>(k + matrix % 2 * 8 + lane % 8, n / 8 + matrix / 2));
+  ldmatrix_transposed(r, below<bytes>(tile, k, n / 8));
   b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];
 }

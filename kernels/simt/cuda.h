@@ -69,5 +69,6 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f) {
   if ((u & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
   return {(uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
 static inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) { return {bits}; }
 static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }

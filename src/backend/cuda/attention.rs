@@ -2,9 +2,10 @@
 
 use super::Cuda;
 use super::abi::{
-    ATTENTION_QUERIES_64, ATTENTION_QUERIES_128, ATTENTION_SCRATCH, ATTENTION_THREADS, ATTENTION_TILE,
-    ATTENTION_WARPS, AttentionArguments, AttentionBiasArguments, AttentionBiasSumArguments, BIAS_DISTANCE,
-    BIAS_THREADS, Launch, Matrix, SEGMENTS, segments,
+    ATTENTION_DQ_KEYS_64, ATTENTION_DQ_KEYS_128, ATTENTION_KEYS_64, ATTENTION_KEYS_128, ATTENTION_QUERIES,
+    ATTENTION_SCRATCH, ATTENTION_TEAM_64, ATTENTION_TEAM_128, ATTENTION_TEAMS_THREADS, ATTENTION_THREADS,
+    ATTENTION_TILE, ATTENTION_WARPS, AttentionArguments, AttentionBiasArguments, AttentionBiasSumArguments,
+    BIAS_DISTANCE, BIAS_THREADS, CHUNK, Launch, Matrix, SEGMENTS, segments,
 };
 use super::kernels::{self, Kernel};
 use super::launch::{address, view, view_mut};
@@ -84,7 +85,7 @@ impl Cuda {
     fn tile_size(spec: &AttentionSpec, dtype: DType, matrices: &[Matrix]) -> Option<usize> {
         let aligned = matrices.iter().all(|m| m.aligned(dtype));
         let listed = matches!(spec.mask, Mask::Listed { .. });
-        let near = spec.bias.as_ref().is_none_or(|bias| bias.max_distance <= BIAS_DISTANCE);
+        let near = tile_bias(spec, spec.heads / spec.kv_heads) <= 4 * (2 * BIAS_DISTANCE + 1);
         let fits = spec.head_dim.is_multiple_of(8) && spec.head_dim <= 128 && near;
         (dtype == DType::BF16 && aligned && fits && !listed).then_some(if spec.head_dim <= 64 {
             64
@@ -93,26 +94,26 @@ impl Cuda {
         })
     }
 
-    /// Launches `kernel` over (tiles of the longest of `offsets`' runs, heads, sequences).
+    /// Launches `kernel` over all sequences, in the shape that the longest runs of queries and of keys and the number of
+    /// sequences ask for, if any.
     fn over_sequences(
         &self,
         kernel: Kernel<AttentionArguments>,
-        (offsets, tile, heads): (&Indices, usize, usize),
-        shared: usize,
+        spec: &AttentionSpec,
+        shape: impl Fn(usize, usize, usize) -> Option<Launch>,
         a: &AttentionArguments,
         work: Work,
     ) -> Result<()> {
-        let count = offsets.len().saturating_sub(1);
+        let count = spec.q_offsets.len().saturating_sub(1);
         for start in (0..count).step_by(SEQUENCES) {
             let end = (start + SEQUENCES).min(count);
-            let tiles = longest(&offsets.host[start..=end]).div_ceil(tile);
-            if tiles == 0 {
+            let longest = |offsets: &Indices| longest(&offsets.host[start..=end]);
+            let Some(shape) = shape(longest(spec.q_offsets), longest(spec.k_offsets), end - start) else {
                 continue;
-            }
+            };
             let shift = 4 * start as u64;
             let arguments =
                 AttentionArguments { q_offsets: a.q_offsets + shift, k_offsets: a.k_offsets + shift, ..*a };
-            let shape = Launch::line(tiles, ATTENTION_THREADS).grid_yz(heads, end - start).shared(shared);
             let work = if start == 0 { work } else { Work::default() };
             self.launch(kernel, shape, &arguments, work)?;
         }
@@ -128,18 +129,13 @@ impl Cuda {
         let tiles = Self::tile_size(spec, dtype, &[a.q, a.k, a.v]);
         match tiles.and_then(|d| Some((d, kernels::attention_tc(d)?))) {
             Some((d, kernel)) => {
-                let over = (spec.q_offsets, ATTENTION_TILE, spec.heads);
-                self.over_sequences(kernel, over, 3 * ATTENTION_TILE * d * 2 + tile_bias(spec), &a, work)
+                let keys = if d == 64 { ATTENTION_KEYS_64 } else { ATTENTION_KEYS_128 };
+                let shape = |q, _, sequences| query_blocks(spec, q, sequences, (d, 1, keys));
+                self.over_sequences(kernel, spec, shape, &a, work)
             }
             None => {
-                let over = (spec.q_offsets, ATTENTION_WARPS, spec.heads);
-                self.over_sequences(
-                    kernels::attention_rows(dtype),
-                    over,
-                    rows_shared(spec.head_dim),
-                    &a,
-                    work,
-                )
+                let shape = |q, _, sequences| row_blocks(spec, q, spec.heads, sequences);
+                self.over_sequences(kernels::attention_rows(dtype), spec, shape, &a, work)
             }
         }
     }
@@ -159,7 +155,8 @@ impl Cuda {
             ..self.attention_arguments(spec, (q, k, v))?
         };
         if out.rows > 0 {
-            let threads = out.rows * spec.heads * 32;
+            let lanes = spec.head_dim.div_ceil(CHUNK).next_power_of_two();
+            let threads = out.rows * spec.heads * lanes;
             let work = Work::new(2 * bytes(out) + bytes(delta.mat()), 2 * (out.rows * out.cols) as u64);
             self.launch(kernels::attention_delta(dtype), Launch::cover(threads), &a, work)?;
         }
@@ -169,30 +166,49 @@ impl Cuda {
         let tensor_cores = |d| Some((d, kernels::attention_dq_tc(d)?, kernels::attention_dkv_tc(d)?));
         match tiles.and_then(tensor_cores) {
             Some((d, dq, dkv)) => {
-                let queries = if d == 64 { ATTENTION_QUERIES_64 } else { ATTENTION_QUERIES_128 };
-                let (over_q, over_k) = (
-                    (spec.q_offsets, ATTENTION_TILE, spec.heads),
-                    (spec.k_offsets, ATTENTION_TILE, spec.kv_heads),
-                );
-                let bias = tile_bias(spec);
-                self.over_sequences(dq, over_q, 5 * ATTENTION_TILE * d * 2 + bias, &a, work_q)?;
-                let shared = (2 * ATTENTION_TILE + 2 * queries) * d * 2 + 8 * queries + bias;
-                self.over_sequences(dkv, over_k, shared, &a, work_k)?;
+                let keys = if d == 64 { ATTENTION_DQ_KEYS_64 } else { ATTENTION_DQ_KEYS_128 };
+                let over_q = |q, _, sequences| query_blocks(spec, q, sequences, (d, 2, keys));
+                let over_k = |q, k, sequences| self.key_blocks(spec, (q, k), sequences, d);
+                self.over_sequences(dq, spec, over_q, &a, work_q)?;
+                self.over_sequences(dkv, spec, over_k, &a, work_k)?;
             }
             None => {
-                let (over_q, over_k) = (
-                    (spec.q_offsets, ATTENTION_WARPS, spec.heads),
-                    (spec.k_offsets, ATTENTION_WARPS, spec.kv_heads),
-                );
-                let shared = rows_shared(spec.head_dim);
-                self.over_sequences(kernels::attention_dq_rows(dtype), over_q, shared, &a, work_q)?;
-                self.over_sequences(kernels::attention_dkv_rows(dtype), over_k, shared, &a, work_k)?;
+                let over_q = |q, _, sequences| row_blocks(spec, q, spec.heads, sequences);
+                let over_k = |_, k, sequences| row_blocks(spec, k, spec.kv_heads, sequences);
+                self.over_sequences(kernels::attention_dq_rows(dtype), spec, over_q, &a, work_q)?;
+                self.over_sequences(kernels::attention_dkv_rows(dtype), spec, over_k, &a, work_k)?;
             }
         }
         match (dbias, &spec.bias) {
             (Some(dbias), Some(bias)) => self.bias_gradient(spec, bias, dtype, &a, dbias),
             _ => Ok(()),
         }
+    }
+
+    /// Blocks of keys on tensor cores. With more teams a block is done sooner, so that the last blocks leave fewer
+    /// multiprocessors idle; with fewer, more blocks work beside each other without waiting for one another.
+    fn key_blocks(
+        &self,
+        spec: &AttentionSpec,
+        (queries, keys): (usize, usize),
+        sequences: usize,
+        d: usize,
+    ) -> Option<Launch> {
+        let group = spec.heads / spec.kv_heads;
+        let team = if d == 64 { ATTENTION_TEAM_64 } else { ATTENTION_TEAM_128 };
+        let tiles = keys.div_ceil(ATTENTION_TILE);
+        let blocks = tiles * spec.kv_heads * sequences;
+        let shared =
+            |teams| (2 * ATTENTION_TILE + 4 * ATTENTION_QUERIES * teams) * d * 2 + tile_bias(spec, group);
+        let mut teams = ATTENTION_TEAMS_THREADS / team;
+        let items = group * queries.div_ceil(ATTENTION_QUERIES);
+        // All teams that run at once hold ATTENTION_TEAMS_THREADS threads a multiprocessor, by their registers.
+        let rounds = |teams| blocks * teams * team / (self.info.sms * ATTENTION_TEAMS_THREADS);
+        while teams > 1 && (items < teams || rounds(teams / 2) >= 4 || shared(teams) > self.info.max_shared) {
+            teams /= 2;
+        }
+        let shape = Launch::line(sequences * spec.kv_heads, teams * team).shared(shared(teams));
+        (keys > 0).then(|| shape.grid_yz(tiles, 1))
     }
 
     fn bias_gradient(
@@ -238,9 +254,29 @@ impl Cuda {
     }
 }
 
-/// What a block on tensor cores keeps of a bias (`TileBias` of `kernels/attention.cuh`), bytes.
-fn tile_bias(spec: &AttentionSpec) -> usize {
-    spec.bias.as_ref().map_or(0, |bias| 4 * (2 * bias.max_distance + 1 + ATTENTION_TILE))
+/// What a block on tensor cores keeps of the bias of so many heads (`TileBias` of `kernels/attention.cuh`), bytes.
+fn tile_bias(spec: &AttentionSpec, heads: usize) -> usize {
+    spec.bias.as_ref().map_or(0, |bias| 4 * heads * (2 * bias.max_distance + 1))
+}
+
+/// Blocks of queries on tensor cores: no more warps than the longest run needs. A block holds `operands` tiles of its queries
+/// and two of `keys` keys and values.
+fn query_blocks(
+    spec: &AttentionSpec,
+    longest: usize,
+    sequences: usize,
+    (d, operands, keys): (usize, usize, usize),
+) -> Option<Launch> {
+    let threads = longest.next_multiple_of(32).min(ATTENTION_THREADS);
+    let shared = (operands * threads + 4 * keys) * d * 2 + tile_bias(spec, 1);
+    let blocks = Launch::line(sequences * spec.heads, threads).shared(shared);
+    (longest > 0).then(|| blocks.grid_yz(longest.div_ceil(threads), 1))
+}
+
+/// Blocks of rows on CUDA cores.
+fn row_blocks(spec: &AttentionSpec, longest: usize, heads: usize, sequences: usize) -> Option<Launch> {
+    let blocks = Launch::line(longest.div_ceil(ATTENTION_WARPS), ATTENTION_THREADS).grid_yz(heads, sequences);
+    (longest > 0).then(|| blocks.shared(rows_shared(spec.head_dim)))
 }
 
 /// Shared memory of the row kernels: what every warp keeps of its row.

@@ -97,6 +97,7 @@ struct Case {
     /// (buckets, bidirectional, max distance)
     bias: Option<(usize, bool, usize)>,
     softcap: Option<f64>,
+    scale: f64,
 }
 
 /// The bucket of `transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket`.
@@ -208,7 +209,7 @@ impl Case {
         let kj = |j: usize| (j * kv + group) * d;
         let of = |b, j: usize| bucket((j - k0) as i64 - at as i64, b) * h + head;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let raw = |&j: &usize| SCALE * dot(&r.q[qi..qi + d], &r.k[kj(j)..kj(j) + d]);
+        let raw = |&j: &usize| self.scale * dot(&r.q[qi..qi + d], &r.k[kj(j)..kj(j) + d]);
         let capped = |s: f64| self.softcap.map_or(s, |cap| cap * (s / cap).tanh());
         // The derivative of tanh, said otherwise than in the kernels.
         let slope = |s: f64| self.softcap.map_or(1.0, |cap| (s / cap).cosh().powi(-2));
@@ -226,8 +227,8 @@ impl Case {
             let draw = ds * slope;
             for c in 0..d {
                 r.out[qi + c] += p * r.v[kj(j) + c];
-                r.dq[qi + c] += SCALE * draw * r.k[kj(j) + c];
-                r.dk[kj(j) + c] += SCALE * draw * r.q[qi + c];
+                r.dq[qi + c] += self.scale * draw * r.k[kj(j) + c];
+                r.dk[kj(j) + c] += self.scale * draw * r.q[qi + c];
                 r.dv[kj(j) + c] += p * r.dout[qi + c];
             }
             if let Some(b) = self.bias {
@@ -268,7 +269,7 @@ impl Case {
             heads: h,
             kv_heads: kv,
             head_dim: d,
-            scale: SCALE as f32,
+            scale: self.scale as f32,
             softcap: self.softcap.map(|cap| cap as f32),
             mask: match self.seen {
                 Seen::Causal => Mask::Causal { window: None },
@@ -343,7 +344,7 @@ fn causal_with_grouped_heads() {
         [(1, (1, 1)), (5, (3, 1)), (8, (4, 2)), (24, (2, 2)), (64, (2, 1)), (72, (2, 1)), (128, (1, 1))];
     for (d, heads) in shapes {
         let lengths = [1, 7, 64, 65, 0, 130].iter().map(|n| (*n, *n)).collect();
-        let case = Case { seen: Seen::Causal, lengths, heads, d, bias: None, softcap: None };
+        let case = Case { scale: SCALE, seen: Seen::Causal, lengths, heads, d, bias: None, softcap: None };
         backends().iter().for_each(|be| case.check(&**be));
     }
 }
@@ -352,7 +353,50 @@ fn causal_with_grouped_heads() {
 fn full_and_cross_attention() {
     for (d, heads) in [(3, (2, 2)), (16, (2, 1)), (40, (1, 1)), (128, (1, 1))] {
         let lengths = vec![(5, 9), (1, 1), (66, 3), (2, 131), (0, 4)];
-        let case = Case { seen: Seen::Full, lengths, heads, d, bias: None, softcap: None };
+        let case = Case { scale: SCALE, seen: Seen::Full, lengths, heads, d, bias: None, softcap: None };
+        backends().iter().for_each(|be| case.check(&**be));
+    }
+}
+
+/// Tiles that are wholly seen, in part, not at all and not there; heads that share keys, dealt out to teams evenly and not.
+#[test]
+fn tiles_of_every_kind() {
+    let lengths = vec![(200, 200), (1, 1), (33, 33), (129, 129)];
+    for (d, heads) in [(64, (7, 1)), (48, (2, 2)), (64, (6, 2)), (128, (3, 1)), (104, (2, 1))] {
+        for seen in [Seen::Causal, Seen::Window(70)] {
+            let (lengths, bias) = (lengths.clone(), None);
+            let case = Case { seen, lengths, heads, d, bias, softcap: None, scale: SCALE };
+            backends().iter().for_each(|be| case.check(&**be));
+        }
+    }
+    let lengths = vec![(97, 160), (160, 1), (1, 64), (64, 0), (0, 65), (31, 33)];
+    for (d, heads, softcap) in [(64, (3, 1), None), (64, (2, 2), Some(2.0)), (128, (2, 1), None)] {
+        let case =
+            Case { seen: Seen::Full, lengths: lengths.clone(), heads, d, bias: None, softcap, scale: SCALE };
+        backends().iter().for_each(|be| case.check(&**be));
+    }
+}
+
+/// A block of keys keeps the biases of all heads that share them; whole tiles have one too.
+#[test]
+fn relative_bias_of_grouped_heads() {
+    for (seen, d, heads, softcap) in [
+        (Seen::Full, 64, (4, 2), None),
+        (Seen::Causal, 128, (3, 1), None),
+        (Seen::Full, 64, (2, 1), Some(2.0)),
+    ] {
+        let (lengths, bias) = (vec![(129, 129), (33, 33)], Some((8, seen == Seen::Full, 20)));
+        let case = Case { seen, lengths, heads, d, bias, softcap, scale: SCALE };
+        backends().iter().for_each(|be| case.check(&**be));
+    }
+}
+
+/// A factor of a whole tile's scores may be applied after their largest was taken: not one below zero.
+#[test]
+fn scales_of_either_sign() {
+    for (scale, seen, d) in [(-0.3, Seen::Full, 64), (0.0, Seen::Full, 64), (-0.3, Seen::Causal, 128)] {
+        let lengths = vec![(160, 160), (5, 5)];
+        let case = Case { seen, lengths, heads: (2, 1), d, bias: None, softcap: None, scale };
         backends().iter().for_each(|be| case.check(&**be));
     }
 }
@@ -362,7 +406,15 @@ fn relative_bias() {
     for (seen, bidirectional) in [(Seen::Full, true), (Seen::Causal, false)] {
         for (d, heads) in [(5, (2, 2)), (16, (3, 3))] {
             let lengths = vec![(70, 70), (33, 33)];
-            let case = Case { seen, lengths, heads, d, bias: Some((8, bidirectional, 20)), softcap: None };
+            let case = Case {
+                scale: SCALE,
+                seen,
+                lengths,
+                heads,
+                d,
+                bias: Some((8, bidirectional, 20)),
+                softcap: None,
+            };
             backends().iter().for_each(|be| case.check(&**be));
         }
     }
@@ -372,7 +424,7 @@ fn relative_bias() {
 fn listed_keys() {
     for (d, heads, softcap) in [(6, (2, 1), None), (64, (2, 2), None), (9, (2, 1), Some(1.5))] {
         let lengths = vec![(9, 40), (3, 1), (17, 100)];
-        let case = Case { seen: Seen::Listed, lengths, heads, d, bias: None, softcap };
+        let case = Case { scale: SCALE, seen: Seen::Listed, lengths, heads, d, bias: None, softcap };
         backends().iter().for_each(|be| case.check(&**be));
     }
 }
@@ -393,7 +445,7 @@ fn windows_and_caps() {
     ];
     for (d, heads, window, softcap) in cases {
         let lengths = [1, 7, 64, 65, 0, 130].iter().map(|n| (*n, *n)).collect();
-        let case = Case { seen: Seen::Window(window), lengths, heads, d, bias: None, softcap };
+        let case = Case { scale: SCALE, seen: Seen::Window(window), lengths, heads, d, bias: None, softcap };
         backends().iter().for_each(|be| case.check(&**be));
     }
 }
@@ -442,7 +494,7 @@ fn capped_with_a_relative_bias_and_across_sequences() {
         (Seen::Full, 7, (2, 1), None),
     ] {
         let lengths = vec![(70, 70), (33, 33)];
-        let case = Case { seen, lengths, heads, d, bias, softcap: Some(2.0) };
+        let case = Case { scale: SCALE, seen, lengths, heads, d, bias, softcap: Some(2.0) };
         backends().iter().for_each(|be| case.check(&**be));
     }
 }
@@ -451,7 +503,8 @@ fn capped_with_a_relative_bias_and_across_sequences() {
 #[test]
 fn the_gradient_of_a_capped_window_by_finite_differences() {
     let (lengths, bias) = (vec![(5, 5), (3, 3)], Some((8, false, 20)));
-    let case = Case { seen: Seen::Window(3), lengths, heads: (4, 2), d: 3, bias, softcap: Some(1.2) };
+    let case =
+        Case { scale: SCALE, seen: Seen::Window(3), lengths, heads: (4, 2), d: 3, bias, softcap: Some(1.2) };
     let start = case.reference(false);
     type Input = fn(&mut Reference) -> &mut Vec<f64>;
     let inputs: [(Input, &Vec<f64>); 3] =

@@ -369,6 +369,11 @@ pub fn convert(op: Convert, i: &Instruction, r: &mut Registers, mask: u32, windo
         }
         Convert::F64OfF32 => long!(word, |a| f64::from(f32::from_bits(a)).to_bits()),
         Convert::F32OfF64 => word!(long, |a| (f64::from_bits(a) as f32).to_bits()),
+        Convert::PackBf16 => {
+            let (high, low) = (*r.word(i.a), *r.word(i.b));
+            let bf16 = |bits| u32::from(to_bf16(f32::from_bits(bits)));
+            r.put(i.d, &from_fn(|l| bf16(low[l]) | bf16(high[l]) << 16), mask)
+        }
         Convert::Bf16OfF32 => word!(word, |a| u32::from(to_bf16(f32::from_bits(a)))),
         Convert::F32OfBf16 => word!(word, |a| a << 16),
         Convert::F32OfS32 => word!(word, |a| (a as i32 as f32).to_bits()),

@@ -185,6 +185,8 @@ pub enum Convert {
     F64OfF32,
     F32OfF64,
     Bf16OfF32,
+    /// Two f32, the first to the upper half.
+    PackBf16,
     F32OfBf16,
     F32OfS32,
     F32OfU32,
@@ -415,7 +417,7 @@ impl Convert {
             | Convert::OfParameter
             | Convert::OfLocal
             | Convert::ToLocal => [L, L, N, N],
-            Convert::Pack16 => [W, W, W, N],
+            Convert::Pack16 | Convert::PackBf16 => [W, W, W, N],
             // `c` is written.
             Convert::Unpack16 => [W, W, N, W],
             Convert::PackLong => [L, W, W, N],

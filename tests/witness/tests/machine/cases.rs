@@ -362,9 +362,9 @@ pub fn attention(d: usize, causal: bool) -> Case {
     let padded = if d <= 64 { 64 } else { 128 };
     let step = Step {
         kernel: format!("attention_tc_{padded}"),
-        grid: [2, 2, 2],
-        block: [128, 1, 1],
-        shared: 3 * 64 * padded * 2,
+        grid: [2 * heads as u32, 2, 1],
+        block: [64, 1, 1],
+        shared: (64 + 4 * if padded == 64 { 64 } else { 32 }) * padded as u32 * 2,
         arguments,
     };
     Case {

@@ -205,6 +205,7 @@ fn conversion(op: &str) -> Option<Convert> {
         "cvt.f64.f32" => Convert::F64OfF32,
         "cvt.rn.f32.f64" => Convert::F32OfF64,
         "cvt.rn.bf16.f32" => Convert::Bf16OfF32,
+        "cvt.rn.bf16x2.f32" => Convert::PackBf16,
         "cvt.f32.bf16" => Convert::F32OfBf16,
         "cvt.rn.f32.s32" => Convert::F32OfS32,
         "cvt.rn.f32.u32" => Convert::F32OfU32,
