@@ -361,15 +361,18 @@ fn full_and_cross_attention() {
 /// Tiles that are wholly seen, in part, not at all and not there; heads that share keys, dealt out to teams evenly and not.
 #[test]
 fn tiles_of_every_kind() {
-    let lengths = vec![(200, 200), (1, 1), (33, 33), (129, 129)];
-    for (d, heads) in [(64, (7, 1)), (48, (2, 2)), (64, (6, 2)), (128, (3, 1)), (104, (2, 1))] {
-        for seen in [Seen::Causal, Seen::Window(70)] {
-            let (lengths, bias) = (lengths.clone(), None);
-            let case = Case { seen, lengths, heads, d, bias, softcap: None, scale: SCALE };
-            backends().iter().for_each(|be| case.check(&**be));
-        }
+    let lengths = vec![(200, 200), (1, 1), (33, 33)];
+    for (seen, d, heads) in [
+        (Seen::Causal, 64, (7, 1)),
+        (Seen::Window(70), 64, (6, 2)),
+        (Seen::Causal, 128, (3, 1)),
+        (Seen::Window(70), 104, (2, 2)),
+    ] {
+        let (lengths, bias) = (lengths.clone(), None);
+        let case = Case { seen, lengths, heads, d, bias, softcap: None, scale: SCALE };
+        backends().iter().for_each(|be| case.check(&**be));
     }
-    let lengths = vec![(97, 160), (160, 1), (1, 64), (64, 0), (0, 65), (31, 33)];
+    let lengths = vec![(97, 160), (160, 1), (1, 64), (0, 65), (31, 33)];
     for (d, heads, softcap) in [(64, (3, 1), None), (64, (2, 2), Some(2.0)), (128, (2, 1), None)] {
         let case =
             Case { seen: Seen::Full, lengths: lengths.clone(), heads, d, bias: None, softcap, scale: SCALE };
