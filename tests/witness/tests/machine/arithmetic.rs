@@ -322,9 +322,13 @@ fn two_halves_of_floats() {
     let one = |x: f32| vec![u64::from(x.to_bits()); THREADS];
     // 1.5 and -2 are exact; 1 + 2^-8 lies in the middle of two values, of which 1 is the even one.
     for (high, low, want) in [(1.5, -2.0, 0x3fc0_c000), (1.003_906_25, f32::INFINITY, 0x3f80_7f80)] {
-        let operands = [&one(high), &one(low), &one(0.0)];
-        let got =
-            results("cvt.rn.bf16x2.f32 %r20, %f10, %f11", operands, FLOATS, "st.global.u32 [%rd7], %r20;");
+        let (a, b, c) = (one(high), one(low), one(0.0));
+        let got = results(
+            "cvt.rn.bf16x2.f32 %r20, %f10, %f11",
+            [&a, &b, &c],
+            FLOATS,
+            "st.global.u32 [%rd7], %r20;",
+        );
         assert_eq!(got[0], want);
     }
 }
