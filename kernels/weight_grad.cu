@@ -68,19 +68,11 @@ __device__ __forceinline__ void store_value(const WeightGradArguments& a, const 
 
 // Adds the runs of this block's tile in order.
 __device__ __forceinline__ void add_runs(const WeightGradArguments& a, const BlockTile& b, int m0, int rows) {
-  constexpr int AT_ONCE = 8;  // loads in flight
   int width = b.part.cols - b.n0 < GRAD_TILE_N ? b.part.cols - b.n0 : GRAD_TILE_N;
   for (int i = threadIdx.x; i < rows * width; i += blockDim.x) {
     int row = m0 + i / width, col = b.part.to + b.n0 + i % width;
-    float total = 0.0f, run[AT_ONCE];
-    for (int s = 0; s < a.splits; s += AT_ONCE) {
-#pragma unroll
-      for (int j = 0; j < AT_ONCE; j++) {
-        run[j] = s + j < a.splits ? a.partial.row<float>((int64_t)(s + j) * a.y.cols + row)[col] : 0.0f;
-      }
-#pragma unroll
-      for (int j = 0; j < AT_ONCE; j++) total += run[j];
-    }
+    float total = 0.0f;
+    for (int s = 0; s < a.splits; s++) total += a.partial.row<float>((int64_t)s * a.y.cols + row)[col];
     float* to = a.out.row<float>(row) + col;
     *to = a.fresh ? total : *to + total;
   }
@@ -97,29 +89,14 @@ __device__ __forceinline__ void clear_rest(const WeightGradArguments& a, int m0,
   __syncthreads();
 }
 
-// The part of every product that lies in some rows: a product is a warp's.
-__device__ __forceinline__ void products_of_rows(const WeightGradArguments& a, int m0, int rows) {
-  for (int q = threadIdx.x / 32; q < a.pairs; q += blockDim.x / 32) {
-    const GradPair& pair = a.pair[q];
-    double sum = 0.0;
-#pragma unroll 8
-    for (int i = threadIdx.x % 32; i < rows * pair.width; i += 32) {
-      const float* row = a.out.row<const float>(m0 + i / pair.width) + i % pair.width;
-      sum += (double)row[pair.a] * (double)row[pair.b];
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) a.sums[(int64_t)blockIdx.x * a.pairs + q] = sum;
+// The part of a product that lies in some rows, in every thread.
+__device__ __forceinline__ double product_of_rows(const WeightGradArguments& a, const GradPair& pair, int m0, int rows, double* scratch) {
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < rows * pair.width; i += blockDim.x) {
+    const float* row = a.out.row<const float>(m0 + i / pair.width) + i % pair.width;
+    sum += (double)row[pair.a] * (double)row[pair.b];
   }
-}
-
-// Every product from its parts.
-__device__ __forceinline__ void whole_products(const WeightGradArguments& a) {
-  for (int q = threadIdx.x / 32; q < a.pairs; q += blockDim.x / 32) {
-    double sum = 0.0;
-    for (int tile = threadIdx.x % 32; tile < (int)gridDim.x; tile += 32) sum += a.sums[(int64_t)tile * a.pairs + q];
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) a.products[q] = (float)sum;
-  }
+  return row_sum(sum, scratch);
 }
 
 // What follows a block's tile: whoever comes last goes on.
@@ -135,8 +112,14 @@ __device__ __forceinline__ void finish_tile(const WeightGradArguments& a, const 
   if (!last_of(of_rows + blockIdx.x, gridDim.y, flag)) return;
   if (a.fresh && a.uncovered) clear_rest(a, m0, rows);
   if (!a.products) return;
-  products_of_rows(a, m0, rows);
-  if (last_of(of_rows + gridDim.x, gridDim.x, flag)) whole_products(a);
+  for (int q = 0; q < a.pairs; q++) {
+    double sum = product_of_rows(a, a.pair[q], m0, rows, reinterpret_cast<double*>(shared + 64));
+    if (threadIdx.x == 0) a.sums[(int64_t)blockIdx.x * a.pairs + q] = sum;
+  }
+  if (!last_of(of_rows + gridDim.x, gridDim.x, flag) || (int)threadIdx.x >= a.pairs) return;
+  double total = 0.0;
+  for (int tile = 0; tile < (int)gridDim.x; tile++) total += a.sums[(int64_t)tile * a.pairs + threadIdx.x];
+  a.products[threadIdx.x] = (float)total;
 }
 
 __device__ __forceinline__ void multiply_part_tc(const WeightGradArguments& a) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Is everything right on this GPU? Every kernel test and golden test on cuda, compute-sanitizer, determinism, and a
-# training run against the CPU's; one table, at most 8 minutes, no Rust needed (see gpu-bundle.sh).
+# Is everything right on this GPU? Every kernel test and golden test on cuda, determinism, a training run against the CPU's,
+# two ranks through NCCL, compute-sanitizer; one table, at most 8 minutes, no Rust needed (see gpu-bundle.sh).
 #
 #   scripts/gpu-check.sh [--out DIR] [--limit SECONDS] [--device cuda|simt]
 #
@@ -60,6 +60,30 @@ run 'train on the CPU' 60 bash -c 'training cpu cpu'
 most=2e-2
 [ "$on" = cuda ] || most=1e-3
 run "losses of $on and CPU" 10 bash -c "losses $out/first $out/cpu $most"
+
+# ---- two ranks on one card ----------------------------------------------------------------------
+# NCCL takes two ranks on one GPU if they seem to be on two machines; what passes between them goes through sockets then.
+two_ranks() {
+  export NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_IB_DISABLE=1 NCCL_SOCKET_IFNAME=lo CUDA_VISIBLE_DEVICES=0
+  export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500
+  local code=0 second
+  rm -rf "$out/ranks"
+  RANK=1 LOCAL_RANK=1 NCCL_HOSTID=second bash -c 'training ranks cuda --set train.shards=2' > "$out/second-rank.log" 2>&1 &
+  second=$!
+  RANK=0 LOCAL_RANK=0 NCCL_HOSTID=first bash -c 'training ranks cuda --set train.shards=2' || code=$?
+  wait $second || code=$?
+  return $code
+}
+export -f two_ranks
+if [ $witness = 1 ]; then
+  row 'two ranks through NCCL' SKIP 0 'scripts/witness.sh runs them'
+elif [ "$on" = cuda ] && ldconfig -p | grep -q libnccl.so.2; then
+  run 'one process, two leaves' 60 bash -c 'training leaves cuda --set train.shards=2'
+  run 'two ranks through NCCL' 90 bash -c two_ranks
+  run 'two ranks, equal bits' 10 bash -c 'set -e; a=$(weights $out/leaves); b=$(weights $out/ranks); [ "$a" = "$b" ]; echo "sha256 ${a:0:16}"'
+else
+  row 'two ranks through NCCL' SKIP 0 'needs a GPU and libnccl.so.2'
+fi
 
 # ---- the sanitizer -----------------------------------------------------------------------------
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1)

@@ -31,19 +31,25 @@ fn oriented<'a>(operand: &Operand<'a>) -> MatRef<'a, f32> {
     if operand.transposed { stored.transpose() } else { stored }
 }
 
+/// The first element of a block, and how many there are up to its last; none of no rows, wherever they would begin.
+fn place(ld: usize, rows: &Range<usize>, columns: &Range<usize>) -> (usize, usize) {
+    match rows.len() {
+        0 => (0, 0),
+        count => (rows.start * ld + columns.start, (count - 1) * ld + columns.len()),
+    }
+}
+
 /// Rows and columns of a row-major slice with `ld` elements a row.
 pub fn block(data: &[f32], ld: usize, rows: Range<usize>, columns: Range<usize>) -> MatRef<'_, f32> {
-    let (first, count, width) = (rows.start * ld + columns.start, rows.len(), columns.len());
-    let extent = if count == 0 { 0 } else { (count - 1) * ld + width };
-    MatRef::from_row_major_slice_with_stride(&data[first..first + extent], count, width, ld)
+    let (first, extent) = place(ld, &rows, &columns);
+    MatRef::from_row_major_slice_with_stride(&data[first..first + extent], rows.len(), columns.len(), ld)
 }
 
 /// The same, to write.
 pub fn block_mut(data: &mut [f32], ld: usize, rows: Range<usize>, columns: Range<usize>) -> FaerMut<'_, f32> {
-    let (first, count, width) = (rows.start * ld + columns.start, rows.len(), columns.len());
-    let extent = if count == 0 { 0 } else { (count - 1) * ld + width };
+    let (first, extent) = place(ld, &rows, &columns);
     let part = &mut data[first..first + extent];
-    FaerMut::from_column_major_slice_with_stride_mut(part, width, count, ld).transpose_mut()
+    FaerMut::from_column_major_slice_with_stride_mut(part, columns.len(), rows.len(), ld).transpose_mut()
 }
 
 /// The right-hand side of a product.

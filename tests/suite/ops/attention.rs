@@ -372,7 +372,7 @@ fn tiles_of_every_kind() {
         let case = Case { seen, lengths, heads, d, bias, softcap: None, scale: SCALE };
         backends().iter().for_each(|be| case.check(&**be));
     }
-    let lengths = vec![(97, 160), (160, 1), (1, 64), (0, 65), (31, 33)];
+    let lengths = vec![(97, 160), (160, 1), (1, 64), (64, 0), (0, 65), (31, 33)];
     for (d, heads, softcap) in [(64, (3, 1), None), (64, (2, 2), Some(2.0)), (128, (2, 1), None)] {
         let case =
             Case { seen: Seen::Full, lengths: lengths.clone(), heads, d, bias: None, softcap, scale: SCALE };
