@@ -43,6 +43,26 @@ fn remove_after(anchor: &'static str, text: &'static str) -> impl Fn(&mut Lines)
     }
 }
 
+/// Removes the last line with `text` before the first one with `anchor`.
+fn remove_before(anchor: &'static str, text: &'static str) -> impl Fn(&mut Lines) {
+    move |lines| {
+        let to = line(lines, anchor, 0);
+        let at = (0..to)
+            .rev()
+            .find(|l| lines[*l].contains(text))
+            .unwrap_or_else(|| panic!("no `{text}` before `{anchor}`"));
+        lines[at].clear();
+    }
+}
+
+/// Replaces one thing by another wherever it stands.
+fn replace_all(from: &'static str, to: &'static str) -> impl Fn(&mut Lines) {
+    move |lines| {
+        assert!(lines.iter().any(|l| l.contains(from)), "no `{from}`");
+        lines.iter_mut().for_each(|l| *l = l.replace(from, to));
+    }
+}
+
 /// Rewrites that line, given its words.
 fn rewrite(text: &'static str, nth: usize, with: impl Fn(&[&str]) -> String) -> impl Fn(&mut Lines) {
     move |lines| {
@@ -322,7 +342,11 @@ fn in_mbarriers() {
             rewrite("elect.sync", 0, |_| "setp.ne.s32 one, 0, 1;".into()),
         ),
         bug("an arrival left out", &[Kind::Deadlock], remove("mbarrier.arrive.shared", 2)),
-        bug("a wait for copies that does not wait", anything, remove("@!done bra again", 4)),
+        bug(
+            "a wait for copies that does not wait",
+            anything,
+            remove_before("wgmma.fence", "@!done bra again"),
+        ),
         bug("a wait for a free stage that does not wait", anything, remove("@!done bra again", 1)),
     ];
     find(|| hopper((200, 136, 584), false, true, true, 128), &bugs);
@@ -357,12 +381,12 @@ fn in_hopper_products() {
         wrong(
             "a wrong field in a matrix descriptor",
             anything,
-            replace("4611686293305360384", 0, "4611686293305360384", "4611686430744313856"),
+            replace_all("4611686293305360384", "4611686430744313856"),
         ),
         bug(
             "a descriptor without its swizzle",
             &[Kind::Descriptor],
-            replace("4611686293305360384", 1, "4611686293305360384", "274877972480"),
+            replace_all("4611686293305360384", "274877972480"),
         ),
         wrong(
             "coordinates of a bulk copy exchanged",
