@@ -77,12 +77,12 @@ two_ranks() {
 export -f two_ranks
 if [ $witness = 1 ]; then
   row 'two ranks through NCCL' SKIP 0 'scripts/witness.sh runs them'
-elif [ "$on" = cuda ] && ldconfig -p | grep -q libnccl.so.2; then
+elif [ "$on" = cuda ] && grep -Eq '^PASS +NCCL +[0-9]' "$out/doctor.log"; then
   run 'one process, two leaves' 60 bash -c 'training leaves cuda --set train.shards=2'
   run 'two ranks through NCCL' 90 bash -c two_ranks
   run 'two ranks, equal bits' 10 bash -c 'set -e; a=$(weights $out/leaves); b=$(weights $out/ranks); [ "$a" = "$b" ]; echo "sha256 ${a:0:16}"'
 else
-  row 'two ranks through NCCL' SKIP 0 'needs a GPU and libnccl.so.2'
+  row 'two ranks through NCCL' SKIP 0 'needs a GPU and NCCL (doctor says whether it is there)'
 fi
 
 # ---- the sanitizer -----------------------------------------------------------------------------
