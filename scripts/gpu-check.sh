@@ -63,24 +63,29 @@ run "losses of $on and CPU" 10 bash -c "losses $out/first $out/cpu $most"
 
 # ---- two ranks on one card ----------------------------------------------------------------------
 # NCCL takes two ranks on one GPU if they seem to be on two machines; what passes between them goes through sockets then.
+# two_ranks NAME ARG..: training by both.
 two_ranks() {
   export NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_IB_DISABLE=1 NCCL_SOCKET_IFNAME=lo CUDA_VISIBLE_DEVICES=0
   export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500
   local code=0 second
-  rm -rf "$out/ranks"
-  RANK=1 LOCAL_RANK=1 NCCL_HOSTID=second bash -c 'training ranks cuda --set train.shards=2' > "$out/second-rank.log" 2>&1 &
+  rm -rf "${out:?}/$1"
+  as_rank() { RANK=$1 LOCAL_RANK=$1 NCCL_HOSTID=machine$1 bash -c 'training "$@"' _ "$2" cuda --set train.shards=2 "${@:3}"; }
+  as_rank 1 "$@" > "$out/second-rank.log" 2>&1 &
   second=$!
-  RANK=0 LOCAL_RANK=0 NCCL_HOSTID=first bash -c 'training ranks cuda --set train.shards=2' || code=$?
+  as_rank 0 "$@" || code=$?
   wait $second || code=$?
   return $code
 }
-export -f two_ranks
+same_ranks() { local a b; a=$(weights "$out/leaves") && b=$(weights "$out/$1") && [ "$a" = "$b" ] && echo "sha256 ${a:0:16}"; }
+export -f two_ranks same_ranks
 if [ $witness = 1 ]; then
   row 'two ranks through NCCL' SKIP 0 'scripts/witness.sh runs them'
 elif [ "$on" = cuda ] && grep -Eq '^PASS +NCCL +[0-9]' "$out/doctor.log"; then
   run 'one process, two leaves' 60 bash -c 'training leaves cuda --set train.shards=2'
-  run 'two ranks through NCCL' 90 bash -c two_ranks
-  run 'two ranks, equal bits' 10 bash -c 'set -e; a=$(weights $out/leaves); b=$(weights $out/ranks); [ "$a" = "$b" ]; echo "sha256 ${a:0:16}"'
+  run 'two ranks through NCCL' 90 bash -c 'two_ranks ranks'
+  run 'two ranks, equal bits' 10 bash -c 'same_ranks ranks'
+  run 'two ranks, sums within the backward pass' 90 bash -c 'two_ranks within --set distributed.overlap=true'
+  run 'the same, equal bits' 10 bash -c 'same_ranks within'
 else
   row 'two ranks through NCCL' SKIP 0 'needs a GPU and NCCL (doctor says whether it is there)'
 fi

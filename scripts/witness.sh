@@ -186,6 +186,8 @@ export light whole=$light
 witnessed 'one process, two leaves' 300 bash -c 'training leaves cuda --set train.shards=2 $whole'
 witnessed 'two ranks through NCCL' 400 bash -c 'ranks ranks $whole'
 run 'two ranks, equal bits' 10 bash -c 'same leaves ranks'
+witnessed 'two ranks, sums within the backward pass' 400 bash -c 'ranks within $whole --set distributed.overlap=true'
+run 'sums within the backward pass, equal bits' 10 bash -c 'same leaves within'
 run 'what crosses the bus' 800 bash -c crossing
 if command -v mpirun > /dev/null && mpirun --version | grep -q 'Open MPI'; then
   witnessed 'two ranks through NCCL, under MPI' 400 bash -c 'under_mpi both $whole'

@@ -9,14 +9,15 @@ from runs import builds, command, launcher, run, same, settings, trained
 METHODS = {
     "gems": "null_space.tokens=400 distributed.check_every=2",
     "gems-all": "null_space.side=output gems.gates.kind=learned gems.surgery=pcgrad optimizer.clip_norm=0.05 "
-                "optimizer.weight_decay=0.1 train.micro_batch_tokens=200 gems.refresh=sketch",
+                "optimizer.weight_decay=0.1 train.micro_batch_tokens=200 gems.refresh=sketch "
+                "distributed.overlap=true",
     "gems-heuristic": "gems.gates.kind=heuristic optimizer.norms=true optimizer.biases=true",
     "gems-metric": "null_space.side=metric null_space.pull=0.2 rehearsal.every=2 null_space.tokens=400",
     "galore": "gems.method=galore null_space.side=none",
     "lora": "gems.method=lora train.validate_every=3",
     "full": "gems.method=full null_space.side=none optimizer.embeddings=all",
     "rows": "gems.method=rows",
-    "absent": "train.batch=3 optimizer.weight_decay=0.1 null_space.side=none null_space.item_rows=0.0",
+    "absent": "train.batch=3 distributed.overlap=true optimizer.weight_decay=0.1 null_space.side=none null_space.item_rows=0.0",
     "semantic": "data.item_identity=semantic data.semantic.codes=4 data.semantic.levels=2 null_space.tokens=400",
 }
 

@@ -61,6 +61,10 @@ pub trait Backend: Send + Sync {
     fn event(&self) -> Result<cuda::driver::Event> {
         Ok(cuda::driver::Event::Host(std::time::Instant::now()))
     }
+    /// What is given to the device from now on comes after `event`, which may be of another stream. The host does not wait.
+    fn come_after(&self, _event: &cuda::driver::Event) -> Result<()> {
+        Ok(())
+    }
     /// Tells an external profiler (Nsight) that the steps worth looking at begin or end.
     fn profiler(&self, _on: bool) -> Result<()> {
         Ok(())

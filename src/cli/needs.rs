@@ -49,6 +49,7 @@ impl Planned<'_> {
                 0 | 1 => 0,
                 shards => ranks::world().leaves(shards).len().max(1),
             },
+            overlaps: ranks::world().wants_overlap(self.device),
         };
         let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(self.device))?;
         let mut memory = MemoryPlan::of(&run, &counting)?;

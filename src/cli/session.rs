@@ -123,7 +123,7 @@ impl Session {
             ));
         }
         let backend = open(&config)?;
-        ranks::world().limit(&config.distributed);
+        ranks::world().follow(&config.distributed);
         let base = PathBuf::from(&config.model.path);
         let mut phases = Phases::default();
         let data =
@@ -162,7 +162,7 @@ impl Session {
         let mut phases = Phases::default();
         let read = phases.time("reading the data", || run.data(&config, reads))?;
         let backend = super::device::open(&config, device)?;
-        ranks::world().limit(&config.distributed);
+        ranks::world().follow(&config.distributed);
         let parts = Parts { phases, read, codes: run.codes.clone(), chat: run.chat.clone() };
         let session = Self::assemble(config, parts, backend, memory)?;
         let tokenizer = session.vocabulary.fingerprint();

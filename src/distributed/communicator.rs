@@ -1,6 +1,9 @@
 //! The seam to what moves bytes between ranks.
 
+use crate::backend::cuda::driver::Event;
 use crate::backend::{Backend, Tensor};
+use crate::error::Result;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -23,6 +26,38 @@ pub struct Passage<'a> {
     pub parts: &'a Parts,
     /// Whose memory it is.
     pub at: &'a dyn Backend,
+}
+
+/// An exchange that was started and is not waited for by the host. Until it has landed the library may use the memory, so
+/// nothing else frees it.
+pub struct OnWay {
+    to: ManuallyDrop<Tensor>,
+    /// What is sent from, and when it has been.
+    from: Option<(ManuallyDrop<Tensor>, Event)>,
+}
+
+impl OnWay {
+    /// Numbers that `send` is read for and `to` is filled with until `arrived`.
+    pub fn started(send: Tensor, to: Tensor, arrived: Event) -> Self {
+        Self { to: ManuallyDrop::new(to), from: Some((ManuallyDrop::new(send), arrived)) }
+    }
+
+    /// Numbers that are there.
+    pub fn arrived(to: Tensor) -> Self {
+        Self { to: ManuallyDrop::new(to), from: None }
+    }
+
+    /// What arrived: the work that is given to `at` from now on comes after it.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn land(self, at: &dyn Backend) -> Result<Tensor> {
+        if let Some((send, arrived)) = self.from {
+            at.come_after(&arrived)?;
+            drop(ManuallyDrop::into_inner(send));
+        }
+        Ok(ManuallyDrop::into_inner(self.to))
+    }
 }
 
 /// Why bytes did not arrive. After any of these nothing more can be moved.
@@ -73,6 +108,21 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// As [`Communicator::gather`].
     fn exchange(&self, passage: Passage, patience: Duration) -> Moved<Tensor>;
+    /// Starts the same and does not wait for it, where the library can. All that was started is ended by one
+    /// [`Communicator::settle`].
+    ///
+    /// # Errors
+    /// As [`Communicator::gather`].
+    fn start(&self, passage: Passage, patience: Duration) -> Moved<OnWay> {
+        self.exchange(passage, patience).map(OnWay::arrived)
+    }
+    /// Waits until everything that was started has landed in the memory of `at`.
+    ///
+    /// # Errors
+    /// As [`Communicator::gather`], counted from the first start.
+    fn settle(&self, _at: &dyn Backend, _patience: Duration) -> Moved<()> {
+        Ok(())
+    }
     /// Ends in order, when all ranks do.
     fn leave(&self) {}
     /// Ends every rank that can be reached, and this process with `code`.

@@ -10,7 +10,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `world` | what the rest of the program calls: sums, shared results, agreement, errors |
+//! | `world` | what the rest of the program calls: sums, also of what is still computed, shared results, agreement, errors |
 //! | `word`, `tree`, `told` | what a rank says before an operation; the order of additions; an error on its way |
 //! | `communicator` | the seam to what moves bytes, and which memory it reaches |
 //! | `threads`, `mpi`, `nccl` | ranks as threads of one process; as processes under an MPI library, or with a GPU each under NCCL, opened at run time |
@@ -31,7 +31,7 @@ mod tree;
 mod word;
 mod world;
 
-pub use communicator::{Communicator, Failure, Moved, Parts, Passage};
+pub use communicator::{Communicator, Failure, Moved, OnWay, Parts, Passage};
 pub use launcher::{Launcher, Means};
 pub use mpi::{Mpi, found as found_mpi};
 pub use nccl::{Nccl, found as found_nccl};
@@ -39,4 +39,4 @@ pub use nccl_beside_mpi::NcclBesideMpi;
 pub use settings::DistributedSettings;
 pub use threads::Threads;
 pub use tree::{Tree, leaves_of};
-pub use world::{Costs, Member, World};
+pub use world::{Costs, Member, RunningSum, World};

@@ -1,7 +1,7 @@
 //! NCCL beside MPI: a launcher has brought MPI, and each rank has a GPU. What is in the memory of GPUs goes through NCCL,
 //! everything else through MPI, which also brings the ranks together for NCCL and says who is missing.
 
-use super::communicator::{Communicator, Failure, Moved, Passage};
+use super::communicator::{Communicator, Failure, Moved, OnWay, Passage};
 use super::mpi::Mpi;
 use super::nccl::{Functions, Nccl, UniqueId};
 use crate::backend::cuda::driver::Event;
@@ -24,6 +24,14 @@ impl NcclBesideMpi {
 
     fn nccl(&self) -> Option<&Nccl> {
         self.nccl.get().and_then(Option::as_ref)
+    }
+
+    /// NCCL cannot say who is missing; MPI can.
+    fn named(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Late(after) => Failure::Silent { ranks: self.mpi.roll_call(), after },
+            other => other,
+        }
     }
 
     /// Meets under NCCL, with the GPU of `at`, if all ranks can.
@@ -80,10 +88,19 @@ impl Communicator for NcclBesideMpi {
         let Some(nccl) = self.nccl().filter(|_| passage.at.info().launches_kernels()) else {
             return self.mpi.exchange(passage, patience);
         };
-        nccl.exchange(passage, patience).map_err(|failure| match failure {
-            Failure::Late(after) => Failure::Silent { ranks: self.mpi.roll_call(), after },
-            other => other,
-        })
+        nccl.exchange(passage, patience).map_err(|failure| self.named(failure))
+    }
+
+    fn start(&self, passage: Passage, patience: Duration) -> Moved<OnWay> {
+        let Some(nccl) = self.nccl().filter(|_| passage.at.info().launches_kernels()) else {
+            return self.mpi.start(passage, patience);
+        };
+        nccl.start(passage, patience).map_err(|failure| self.named(failure))
+    }
+
+    fn settle(&self, at: &dyn Backend, patience: Duration) -> Moved<()> {
+        let nccl = self.nccl().filter(|_| at.info().launches_kernels());
+        nccl.map_or(Ok(()), |nccl| nccl.settle(at, patience)).map_err(|failure| self.named(failure))
     }
 
     fn leave(&self) {

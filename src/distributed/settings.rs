@@ -14,13 +14,16 @@ pub struct DistributedSettings {
     /// The same where one rank works and others wait, or shares differ: files, evaluation, the knowledge basis.
     #[schemars(range(min = 1))]
     pub phase_timeout_s: u64,
+    /// Whether gradients leave for their sum while the last pass of a step still goes backward (null: those on GPUs, where
+    /// ranks are on several machines and the way between them is long).
+    pub overlap: Option<bool>,
     /// Steps between two checks that all ranks hold the same numbers, to the bit (0: never).
     pub check_every: u64,
 }
 
 impl Default for DistributedSettings {
     fn default() -> Self {
-        Self { timeout_s: 30, phase_timeout_s: 600, check_every: 100 }
+        Self { timeout_s: 30, phase_timeout_s: 600, overlap: None, check_every: 100 }
     }
 }
 

@@ -20,11 +20,14 @@ pub(super) struct Node<V> {
     pub values: V,
 }
 
+/// Whether a sum and the one at `(level, index)` are halves of one.
+fn are_halves<V>(left: &Node<V>, (level, index): (u32, usize)) -> bool {
+    left.level == level && left.index.is_multiple_of(2) && left.index + 1 == index
+}
+
 /// Appends the next sum to those before it: whole subtrees are merged as soon as they can be.
 fn append<V>(nodes: &mut Vec<Node<V>>, mut node: Node<V>, add: impl Fn(V, V) -> Result<V>) -> Result<()> {
-    while let Some(left) =
-        nodes.pop_if(|top| top.level == node.level && top.index % 2 == 0 && top.index + 1 == node.index)
-    {
+    while let Some(left) = nodes.pop_if(|top| are_halves(top, (node.level, node.index))) {
         let values = add(left.values, node.values)?;
         node = Node { level: left.level + 1, index: left.index / 2, values };
     }
@@ -61,6 +64,35 @@ impl Tree {
     /// The device.
     pub fn push(&mut self, leaf: usize, values: Tensor) -> Result<()> {
         self.push_node(Node { level: 0, index: leaf, values })
+    }
+
+    /// Adds the last leaf, whose numbers are still to come: some at a time they are put into [`Tree::last`] and merged by
+    /// [`Tree::merge`].
+    pub fn push_open(&mut self, leaf: usize, values: Tensor) {
+        self.nodes.push(Node { level: 0, index: leaf, values });
+    }
+
+    /// The last leaf's numbers.
+    pub fn last(&mut self) -> Option<&mut Tensor> {
+        self.nodes.last_mut().map(|node| &mut node.values)
+    }
+
+    /// Does with `columns` of the last leaf what [`Tree::push`] does with all of them; the sums of these that are left.
+    pub(super) fn merge(&mut self, columns: Range<usize>) -> Result<Vec<Node<Mat<'_>>>> {
+        let last = self.nodes.len().saturating_sub(1);
+        let mut place = self.nodes.last().map_or((0, 0), |leaf| (leaf.level, leaf.index));
+        let mut kept = last;
+        while kept > 0 && are_halves(&self.nodes[kept - 1], place) {
+            place = (place.0 + 1, place.1 / 2);
+            let (left, right) = self.nodes.split_at_mut(kept);
+            let to = left[kept - 1].values.mat_mut().col_range(columns.clone());
+            self.backend.axpy(1.0, right[0].values.mat().col_range(columns.clone()), to)?;
+            kept -= 1;
+        }
+        let mut left = self.nodes(columns);
+        left.truncate(kept + 1);
+        left.iter_mut().skip(kept).for_each(|node| (node.level, node.index) = place);
+        Ok(left)
     }
 
     pub(super) fn push_node(&mut self, node: Node<Tensor>) -> Result<()> {

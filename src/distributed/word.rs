@@ -10,11 +10,20 @@ pub(super) enum Operation {
     Share,
     Sum,
     Leave,
+    Summed,
 }
 
 impl Operation {
-    const ALL: [Self; 7] =
-        [Self::Meet, Self::Compare, Self::Agree, Self::Decide, Self::Share, Self::Sum, Self::Leave];
+    const ALL: [Self; 8] = [
+        Self::Meet,
+        Self::Compare,
+        Self::Agree,
+        Self::Decide,
+        Self::Share,
+        Self::Sum,
+        Self::Leave,
+        Self::Summed,
+    ];
 
     /// For people.
     pub fn name(self) -> &'static str {
@@ -25,6 +34,7 @@ impl Operation {
             Self::Decide => "a decision",
             Self::Share => "the exchange of results",
             Self::Sum => "the sum of gradients",
+            Self::Summed => "the end of the sum of gradients",
             Self::Leave => "the end",
         }
     }

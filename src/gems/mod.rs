@@ -58,6 +58,7 @@ pub use gram::{Competition, LayerReport};
 pub use knowledge::{
     Knowledge, Moment, Protection, Space, Spectrum, Sums, WHOLE, protected, sketch_rows, test_matrix,
 };
+pub use leaves::LeafLayout;
 pub use linalg::{RowSpace, row_space, symmetric_eigen, transpose};
 pub use master::NullSpace;
 pub use method::MethodSettings;
@@ -182,22 +183,6 @@ impl Optimizer {
         let losses = self.gram.losses();
         let out = self.gram.values.mat_mut().col_range(losses).reshape(self.tasks, 1);
         self.backend.run(ColumnSums { dy: nll, sums: PerSegment { segments, out } })
-    }
-
-    /// The step's gradients and losses, all that its update depends on. Whoever takes them between the last pass and
-    /// [`Optimizer::step`] may change them, as by a sum over machines: their inner products are then taken anew.
-    pub fn leaves(&mut self) -> Result<Vec<MatMut<'_>>> {
-        self.taken = true;
-        self.dense.iter_mut().flatten().try_for_each(DenseParameter::finish)?;
-        let losses = self.gram.losses();
-        let mut leaves = vec![self.gram.values.mat_mut().col_range(losses)];
-        leaves.extend(self.adapters.iter_mut().flatten().flat_map(|a| a.leaves()));
-        if self.passes == 0 {
-            // Nothing was observed: what is there is of the step before.
-            leaves.iter_mut().try_for_each(|leaf| self.backend.fill(leaf.reborrow(), 0.0))?;
-        }
-        leaves.extend(self.dense.iter_mut().flatten().flat_map(DenseParameter::leaves));
-        Ok(leaves)
     }
 
     /// One step on the gradients that were observed (GEMS, algorithm 1). Nothing changes when a loss or a gradient is

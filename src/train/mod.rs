@@ -2,6 +2,7 @@
 
 mod batches;
 pub mod checkpoint;
+mod departing;
 mod knowledge;
 mod plan;
 mod record;

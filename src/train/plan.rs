@@ -4,7 +4,7 @@
 
 use super::{Averaging, Rehearsal, gradients, largest_knowledge, needs_basis, probe, rehearse};
 use crate::backend::{Backend, Mat};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gems::{Knowledge, MethodSettings, Optimizer, StepInput};
 use crate::layers::{LinearGradient, Tap, Want};
 use crate::model::{Architecture, Batch, Model};
@@ -44,6 +44,8 @@ pub struct PlannedRun<'a> {
     pub checkpointing: bool,
     /// Leaves that a rank computes; 0 where a step is not cut into leaves.
     pub leaves: usize,
+    /// Whether the last of them leaves while it is computed.
+    pub overlaps: bool,
 }
 
 impl MemoryPlan {
@@ -84,7 +86,10 @@ impl MemoryPlan {
             let gradients = |tuner: &mut Optimizer| {
                 gradients(model, tuner, run.batches, Averaging::Labels, run.checkpointing).map(drop)
             };
-            if run.leaves == 0 { gradients(tuner) } else { in_leaves(tuner, run.leaves, tasks, gradients) }
+            match run.leaves {
+                0 => gradients(tuner),
+                leaves => in_leaves(tuner, (leaves, run.overlaps), tasks, gradients),
+            }
         };
         probe(&mut model, &mut tuner, &mut pass)?;
         let input = StepInput { labels: vec![1; tasks], counts: vec![1.0; tasks], ..StepInput::default() };
@@ -103,14 +108,17 @@ impl MemoryPlan {
 /// The gradients of the last of some leaves, with the sums of those before it, and the sum over all ranks.
 fn in_leaves(
     tuner: &mut Optimizer,
-    leaves: usize,
+    (leaves, overlaps): (usize, bool),
     tasks: usize,
     gradients: impl FnOnce(&mut Optimizer) -> Result<()>,
 ) -> Result<()> {
     let before = tuner.begin_leaves(&vec![1; tasks])?;
     let _sums = (0..leaves.ilog2()).map(|_| tuner.take_leaf(&[])).collect::<Result<Vec<_>>>()?;
+    let last_and_whole =
+        |tuner: &mut Optimizer| Ok::<_, Error>((tuner.take_leaf(&[])?, tuner.take_leaf(&[])?));
+    let early = if overlaps { Some(last_and_whole(tuner)?) } else { None };
     gradients(tuner)?;
-    let (_last, whole) = (tuner.take_leaf(&[])?, tuner.take_leaf(&[])?);
+    let (_last, whole) = early.map_or_else(|| last_and_whole(tuner), Ok)?;
     tuner.put_sum(whole.mat(), before.mat())
 }
 

@@ -4,9 +4,10 @@
 //! [`Optimizer::step`].
 
 use super::batches::{Averaging, StepData};
+use super::departing::Departing;
 use super::rehearsal::Rehearsal;
 use crate::backend::{Backend, DType, Dots, Mat, Tensor};
-use crate::distributed::{Tree, World};
+use crate::distributed::{RunningSum, Tree, World};
 use crate::error::Result;
 use crate::gems::{
     DenseRole, Embeddings, Knowledge, MethodSettings, Optimizer, OptimizerSettings, RefreshReport, Scales,
@@ -131,34 +132,97 @@ pub fn gradients_in_leaves(
     (world, shards): (&World, usize),
 ) -> Result<Leaves> {
     let be = Arc::clone(&model.backend);
+    let overlaps = world.overlaps(&*be)?;
     let before = tuner.begin_leaves(&data.labels)?;
-    let scales = Scales::of(&data.labels);
+    let passes = Passes { model, whole: Scales::of(&data.labels), averaging, checkpointing };
     let own = world.leaves(shards);
-    let (mut tree, mut start) = (Tree::new(&be), 0);
-    let mut finite = Vec::new();
+    let (mut tree, mut start, mut finite) = (Tree::new(&be), 0, Vec::new());
+    let mut running = None;
     for (leaf, end) in own.clone().zip(&data.leaves) {
         tuner.begin_leaf()?;
-        for batch in &data.batches[start..*end] {
-            let scales = match averaging {
-                Averaging::Labels => scales.clone(),
-                Averaging::Passes => Scales::of(&batch.labels.per_task()),
-            };
-            let nll = micro_step(model, tuner, batch, scales, checkpointing)?;
-            tuner.observe_losses(nll.mat(), &batch.labels.segments)?;
-        }
-        start = *end;
+        let batches = &data.batches[std::mem::replace(&mut start, *end)..*end];
         // Counts below 2^24 are exact.
         let counted = if leaf == own.start { [data.tokens, data.shortened] } else { [0, 0] };
-        let values = tuner.take_leaf(&counted.map(|n| n as f32))?;
+        let beside = counted.map(|n| n as f32);
+        if overlaps && leaf + 1 == own.end {
+            let tree = std::mem::replace(&mut tree, Tree::new(&be));
+            let (sum, squares) = passes.departing(tuner, batches, &beside, tree, (world, shards))?;
+            finite.push(squares);
+            running = Some(sum);
+            continue;
+        }
+        batches.iter().try_for_each(|batch| passes.run(tuner, batch))?;
+        let values = tuner.take_leaf(&beside)?;
         finite.push(squares(&*be, values.mat())?);
         tree.push(leaf, values)?;
     }
-    let sum = world.sum(shards, tree)?;
+    let sum = running.map_or_else(|| world.sum(shards, tree), RunningSum::finish)?;
     tuner.put_sum(sum.mat(), before.mat())?;
     let counted = be.download(sum.mat().col_range(sum.cols() - 2..sum.cols()))?;
     (data.tokens, data.shortened) = (counted[0] as usize, counted[1] as usize);
     let finite = finite.iter().map(|s| be.download(s.mat())).collect::<Result<Vec<_>>>()?.concat();
     Ok(Leaves { labels: data.labels.clone(), finite: finite.iter().all(|s| s.is_finite()) })
+}
+
+/// Passes of a step.
+struct Passes<'a> {
+    model: &'a Model,
+    /// Of the whole step.
+    whole: Scales,
+    averaging: Averaging,
+    checkpointing: bool,
+}
+
+impl Passes<'_> {
+    fn scales(&self, batch: &Batch) -> Scales {
+        match self.averaging {
+            Averaging::Labels => self.whole.clone(),
+            Averaging::Passes => Scales::of(&batch.labels.per_task()),
+        }
+    }
+
+    fn run(&self, tuner: &mut Optimizer, batch: &Batch) -> Result<()> {
+        let nll = micro_step(self.model, tuner, batch, self.scales(batch), self.checkpointing)?;
+        tuner.observe_losses(nll.mat(), &batch.labels.segments)
+    }
+
+    /// The passes of this rank's last leaf, whose gradients leave during the last of them; the sum that they have left for,
+    /// and the squares of the leaf.
+    fn departing<'w>(
+        &self,
+        tuner: &mut Optimizer,
+        batches: &[Batch],
+        beside: &[f32],
+        mut tree: Tree,
+        (world, shards): (&'w World, usize),
+    ) -> Result<(RunningSum<'w>, Tensor)> {
+        let (model, be) = (self.model, &*self.model.backend);
+        let (last, before) =
+            batches.split_last().map_or((None, batches), |(last, before)| (Some(last), before));
+        before.iter().try_for_each(|batch| self.run(tuner, batch))?;
+        let forward = last.map(|batch| {
+            tuner.begin_pass(self.scales(batch));
+            model.forward(batch, self.checkpointing, Some(&*tuner))
+        });
+        let forward = forward.transpose()?;
+        let layout = tuner.leaf_layout(beside.len());
+        tree.push_open(world.leaves(shards).end - 1, be.alloc(1, layout.rest.end, DType::F32)?);
+        let mut departing = Departing::new(tuner, world.begin_sum(shards, tree)?, layout);
+        let backward = |departing: &mut Departing| {
+            if let (Some(batch), Some(forward)) = (last, forward) {
+                let nll = model.backward(forward, departing)?;
+                departing.tuner().observe_losses(nll.mat(), &batch.labels.segments)?;
+            }
+            departing.finish(beside)
+        };
+        if let Err(error) = backward(&mut departing) {
+            departing.abandon();
+            return Err(error);
+        }
+        let mut sum = departing.sum();
+        let squares = squares(be, sum.last()?.as_mat())?;
+        Ok((sum, squares))
+    }
 }
 
 /// The squared norms of a leaf's numbers, a million at a time: finite where they are.

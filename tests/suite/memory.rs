@@ -162,6 +162,7 @@ fn plans_are_near_the_peak(families: &[&str]) {
                         text_length: TEXT,
                         checkpointing,
                         leaves: 0,
+                        overlaps: false,
                     };
                     // Item rows alone need a basis too: without one they are not projected, and take no memory.
                     let mut without = (*settings).clone();
@@ -221,6 +222,7 @@ fn the_memory_plan_of_weights_in_less_than_f32() {
                 text_length: TEXT,
                 checkpointing,
                 leaves: 0,
+                overlaps: false,
             };
             let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(cpu.info())).unwrap();
             let plan = MemoryPlan::of(&run, &counting).unwrap();
@@ -311,6 +313,7 @@ fn a_base_of_8b_in_codes_tunes_within_12_gb() {
             text_length: TEXT,
             checkpointing: true,
             leaves: 0,
+            overlaps: false,
         };
         let counting = dry_run(DType::BF16);
         let plan = MemoryPlan::of(&run, &counting).unwrap();

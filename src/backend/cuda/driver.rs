@@ -50,6 +50,10 @@ pub trait Driver: Send + Sync {
     fn event(&self) -> Result<Event> {
         self.inner().map_or_else(|| Ok(Event::Host(Instant::now())), |inner| inner.event())
     }
+    /// Work that is given from now on comes after `event`. The host does not wait.
+    fn come_after(&self, event: &Event) -> Result<()> {
+        self.inner().map_or(Ok(()), |inner| inner.come_after(event))
+    }
     /// How much of the device's memory is left, and who else uses it, in words.
     fn memory_report(&self) -> Option<String> {
         self.inner()?.memory_report()

@@ -182,6 +182,9 @@ impl Backend for Cuda {
     fn event(&self) -> Result<driver::Event> {
         self.driver.event()
     }
+    fn come_after(&self, event: &driver::Event) -> Result<()> {
+        self.driver.come_after(event)
+    }
     fn profiler(&self, on: bool) -> Result<()> {
         self.driver.profiler(on)
     }

@@ -139,6 +139,7 @@ impl Subject {
             text_length: self.config.data.general_length,
             checkpointing: self.config.train.activation_checkpointing,
             leaves: 0,
+            overlaps: false,
         };
         let counting: Arc<dyn Backend> = Cuda::open(DeviceSpec::counting(self.model.backend.info()))?;
         MemoryPlan::of(&run, &counting)

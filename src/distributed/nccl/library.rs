@@ -50,7 +50,7 @@ pub const IN_PROGRESS: Code = 7;
 pub const BYTE: c_int = 1;
 pub const FLOAT: c_int = 7;
 
-type Simple = unsafe extern "C" fn(Handle) -> Code;
+pub type Simple = unsafe extern "C" fn(Handle) -> Code;
 type Plain = unsafe extern "C" fn() -> Code;
 type Identify = unsafe extern "C" fn(*mut UniqueId) -> Code;
 type Initialize = unsafe extern "C" fn(*mut Handle, c_int, UniqueId, c_int, *mut Settings) -> Code;

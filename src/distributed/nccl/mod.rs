@@ -2,9 +2,10 @@
 //! device memory on a stream of its own. Numbers that are computed on that GPU stay there. Calls do not block, and all of
 //! them are watched by a deadline. NCCL cannot say who is missing.
 
+mod ending;
 mod library;
 
-use super::communicator::{Communicator, Failure, Moved, Parts, Passage};
+use super::communicator::{Communicator, Failure, Moved, OnWay, Parts, Passage};
 use super::exit;
 use super::launcher::Launcher;
 use crate::backend::cuda::driver::Event;
@@ -12,9 +13,9 @@ use crate::backend::cuda::{driver_present, explain};
 use crate::backend::{Backend, Tensor};
 use crate::error::{Error, Kind, Result};
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError};
+use ending::{Ending, Watch};
 use library::{BYTE, FLOAT, Handle, IN_PROGRESS, Settings};
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,9 @@ pub struct Nccl {
     rank: usize,
     size: usize,
     communicator: Handle,
-    /// Whether the communicator was given up.
-    is_given_up: AtomicBool,
+    ending: Arc<Ending>,
+    /// What is under way and not waited for.
+    watch: Mutex<Option<Watch>>,
     stream: Arc<CudaStream>,
     /// Device memory that is sent, and received into.
     places: Mutex<[Option<CudaSlice<u8>>; 2]>,
@@ -90,11 +92,12 @@ impl Nccl {
     fn over(functions: Functions, (rank, size): (usize, usize), stream: Arc<CudaStream>) -> Self {
         Self {
             name: format!("NCCL {}", functions.found.version),
+            ending: Arc::new(Ending::of(functions.abort)),
+            watch: Mutex::default(),
             functions,
             rank,
             size,
             communicator: std::ptr::null_mut(),
-            is_given_up: AtomicBool::new(false),
             stream,
             places: Mutex::default(),
         }
@@ -107,6 +110,7 @@ impl Nccl {
         // SAFETY: places for a communicator and for settings of the size they say; the device's context is current.
         let code = unsafe { (self.functions.initialize)(&mut made, size, id, rank, &mut settings) };
         self.communicator = made;
+        self.ending.of_communicator(made);
         self.functions.check(code, made)?;
         self.begun(Instant::now(), MEETING)
     }
@@ -141,20 +145,9 @@ impl Nccl {
         Ok(())
     }
 
-    /// Ends what is under way: a stream that waits for a dead rank keeps the device from ever being idle, and so everybody
-    /// who frees memory. The library gets some time for it.
+    /// Ends what is under way.
     pub(super) fn give_up(&self) {
-        if self.is_given_up.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let (abort, communicator) = (self.functions.abort, self.communicator as usize);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            // SAFETY: may be called at any time, by any thread; nothing of the communicator is used afterwards.
-            unsafe { abort(communicator as Handle) };
-            let _ = sender.send(());
-        });
-        let _ = receiver.recv_timeout(exit::ENDING);
+        self.ending.give_up();
     }
 
     /// Takes `own` through device memory: `ask` says what the library is to do with the addresses of what was sent and of
@@ -166,7 +159,7 @@ impl Nccl {
         patience: Duration,
         ask: impl FnOnce(u64, u64) -> Moved<()>,
     ) -> Moved<Vec<u8>> {
-        self.is_alive()?;
+        self.ending.has_not_come()?;
         let start = Instant::now();
         self.stream.context().bind_to_thread().map_err(driver)?;
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,21 +178,20 @@ impl Nccl {
         Ok(all)
     }
 
-    fn is_alive(&self) -> Moved<()> {
-        match self.is_given_up.load(Ordering::SeqCst) {
-            true => Err(Failure::Library("the communicator was given up".into())),
-            false => Ok(()),
-        }
-    }
-
     /// Waits until what was asked for is done. A copy to the host would wait for ever: it comes after this, which is under
     /// the deadline.
     fn arrived(&self, start: Instant, patience: Duration) -> Moved<()> {
         self.begun(start, patience)?;
         let arrived = self.stream.record_event(None).map_err(driver)?;
+        self.reached(&arrived, start, patience)
+    }
+
+    /// Waits until a stream has come to `point`.
+    fn reached(&self, point: &CudaEvent, start: Instant, patience: Duration) -> Moved<()> {
         self.watch(start, patience, || {
+            self.ending.has_not_come()?;
             self.functions.is_ready(self.communicator)?;
-            arrived.try_is_complete().map_err(driver)
+            point.try_is_complete().map_err(driver)
         })
     }
 
@@ -211,21 +203,36 @@ impl Nccl {
         }
     }
 
-    /// Exchanges within the memory of this GPU, when everything that was computed before is there.
+    /// Starts an exchange within the memory of this GPU, after everything that was computed before; returns when that will
+    /// be done.
     fn directly(
         &self,
         parts: &Parts,
         (from, to): (u64, u64),
         at: &dyn Backend,
-        patience: Duration,
-    ) -> Moved<()> {
-        self.is_alive()?;
-        let start = Instant::now();
+        (start, patience): (Instant, Duration),
+    ) -> Moved<CudaEvent> {
+        self.ending.has_not_come()?;
         let computed =
             self.point_of(at).ok_or_else(|| Failure::Library("this is no memory of its GPU".into()))?;
         self.stream.wait(&computed).map_err(driver)?;
         self.parts(parts, from, to)?;
-        self.arrived(start, patience)
+        self.begun(start, patience)?;
+        self.stream.record_event(None).map_err(driver)
+    }
+
+    /// Since when something is under way that the host does not wait for: a watch ends it if nobody else does.
+    fn since(&self, patience: Duration) -> Instant {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.get_or_insert_with(|| Watch::over(&self.ending, patience)).since
+    }
+
+    /// What failed leaves memory that the library may still use: it is never freed.
+    fn forgotten<T>(&self, failure: Failure, memory: (Tensor, Tensor)) -> Moved<T> {
+        // Only then is the memory nobody's; and where the library does not end in time, never.
+        self.give_up();
+        std::mem::forget(memory);
+        Err(failure)
     }
 
     /// A place of at least so many bytes.
@@ -305,7 +312,11 @@ impl Communicator for Nccl {
     fn exchange(&self, passage: Passage, patience: Duration) -> Moved<Tensor> {
         let Passage { send, mut to, parts, at } = passage;
         let done = match (send.address(), to.address(), send.host()) {
-            (Some(from), Some(into), _) => self.directly(parts, (from, into), at, patience),
+            (Some(from), Some(into), _) => {
+                let start = Instant::now();
+                let arrived = self.directly(parts, (from, into), at, (start, patience));
+                arrived.and_then(|arrived| self.reached(&arrived, start, patience))
+            }
             (_, _, Some(values)) => {
                 let bytes = 4 * to.len();
                 let ask = |from, to| self.parts(parts, from, to);
@@ -314,13 +325,32 @@ impl Communicator for Nccl {
             }
             _ => Err(Failure::Library("it was given what it does not reach".into())),
         };
-        if let Err(failure) = done {
-            // Only then is the memory nobody's; and where the library does not end in time, never.
-            self.give_up();
-            std::mem::forget((send, to));
-            return Err(failure);
+        match done {
+            Ok(()) => Ok(to),
+            Err(failure) => self.forgotten(failure, (send, to)),
         }
-        Ok(to)
+    }
+
+    fn start(&self, passage: Passage, patience: Duration) -> Moved<OnWay> {
+        let Passage { send, to, parts, at } = passage;
+        let (Some(from), Some(into)) = (send.address(), to.address()) else {
+            return self.exchange(Passage { send, to, parts, at }, patience).map(OnWay::arrived);
+        };
+        match self.directly(parts, (from, into), at, (self.since(patience), patience)) {
+            Ok(arrived) => Ok(OnWay::started(send, to, Event::Device(arrived))),
+            Err(failure) => self.forgotten(failure, (send, to)),
+        }
+    }
+
+    fn settle(&self, at: &dyn Backend, patience: Duration) -> Moved<()> {
+        let Some(since) = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| w.since)
+        else {
+            return Ok(());
+        };
+        let landed = self.point_of(at).ok_or_else(|| Failure::Library("this is no memory of its GPU".into()));
+        landed.and_then(|landed| self.reached(&landed, since, patience)).inspect_err(|_| self.give_up())?;
+        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
     }
 
     fn leave(&self) {

@@ -1,6 +1,7 @@
 //! All ranks, as one of them sees them: who they are, and what each says before anything is done together.
 
 mod ending;
+mod running_sum;
 mod sums;
 mod together;
 
@@ -12,6 +13,8 @@ use crate::backend::Backend;
 use crate::error::Result;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use running_sum::RunningSum;
 
 /// How long ranks that all have an error wait for each other to print it.
 const PRINTING: Duration = Duration::from_secs(2);
@@ -62,6 +65,8 @@ struct State {
     costs: Costs,
     /// Limits within a step, and of a phase.
     limits: (Duration, Duration),
+    /// As the settings say.
+    overlap: Option<bool>,
     end: Option<End>,
 }
 
@@ -85,7 +90,7 @@ impl World {
     fn of(link: Option<Box<dyn Communicator>>, (rank, size): (usize, usize)) -> Self {
         let limits = DistributedSettings::default().limits();
         let (since, costs) = (Instant::now(), Costs::default());
-        let state = State { number: 0, step: 0, since, costs, limits, end: None };
+        let state = State { number: 0, step: 0, since, costs, limits, overlap: None, end: None };
         Self { link, rank, size, members: Vec::new(), host: OnceLock::new(), state: Mutex::new(state) }
     }
 
@@ -109,7 +114,7 @@ impl World {
             member.pid = lines.next().and_then(|pid| pid.parse().ok()).unwrap_or(0);
             versions.push(lines.next().unwrap_or("?").to_string());
         }
-        world.limit(&DistributedSettings::default());
+        world.follow(&DistributedSettings::default());
         world.same("the version of this program", &versions[world.rank])?;
         Ok(world)
     }
@@ -163,9 +168,10 @@ impl World {
         self.state().end == Some(End::Late)
     }
 
-    /// Takes over the settings' limits.
-    pub fn limit(&self, settings: &DistributedSettings) {
-        self.state().limits = settings.limits();
+    /// Takes over the settings.
+    pub fn follow(&self, settings: &DistributedSettings) {
+        let mut state = self.state();
+        (state.limits, state.overlap) = (settings.limits(), settings.overlap);
     }
     fn limit_for(&self, limit: Duration) {
         self.state().limits = (limit, limit);

@@ -6,7 +6,7 @@
 
 use super::{Costs, Member, Said, World};
 use crate::backend::{Backend, DType, Mat, Tensor, cpu::Cpu};
-use crate::distributed::communicator::{Communicator, Parts, Passage};
+use crate::distributed::communicator::{Communicator, OnWay, Parts, Passage};
 use crate::distributed::tree::{Node, Tree, leaves_of, moved_between, shape};
 use crate::distributed::word::Operation;
 use crate::error::Result;
@@ -16,24 +16,31 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Numbers of a sum that are exchanged at a time (16 MB).
-const PIECE: usize = 4 << 20;
+pub(super) const PIECE: usize = 4 << 20;
 
 /// Ranks that exchange with each other, this one among them.
-struct Circle {
-    ranks: Vec<usize>,
+pub(super) struct Circle {
+    pub ranks: Vec<usize>,
     /// Level and number of the sums that each brings.
     shapes: Vec<Vec<(u32, usize)>>,
 }
 
+/// What is about to be exchanged.
+pub(super) struct Shipment {
+    send: Tensor,
+    to: Tensor,
+    parts: Parts,
+}
+
 /// A sum on its way.
-struct Summing<'a> {
-    world: &'a World,
-    link: &'a dyn Communicator,
-    at: &'a Arc<dyn Backend>,
+pub(super) struct Summing<'a> {
+    pub world: &'a World,
+    pub link: &'a dyn Communicator,
+    pub at: Arc<dyn Backend>,
     /// First those of a machine, if that is apart, then those of all machines.
-    circles: Vec<Circle>,
-    limit: Duration,
-    moved: Costs,
+    pub circles: Vec<Circle>,
+    pub limit: Duration,
+    pub moved: Costs,
 }
 
 impl World {
@@ -46,32 +53,41 @@ impl World {
         let Some(link) = self.link.as_deref() else { return own.close() };
         let (limit, n, home) = (self.state().limits.0, own.width(), Arc::clone(own.backend()));
         let mut whole = home.alloc(1, n, DType::F32)?;
-        // Who still computes does not wait for others, and they wait for it.
-        home.synchronize()?;
-        self.announce(
-            Operation::Sum,
-            Said { size: (n as u64) << 16 ^ shards as u64, ..Said::within(limit) },
-        )?;
-        let start = Instant::now();
+        let start = self.meet_for_sum(&*home, n, shards)?;
         let reached = link.reaches(&*home, limit).map_err(|f| self.broken(Operation::Sum, f))?;
         let own = if reached { own } else { own.moved_to(&self.host()?)? };
-        let (at, circles) = (&Arc::clone(own.backend()), self.circles(shards));
+        let (at, circles) = (Arc::clone(own.backend()), self.circles(shards));
+        let is_home = Arc::ptr_eq(&at, &home);
         let mut summing = Summing { world: self, link, at, circles, limit, moved: Costs::default() };
-        let is_home = Arc::ptr_eq(at, &home);
         for from in (0..n).step_by(PIECE) {
             let piece = from..(from + PIECE).min(n);
             let mut sum = summing.through(0, &own.nodes(piece.clone()))?;
             if !is_home {
-                sum = moved_between(&**at, &sum, &*home)?;
+                sum = moved_between(&*summing.at, &sum, &*home)?;
             }
             home.copy(sum.mat().col_range(0..piece.len()), whole.mat_mut().col_range(piece))?;
         }
-        let mut state = self.state();
-        state.costs.bytes += summing.moved.bytes;
-        state.costs.outside += summing.moved.outside;
-        state.costs.exchange += start.elapsed();
-        state.since = Instant::now();
+        self.spent(Costs { exchange: start.elapsed(), ..summing.moved });
         Ok(whole)
+    }
+
+    /// Waits for what is computed in `home`, and for the other ranks, who are about to sum as many numbers.
+    pub(super) fn meet_for_sum(&self, home: &dyn Backend, n: usize, shards: usize) -> Result<Instant> {
+        // Who still computes does not wait for others, and they wait for it.
+        home.synchronize()?;
+        let limit = self.state().limits.0;
+        let said = Said { size: (n as u64) << 16 ^ shards as u64, ..Said::within(limit) };
+        self.announce(Operation::Sum, said)?;
+        Ok(Instant::now())
+    }
+
+    /// Adds to what sums have cost.
+    pub(super) fn spent(&self, costs: Costs) {
+        let mut state = self.state();
+        state.costs.bytes += costs.bytes;
+        state.costs.outside += costs.outside;
+        state.costs.exchange += costs.exchange;
+        state.since = Instant::now();
     }
 
     /// The processor and its memory: where leaves are added up that the communicator does not reach, or that a GPU has no
@@ -99,51 +115,71 @@ impl World {
     }
 
     /// Who exchanges with whom, one after the other, and what each brings.
-    fn circles(&self, shards: usize) -> Vec<Circle> {
-        let held = |ranks: Range<usize>| {
-            let leaves = |rank| leaves_of(rank, self.size, shards);
-            shape(leaves(ranks.start).start..leaves(ranks.end - 1).end)
-        };
-        let alone = |ranks: Vec<usize>| Circle {
-            shapes: ranks.iter().map(|rank| held(*rank..rank + 1)).collect(),
-            ranks,
-        };
-        let Some(here) = self.per_machine() else { return vec![alone((0..self.size).collect())] };
+    pub(super) fn circles(&self, shards: usize) -> Vec<Circle> {
+        let Some(here) = self.per_machine() else { return vec![self.circle(0..self.size, shards)] };
         let (first, local) = (self.rank / here * here, self.rank % here);
         let machines = (0..self.size).step_by(here);
         let between = Circle {
             ranks: machines.clone().map(|first| first + local).collect(),
-            shapes: machines.map(|first| held(first..first + here)).collect(),
+            shapes: machines.map(|first| self.held(first..first + here, shards)).collect(),
         };
-        vec![alone((first..first + here).collect()), between]
+        vec![self.circle(first..first + here, shards), between]
+    }
+
+    /// Ranks that bring what each has.
+    fn circle(&self, ranks: Range<usize>, shards: usize) -> Circle {
+        let shapes = ranks.clone().map(|rank| self.held(rank..rank + 1, shards)).collect();
+        Circle { ranks: ranks.collect(), shapes }
+    }
+
+    /// Level and number of the sums that these ranks hold together.
+    fn held(&self, ranks: Range<usize>, shards: usize) -> Vec<(u32, usize)> {
+        let leaves = |rank| leaves_of(rank, self.size, shards);
+        shape(leaves(ranks.start).start..leaves(ranks.end - 1).end)
     }
 }
 
 impl Summing<'_> {
     /// The sum of a piece over circle number `circle` and those after it: `[1 x n]` at least, of which the first n count.
     fn through(&mut self, circle: usize, own: &[Node<Mat<'_>>]) -> Result<Tensor> {
-        let n = own.first().map_or(0, |node| node.values.cols);
-        let width = n.div_ceil(self.circles[circle].ranks.len());
-        let tree = self.slice(circle, own, width)?;
+        let width = self.width(circle, own);
+        let scattered = self.scattered(circle, own)?;
+        let received = self.exchange(scattered)?;
+        let tree = self.merged(circle, &received, width)?;
         let slice = match circle + 1 == self.circles.len() {
             true => tree.close()?,
             false => self.through(circle + 1, &tree.nodes(0..width))?,
         };
-        let count = self.circles[circle].ranks.len();
-        self.exchange(circle, slice, &vec![0..width; count], &vec![width; count])
+        let gathered = self.gathered(circle, slice, width)?;
+        self.exchange(gathered)
     }
 
-    /// This rank's slice of what all of a circle hold, merged as far as it can be.
-    fn slice(&mut self, circle: usize, own: &[Node<Mat<'_>>], width: usize) -> Result<Tree> {
+    /// How long a circle's slices of a piece are.
+    pub(super) fn width(&self, circle: usize, own: &[Node<Mat<'_>>]) -> usize {
+        own.first().map_or(0, |node| node.values.cols).div_ceil(self.circles[circle].ranks.len())
+    }
+
+    /// What goes to all of a circle, so that each has its slice of what all hold.
+    pub(super) fn scattered(&mut self, circle: usize, own: &[Node<Mat<'_>>]) -> Result<Shipment> {
+        let width = self.width(circle, own);
         let Circle { ranks, shapes } = &self.circles[circle];
         let (count, held) = (ranks.len(), own.len() * width);
         let receive: Vec<usize> = shapes.iter().map(|shape| shape.len() * width).collect();
-        let nodes: Vec<(u32, usize)> = shapes.iter().flatten().copied().collect();
-        let send = self.slices(own, width, count)?;
         let parts: Vec<Range<usize>> = (0..count).map(|k| k * held..(k + 1) * held).collect();
-        let received = self.exchange(circle, send, &parts, &receive)?;
-        let mut tree = Tree::new(self.at);
-        for (k, (level, index)) in nodes.into_iter().enumerate() {
+        let send = self.slices(own, width, count)?;
+        self.shipment(circle, send, &parts, &receive)
+    }
+
+    /// A finished slice, of which `width` columns count, for all of a circle.
+    pub(super) fn gathered(&mut self, circle: usize, slice: Tensor, width: usize) -> Result<Shipment> {
+        let count = self.circles[circle].ranks.len();
+        self.shipment(circle, slice, &vec![0..width; count], &vec![width; count])
+    }
+
+    /// This rank's slice of what all of a circle hold, merged as far as it can be.
+    pub(super) fn merged(&self, circle: usize, received: &Tensor, width: usize) -> Result<Tree> {
+        let mut tree = Tree::new(&self.at);
+        for (k, (level, index)) in self.circles[circle].shapes.iter().flatten().copied().enumerate() {
             let values = received.mat().col_range(k * width..(k + 1) * width);
             tree.push_node(Node { level, index, values: self.at.duplicate(values, DType::F32)? })?;
         }
@@ -168,14 +204,14 @@ impl Summing<'_> {
         Ok(send)
     }
 
-    /// Exchanges in a circle: `parts` of `send` to each, and as many numbers from each as `receive` says.
-    fn exchange(
+    /// For a circle: `parts` of `send` to each, and as many numbers from each as `receive` says.
+    fn shipment(
         &mut self,
         circle: usize,
         send: Tensor,
         parts: &[Range<usize>],
         receive: &[usize],
-    ) -> Result<Tensor> {
+    ) -> Result<Shipment> {
         let (world, to) = (self.world, self.at.alloc(1, receive.iter().sum(), DType::F32)?);
         let mut all = Parts { send: vec![0..0; world.size], receive: vec![0..0; world.size] };
         let mut from = 0;
@@ -189,7 +225,17 @@ impl Summing<'_> {
                 self.moved.outside += if leaves { bytes } else { 0 };
             }
         }
-        let passage = Passage { send, to, parts: &all, at: &**self.at };
-        self.link.exchange(passage, self.limit).map_err(|f| world.broken(Operation::Sum, f))
+        Ok(Shipment { send, to, parts: all })
+    }
+
+    fn exchange(&self, Shipment { send, to, parts }: Shipment) -> Result<Tensor> {
+        let passage = Passage { send, to, parts: &parts, at: &*self.at };
+        self.link.exchange(passage, self.limit).map_err(|f| self.world.broken(Operation::Sum, f))
+    }
+
+    /// The same, not waited for.
+    pub(super) fn start(&self, Shipment { send, to, parts }: Shipment) -> Result<OnWay> {
+        let passage = Passage { send, to, parts: &parts, at: &*self.at };
+        self.link.start(passage, self.limit).map_err(|f| self.world.broken(Operation::Sum, f))
     }
 }

@@ -11,6 +11,11 @@ use gems_engine::backend::cpu::Cpu;
 use gems_engine::distributed::{DistributedSettings, Threads, Tree, World};
 use gems_engine::error::Result;
 
+/// Limits in seconds: within a step, and of a phase.
+fn limits(timeout_s: u64, phase_timeout_s: u64) -> DistributedSettings {
+    DistributedSettings { timeout_s, phase_timeout_s, check_every: 1, ..DistributedSettings::default() }
+}
+
 /// Runs `work` on `size` ranks that are threads; what each gave, in order.
 fn on_ranks<T: Send>(size: usize, work: impl Fn(&World) -> Result<T> + Sync) -> Vec<Result<T>> {
     over(Threads::new(size), work)
@@ -23,7 +28,7 @@ fn over<T: Send>(ranks: Vec<Threads>, work: impl Fn(&World) -> Result<T> + Sync)
         let start = |threads: Threads| {
             scope.spawn(move || {
                 let world = World::over(Box::new(threads))?;
-                world.limit(&DistributedSettings { timeout_s: 120, phase_timeout_s: 120, check_every: 1 });
+                world.follow(&limits(120, 120));
                 let done = work(&world);
                 done.as_ref().err().iter().for_each(|error| world.fail(error, || ()));
                 done

@@ -1,7 +1,7 @@
 //! Shared results, and errors that all ranks hear.
 
-use super::{on_ranks, refused, summed};
-use gems_engine::distributed::{DistributedSettings, World};
+use super::{limits, on_ranks, refused, summed};
+use gems_engine::distributed::World;
 use gems_engine::error::{Error, Kind};
 
 #[test]
@@ -104,7 +104,7 @@ fn values_that_differ_are_named_with_both_ranks() {
 fn a_silent_rank_is_named_within_the_limit() {
     let start = std::time::Instant::now();
     let all = on_ranks(3, |world| {
-        world.limit(&DistributedSettings { timeout_s: 1, phase_timeout_s: 1, check_every: 1 });
+        world.follow(&limits(1, 1));
         if world.rank() == 1 { Ok(()) } else { world.any(true).map(drop) }
     });
     assert!(all[1].is_ok());
@@ -123,7 +123,7 @@ fn a_silent_rank_is_named_within_the_limit() {
 #[test]
 fn a_slow_first_rank_is_waited_for() {
     let all = on_ranks(2, |world| {
-        world.limit(&DistributedSettings { timeout_s: 1, phase_timeout_s: 60, check_every: 1 });
+        world.follow(&limits(1, 60));
         world.by_first(|| {
             std::thread::sleep(std::time::Duration::from_millis(1500));
             Ok(7)

@@ -5,7 +5,7 @@ use crate::support::{assert_close, simt};
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::backend::{Backend, DType};
 use gems_engine::data::Example;
-use gems_engine::distributed::{Threads, World};
+use gems_engine::distributed::{DistributedSettings, Threads, World};
 use gems_engine::gems::*;
 use gems_engine::model::{Architecture, LoadOptions, Model};
 use gems_engine::train::{Averaging, StepData, gradients, gradients_in_leaves, probe};
@@ -142,6 +142,28 @@ fn nor_do_the_kernels_bits_depend_on_it() {
         for found in over(ranks, |world| trained(open, world, s, 4)) {
             let found = found.unwrap();
             assert!(found.1 == one.1 && found.0 == one.0, "a rank of {size}");
+        }
+    }
+}
+
+/// Gradients that leave while the last pass goes backward: the same bits, on the CPU and on the kernels' devices.
+#[test]
+fn nor_does_it_matter_when_gradients_leave() {
+    let overlapping = |open: Open, world: &World, s: &MethodSettings| {
+        world.follow(&DistributedSettings { overlap: Some(true), ..DistributedSettings::default() });
+        assert!(world.overlaps(&*open()).unwrap());
+        trained(open, world, s, 4)
+    };
+    let simt: Open = || simt(DType::F32);
+    let of_some = methods().into_iter().map(|s| (cpu as Open, s, [2, 3, 4].as_slice()));
+    for (open, s, sizes) in of_some.chain([(simt, methods().remove(1), &[3][..])]) {
+        let one = trained(open, &World::alone(), &s, 4).unwrap();
+        for size in sizes {
+            let ranks = Threads::new(*size).into_iter().map(Threads::reaching_devices).collect();
+            for found in over(ranks, |world| overlapping(open, world, &s)) {
+                let found = found.unwrap();
+                assert!(found.1 == one.1 && found.0 == one.0, "{:?}: a rank of {size}", s.gems.method);
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Sums of leaves in their order: the same bits on any number of ranks and machines, in host memory and on devices.
 
-use super::over;
+use super::{over, refused};
 use crate::support::{numbers, simt};
 use gems_engine::backend::cpu::Cpu;
 use gems_engine::backend::{Backend, DType};
-use gems_engine::distributed::{Costs, Threads, Tree, World, leaves_of};
-use gems_engine::error::Result;
+use gems_engine::distributed::{Costs, DistributedSettings, Threads, Tree, World, leaves_of};
+use gems_engine::error::{Error, Result};
 use std::sync::Arc;
 
 /// The order of additions by its definition: the leaves up to the largest power of two, and those after.
@@ -112,6 +112,109 @@ fn machines_do_not_change_a_bit() {
             }
         }
     }
+}
+
+/// The same sum when the last leaf comes in sections of these lengths, the last columns first.
+fn running_sum_on(
+    be: &Arc<dyn Backend>,
+    world: &World,
+    (shards, n): (usize, usize),
+    sections: &[usize],
+) -> Result<Vec<f32>> {
+    let (mut tree, own) = (Tree::new(be), world.leaves(shards));
+    for number in own.start..own.end - 1 {
+        tree.push(number, be.tensor(&leaf(number, n), 1, n, DType::F32)?)?;
+    }
+    let last = leaf(own.end - 1, n);
+    // What is not there yet must not enter.
+    tree.push_open(own.end - 1, be.tensor(&vec![f32::NAN; n], 1, n, DType::F32)?);
+    let mut sum = world.begin_sum(shards, tree)?;
+    let mut end = n;
+    for length in sections.iter().cycle() {
+        let columns = end - length.min(&end)..end;
+        be.upload(&last[columns.clone()], sum.last()?.col_range(columns.clone()))?;
+        sum.send(columns.clone())?;
+        end = columns.start;
+        if end == 0 {
+            break;
+        }
+    }
+    be.download(sum.finish()?.mat())
+}
+
+#[test]
+fn a_sum_that_runs_while_it_is_computed_is_the_same() {
+    for (shards, n) in SIZES.into_iter().filter(|(shards, _)| *shards > 1) {
+        let want = sum_of(&(0..shards).map(|number| leaf(number, n)).collect::<Vec<_>>());
+        for (ranks, sections) in [(2, &[1, 3][..]), (3, &[n]), (4, &[5, 1, 700]), (5, &[2])] {
+            let ranks = || Threads::new(ranks.min(shards)).into_iter().map(Threads::reaching_devices);
+            let on_cpu = |world: &World| running_sum_on(&cpu(), world, (shards, n), sections);
+            let on_device = |world: &World| running_sum_on(&simt(DType::F32), world, (shards, n), sections);
+            let mut all = over(ranks().collect(), on_cpu);
+            all.extend(over(ranks().collect(), on_device));
+            for sum in all {
+                assert_eq!(sum.unwrap(), want, "{shards} leaves in sections of {sections:?}");
+            }
+        }
+    }
+}
+
+/// A rank that fails while its sum runs lets the others finish it, and they hear why.
+#[test]
+fn an_error_within_a_running_sum_is_everybodys() {
+    let said = refused(over(Threads::new(3), |world| {
+        if world.rank() != 1 {
+            return running_sum_on(&cpu(), world, (3, 10), &[4]);
+        }
+        let mut tree = Tree::new(&cpu());
+        tree.push_open(1, tree_of_ones(10)?);
+        let mut sum = world.begin_sum(3, tree)?;
+        sum.send(6..10)?;
+        sum.abandon([2..6, 0..2]);
+        Err(Error::device("it is full"))
+    }));
+    assert_eq!(said.len(), 3);
+    assert!(said.iter().all(|text| text.contains("it is full")), "{said:?}");
+    assert!(said[0].contains("rank 1") && said[2].contains("rank 1"), "{said:?}");
+}
+
+fn tree_of_ones(n: usize) -> Result<gems_engine::backend::Tensor> {
+    cpu().tensor(&vec![1.0; n], 1, n, DType::F32)
+}
+
+#[test]
+fn nor_do_machines_change_it() {
+    for (shards, n) in SIZES {
+        let want = sum_of(&(0..shards).map(|number| leaf(number, n)).collect::<Vec<_>>());
+        for machines in LAYOUTS.into_iter().filter(|machines| machines.len() <= shards) {
+            for sum in
+                over(on_machines(machines), |world| running_sum_on(&cpu(), world, (shards, n), &[3, 1]))
+            {
+                assert_eq!(sum.unwrap(), want, "{shards} leaves on {machines:?}");
+            }
+        }
+    }
+}
+
+/// By itself it runs where ranks have GPUs on several machines; settings decide otherwise.
+#[test]
+fn sums_run_where_it_pays_or_is_asked_for() {
+    let wants = |machines: &[&str], overlap: Option<bool>, be: fn() -> Arc<dyn Backend>| {
+        let all = over(on_machines(machines), |world| {
+            world.follow(&DistributedSettings { overlap, ..DistributedSettings::default() });
+            Ok(world.wants_overlap(be().info()))
+        });
+        let all: Vec<bool> = all.into_iter().map(Result::unwrap).collect();
+        assert!(all.iter().all(|one| *one == all[0]));
+        all[0]
+    };
+    let device = || simt(DType::F32);
+    assert!(wants(&["a", "b", "c"], None, device) && wants(&["a", "a", "b"], None, device));
+    for (machines, be) in [(["a", "b", "c"], cpu as fn() -> _), (["a", "a", "a"], device)] {
+        assert!(!wants(&machines, None, be) && wants(&machines, Some(true), be));
+    }
+    assert!(!wants(&["a", "b"], Some(false), device));
+    assert!(!World::alone().wants_overlap(device().info()));
 }
 
 /// What leaves a machine: 2 S (M - 1) of M machines' ranks together, and not that of each rank, where they are alike.

@@ -290,16 +290,18 @@ fn gradients_summed_over_two_machines_are_those_of_one() {
         let report = |seen: [&[u64]; 2]| {
             let mut worlds = [World::new(), World::new()];
             let mut machines = worlds.each_mut().map(|world| world.tuner(settings.clone(), None));
+            let mut before = Vec::new();
             for ((world, machine), steps) in worlds.iter().zip(&mut machines).zip(seen) {
                 machine.begin_step().unwrap();
+                before.push(machine.begin_leaves(&input.labels).unwrap());
                 steps.iter().for_each(|step| world.observe(machine, *step, [9, 6]));
                 observe_losses(machine, &world.be, &[steps.len() as f32; 2]);
             }
             let [one, other] = &mut machines;
             let be = Arc::clone(&worlds[0].be);
-            for (to, from) in one.leaves().unwrap().into_iter().zip(other.leaves().unwrap()) {
-                be.axpy(1.0, from.as_mat(), to).unwrap();
-            }
+            let (mut sum, more) = (one.take_leaf(&[]).unwrap(), other.take_leaf(&[]).unwrap());
+            be.axpy(1.0, more.mat(), sum.mat_mut()).unwrap();
+            one.put_sum(sum.mat(), before[0].mat()).unwrap();
             let report = one.step(&mut worlds[0], &input).unwrap();
             (report, worlds[0].effective(0), worlds[0].effective(1))
         };

@@ -334,6 +334,12 @@ impl Driver for Gpu {
     fn event(&self) -> Result<Event> {
         self.record(CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event::Device)
     }
+    fn come_after(&self, event: &Event) -> Result<()> {
+        match event {
+            Event::Device(event) => self.stream.wait(event).map_err(explain),
+            Event::Host(_) => Ok(()),
+        }
+    }
     fn plain_product(&self, p: &PlainProduct, factors: (f32, f32), matrices: [u64; 3]) -> Result<bool> {
         self.bind()?;
         let Some(library) = &self.cublaslt else { return Ok(false) };

@@ -218,6 +218,10 @@ impl Driver for GraphDriver {
         self.flush()?;
         self.inner.event()
     }
+    fn come_after(&self, event: &Event) -> Result<()> {
+        self.flush()?;
+        self.inner.come_after(event)
+    }
     fn profiler(&self, on: bool) -> Result<()> {
         self.flush()?;
         self.inner.profiler(on)
