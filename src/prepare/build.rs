@@ -11,6 +11,7 @@ use super::spool::Event;
 use crate::random::{Purpose, stream};
 use rand::RngExt;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What is needed to turn any user's events into rows.
@@ -87,7 +88,7 @@ struct Draft<'p, 'a> {
     request: &'p Request<'a>,
     number: u64,
     history: Vec<u32>,
-    targets: Vec<u32>,
+    targets: Cow<'p, [u32]>,
 }
 
 impl<'a> Builder<'a> {
@@ -102,10 +103,9 @@ impl<'a> Builder<'a> {
         Self { settings, names, users, alive, bounds, searches, sampler }
     }
 
-    /// The rows of all users of a part.
-    pub fn build(&self, all: &[Event]) -> Built {
-        let sheet = || Sheet::new(self.settings.format);
-        let mut built = Built { sheets: [sheet(), sheet(), sheet()], report: BuildReport::default() };
+    /// The rows of all users of a part, on empty sheets.
+    pub fn build(&self, all: &[Event], sheets: [Sheet; 3]) -> Built {
+        let mut built = Built { sheets, report: BuildReport::default() };
         let mut counts = vec![[0u64; 3]; self.names.tasks.len()];
         for of_user in all.chunk_by(|a, b| a.head.user == b.head.user) {
             let user = of_user[0].head.user;
@@ -138,8 +138,8 @@ impl<'a> Builder<'a> {
 
     fn past<'e>(&self, user: u32, of_user: &[Event<'e>]) -> Past<'e> {
         let mut past = Past::new(of_user, self.alive);
-        let mut random = stream(self.settings.seed, Purpose::Data, u64::from(user), u64::MAX);
-        past.split(self.settings.split, self.names.tasks.len(), self.bounds, &mut || random.random());
+        let drawn = || stream(self.settings.seed, Purpose::Data, u64::from(user), u64::MAX).random();
+        past.split(self.settings.split, self.names.tasks.len(), self.bounds, drawn);
         past
     }
 
@@ -193,7 +193,8 @@ impl<'a> Builder<'a> {
                     continue;
                 }
             }
-            drafts.push(Draft { request, number: number as u64, history, targets: request.targets.clone() });
+            let targets = Cow::Borrowed(&request.targets[..]);
+            drafts.push(Draft { request, number: number as u64, history, targets });
         }
         drafts
     }
@@ -211,9 +212,12 @@ impl<'a> Builder<'a> {
     /// Takes out of a row what is held out; `false`: nothing is left of it.
     fn exclude(&self, draft: &mut Draft, past: &Past, held: &Held, report: &mut BuildReport) -> bool {
         let (request, part) = (draft.request, draft.request.split);
-        let before = draft.targets.len();
-        draft.targets.retain(|t| held.part(*t) <= part);
-        report.drop("target held out for a later split", (before - draft.targets.len()) as u64);
+        let later = |t: &u32| held.part(*t) > part;
+        let held_out = draft.targets.iter().filter(|t| later(t)).count();
+        if held_out > 0 {
+            draft.targets.to_mut().retain(|t| !later(t));
+            report.drop("target held out for a later split", held_out as u64);
+        }
         if draft.targets.is_empty() {
             return false;
         }

@@ -29,8 +29,8 @@ pub(super) enum Cell<'a> {
     Time(i64, Unit),
     /// A day since 1970.
     Date(i32),
-    /// A list or an object.
-    Nested(Value),
+    /// A list or an object. Few rows have one, and what they need for it all others would take along.
+    Nested(Box<Value>),
 }
 
 /// The wrong kind of value in `column`.
@@ -51,6 +51,14 @@ fn is_no_number(text: &str) -> bool {
         && ["", "nan", "null", "none", "nat", "na", "n/a", "<na>"]
             .iter()
             .any(|w| w.eq_ignore_ascii_case(text))
+}
+
+/// A text without surrounding blanks. Hardly any has some, as its first and its last byte tell at once.
+fn trimmed(text: &str) -> &str {
+    match text.as_bytes() {
+        [b'!'..=b'~'] | [b'!'..=b'~', .., b'!'..=b'~'] => text,
+        _ => text.trim(),
+    }
 }
 
 /// Largest float below which every integer is exact.
@@ -74,7 +82,7 @@ impl Cell<'_> {
     pub fn is_missing(&self) -> bool {
         match self {
             Cell::Missing => true,
-            Cell::Text(text) => text.trim().is_empty(),
+            Cell::Text(text) => trimmed(text).is_empty(),
             Cell::Float(x) => x.is_nan(),
             _ => false,
         }
@@ -147,24 +155,31 @@ impl Cell<'_> {
     pub fn text(&self, column: &str) -> Checked<Option<Cow<'_, str>>> {
         let text = match self {
             _ if self.is_missing() => return Ok(None),
-            Cell::Text(text) => Cow::Borrowed(text.trim()),
+            Cell::Text(text) => Cow::Borrowed(trimmed(text)),
             Cell::Field(text) => Cow::Borrowed(text.as_ref()),
             Cell::Int(n) => Cow::Owned(n.to_string()),
             Cell::Unsigned(n) => Cow::Owned(n.to_string()),
             Cell::Float(x) => Cow::Owned(x.to_string()),
             other => return Err(wrong(column, other, "a string")),
         };
-        if text.contains('\0') {
+        if memchr::memchr(0, text.as_bytes()).is_some() {
             let error = Error::data(format!("{} holds a NUL character", self.describe())).at(column);
             return Err(Fault::new("bad text", error.remedy("remove it, or --skip-bad-rows N")));
         }
         Ok(Some(text))
     }
+    /// The elements of a list.
+    pub fn list(&self) -> Option<&[Value]> {
+        match self {
+            Cell::Nested(value) => value.as_array().map(Vec::as_slice),
+            _ => None,
+        }
+    }
     /// A list or object; a text is read as a JSON, Python or numpy literal. Missing: null.
     pub fn nested(&self, column: &str) -> Checked<Value> {
         match self {
             _ if self.is_no_value() => Ok(Value::Null),
-            Cell::Nested(value) => Ok(value.clone()),
+            Cell::Nested(value) => Ok(Value::clone(value)),
             Cell::Text(text) | Cell::Field(text) => literal::parse(text).map_err(|what| {
                 let error = Error::data(format!("{what} of {}", self.describe())).at(column);
                 Fault::new(
@@ -205,7 +220,7 @@ impl From<Value> for Cell<'static> {
                 _ => Cell::Float(n.as_f64().unwrap_or(f64::NAN)),
             },
             Value::String(text) => Cell::Text(text.into()),
-            nested => Cell::Nested(nested),
+            nested => Cell::Nested(nested.into()),
         }
     }
 }
@@ -249,9 +264,9 @@ impl<'de> Visitor<'de> for AnyCell {
         while let Some(value) = list.next_element()? {
             values.push(value);
         }
-        Ok(Cell::Nested(Value::Array(values)))
+        Ok(Cell::Nested(Value::Array(values).into()))
     }
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Self::Value, A::Error> {
-        Value::deserialize(MapAccessDeserializer::new(map)).map(Cell::Nested)
+        Value::deserialize(MapAccessDeserializer::new(map)).map(|value| Cell::Nested(value.into()))
     }
 }

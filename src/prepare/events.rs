@@ -334,9 +334,9 @@ impl<'s> Sink<'s> {
             list => self.history(list)?,
         };
         let event = Entry { user, task, wanted, query, history: &history, ..Entry::default() };
-        match item {
-            Cell::Nested(Value::Array(items)) => self.sequence(event, items, time, request),
-            item => self.event(event, item, time, request),
+        match item.list() {
+            Some(items) => self.sequence(event, items, time, request),
+            None => self.event(event, item, time, request),
         }
     }
 
@@ -359,11 +359,9 @@ impl<'s> Sink<'s> {
     fn sequence(&mut self, event: Entry, items: &[Value], times: &Cell, request: Option<u64>) -> Checked<()> {
         let wrong_times =
             || wrong(self.columns[TIMESTAMP].name.as_str(), times, "a list of as many times as items");
-        let times = match times {
+        let times = match times.list() {
             _ if self.events.row_order => vec![Cell::Missing; items.len()],
-            Cell::Nested(Value::Array(times)) if times.len() == items.len() => {
-                times.iter().map(|t| t.clone().into()).collect()
-            }
+            Some(times) if times.len() == items.len() => times.iter().map(|t| t.clone().into()).collect(),
             _ => return Err(wrong_times()),
         };
         for (item, time) in items.iter().zip(times) {

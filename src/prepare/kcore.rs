@@ -1,7 +1,7 @@
 //! The k-core: the largest part of a log in which every user and every item has enough events.
 
 use super::settings::Core;
-use super::spool::{Event, PARTS, Spool, WANTED, events};
+use super::spool::{Event, PARTS, Spool, WANTED, all_events, events};
 use crate::error::Result;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -67,7 +67,7 @@ pub(super) fn core(
         for part in 0..PARTS {
             tell(u64::from(report.passes))?;
             let bytes = spool.load(part)?;
-            let all: Vec<Event> = events(&bytes).collect();
+            let all = all_events(&bytes);
             for of_user in all.chunk_by(|a, b| a.head.user == b.head.user) {
                 let user = of_user[0].head.user as usize;
                 if alive.users[user] && !enough(of_user, &alive, rule, tasks) {

@@ -1,7 +1,7 @@
 //! The general table: who did what with which item, and when.
 
 use super::ids::Ids;
-use super::spool::{Event, Head, PARTS, Spool, TEST, UNTIMED, WANTED, events};
+use super::spool::{Event, Head, PARTS, Spool, TEST, UNTIMED, WANTED, all_events};
 use super::time::Clock;
 use super::unit::Unit;
 use crate::data::fault::{Checked, Fault, UNREADABLE};
@@ -132,7 +132,7 @@ impl Sorting {
 /// A part in the order of users and times; at one instant what was merely shown comes first, otherwise equal
 /// times stay in the order of the log. An event that is repeated stays once; shown and taken at once is taken.
 fn sorted(part: &[u8], unit: i64) -> (Vec<u8>, Sorting) {
-    let mut all: Vec<Event> = events(part).collect();
+    let mut all = all_events(part);
     let mut found = Sorting { untimed: find_times(&mut all), ..Sorting::default() };
     all.iter_mut().for_each(|e| e.head.time = e.head.time.div_euclid(unit));
     all.sort_by_key(|e| (e.head.user, e.head.time, e.is(WANTED)));
@@ -143,11 +143,15 @@ fn sorted(part: &[u8], unit: i64) -> (Vec<u8>, Sorting) {
     let (mut bytes, mut kept) = (Vec::with_capacity(part.len()), Vec::<&Event>::new());
     let mut seen = HashSet::new();
     for run in all.chunk_by(|a, b| (a.head.user, a.head.time) == (b.head.user, b.head.time)) {
+        if let [event] = run {
+            event.store(&mut bytes);
+            continue;
+        }
         seen.clear();
         kept.clear();
         for event in run.iter().rev() {
             let Head { task, item, request, .. } = event.head;
-            if run.len() == 1 || seen.insert((task, item, request, event.query_bytes())) {
+            if seen.insert((task, item, request, event.query_bytes())) {
                 kept.push(event);
             }
         }

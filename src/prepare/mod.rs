@@ -72,9 +72,10 @@ use negatives::Sampler;
 use rayon::prelude::*;
 use reader::ItemTexts;
 use sheet::{Names, Output, Sheet};
-use spool::{PARTS, events as events_of};
+use spool::{PARTS, all_events};
 use staging::Staging;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// Makes a data directory of a source.
 ///
@@ -238,19 +239,29 @@ fn write(
     let [train, valid, test] = outputs;
     let mut outputs = [train?, valid?, test?];
     let mut report = BuildReport::default();
+    // Sheets that were written serve again: their memory is at hand.
+    let spare = Mutex::<Vec<[Sheet; 3]>>::default();
     each_part(
         log,
         watch,
         "writing",
-        |all| builder.build(all),
-        |built: Built| {
+        |all| {
+            let sheets = spare.lock().ok().and_then(|mut spare| spare.pop());
+            builder.build(all, sheets.unwrap_or_else(|| SPLITS.map(|_| Sheet::new(settings.format))))
+        },
+        |mut built: Built| {
             report.add(&built.report);
-            outputs.iter_mut().zip(built.sheets).try_for_each(|(output, sheet)| output.append(sheet))
+            let mut sheets = outputs.iter_mut().zip(&mut built.sheets);
+            sheets.try_for_each(|(output, sheet)| output.append(sheet))?;
+            if let Ok(mut spare) = spare.lock() {
+                spare.push(built.sheets);
+            }
+            Ok(())
         },
     )?;
     if !settings.align.is_empty() {
-        let (sheet, counts) = alignment::rows(log, alive, &names, settings)?;
-        outputs[0].append(sheet)?;
+        let (mut sheet, counts) = alignment::rows(log, alive, &names, settings)?;
+        outputs[0].append(&mut sheet)?;
         for (align, rows) in counts {
             report.rows.entry(SPLITS[0]).or_default().insert(align.task().into(), rows);
         }
@@ -270,7 +281,7 @@ fn each_part<T: Send>(
 ) -> Result<()> {
     let load = |number| {
         let bytes = log.spool.load(number)?;
-        Ok(work(&events_of(&bytes).collect::<Vec<_>>()))
+        Ok(work(&all_events(&bytes)))
     };
     let mut done = Vec::new();
     let step = rayon::current_num_threads().max(1);
@@ -293,7 +304,8 @@ fn write_items(log: &Log, alive: &Alive, settings: &Settings, dir: &Path) -> Res
     let numbers = alive.items();
     for chunk in numbers.chunks(1 << 14) {
         let row = |n: &u32| (log.items.name(*n), log.texts.get(*n as usize).and_then(|t| t.as_deref()));
-        output.append(Sheet::items(&chunk.iter().map(row).collect::<Vec<_>>(), settings.format)?)?;
+        let mut sheet = Sheet::items(&chunk.iter().map(row).collect::<Vec<_>>(), settings.format)?;
+        output.append(&mut sheet)?;
     }
     output.finish()?;
     let with_text = numbers.iter().filter(|n| log.texts.get(**n as usize).is_some_and(Option::is_some));

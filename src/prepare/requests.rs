@@ -3,7 +3,7 @@
 use super::kcore::Alive;
 use super::settings::{HistoryRule, SplitRule};
 use super::spool::{Event, TEST, WANTED};
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 /// One request of a user.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,7 +47,8 @@ pub(super) struct Past<'a> {
 impl<'a> Past<'a> {
     /// Reads a user's events, which are in the order of time.
     pub fn new(of_user: &[Event<'a>], alive: &Alive) -> Self {
-        let (mut requests, mut taken): (Vec<Request>, Vec<Taken>) = (Vec::new(), Vec::new());
+        let most = of_user.len();
+        let (mut requests, mut taken) = (Vec::<Request>::with_capacity(most), Vec::with_capacity(most));
         let mut open: HashMap<(u8, u64), usize> = HashMap::new();
         // Shown outside of any request: part of what led to the task's next event.
         let mut waiting: HashMap<u8, Vec<u32>> = HashMap::new();
@@ -94,13 +95,7 @@ impl<'a> Past<'a> {
 
     /// Decides where every request goes. `bounds` are the first times of validation and test, `drawn` gives a
     /// number from 0 to 1 of the user's own.
-    pub fn split(
-        &mut self,
-        rule: SplitRule,
-        tasks: usize,
-        bounds: (i64, i64),
-        drawn: &mut dyn FnMut() -> f64,
-    ) {
+    pub fn split(&mut self, rule: SplitRule, tasks: usize, bounds: (i64, i64), drawn: impl FnOnce() -> f64) {
         match rule {
             SplitRule::Users { valid, test } => {
                 let part = match drawn() {
@@ -121,10 +116,10 @@ impl<'a> Past<'a> {
             }
             SplitRule::LeaveOneOut => {
                 for task in 0..tasks as u8 {
-                    let mut of_task: Vec<&mut Request> =
-                        self.requests.iter_mut().filter(|r| r.task == task).collect();
+                    let mut newest = self.requests.iter_mut().rev().filter(|r| r.task == task);
                     // Fewer than three could not be in all three places.
-                    if let [_, .., valid, test] = &mut of_task[..] {
+                    if let (Some(test), Some(valid), Some(_)) = (newest.next(), newest.next(), newest.next())
+                    {
                         (valid.split, test.split) = (Part::Valid, Part::Test);
                     }
                 }
@@ -161,6 +156,7 @@ impl<'a> Past<'a> {
                 HistoryRule::SearchSeesAll => !searches,
             };
             let before = self.taken.partition_point(|t| t.time < request.time);
+            items.reserve_exact(before.min(most));
             let seen = self.taken[..before].iter().rev().filter(|t| !own || t.task == request.task);
             items.extend(seen.map(|t| t.item).filter(|i| keep(*i)).take(most));
         }

@@ -43,13 +43,27 @@ impl Quoted {
         }
         Self { text, ends }
     }
-    fn get(&self, number: u32) -> &[u8] {
-        &self.text[self.ends[number as usize] as usize..self.ends[number as usize + 1] as usize]
+    /// Appends the name of `number`. Most are short: a fixed number of bytes is copied faster than just as many as there are.
+    fn append(&self, out: &mut Vec<u8>, number: u32) {
+        let (start, end) = (self.ends[number as usize] as usize, self.ends[number as usize + 1] as usize);
+        match self.text[start..].first_chunk::<16>() {
+            Some(bytes) if end - start <= bytes.len() => {
+                out.extend_from_slice(bytes);
+                out.truncate(out.len() - bytes.len() + (end - start));
+            }
+            _ => out.extend_from_slice(&self.text[start..end]),
+        }
     }
 }
 
 /// Appends `text` as a JSON string.
 fn quote(out: &mut Vec<u8>, text: &str) {
+    if text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     // Writing to memory cannot fail, and a string always has a JSON form.
     let _ = serde_json::to_writer(out, text);
 }
@@ -118,7 +132,7 @@ fn json(out: &mut Vec<u8>, row: &Row, names: &Names) {
     let list = |out: &mut Vec<u8>, key: &[u8], items: &[u32]| {
         out.extend_from_slice(key);
         for item in items {
-            out.extend_from_slice(names.quoted.get(*item));
+            names.quoted.append(out, *item);
         }
         // The bracket takes the place of the last comma.
         out.truncate(out.len() - usize::from(!items.is_empty()));
@@ -146,7 +160,8 @@ fn json(out: &mut Vec<u8>, row: &Row, names: &Names) {
         list(out, b",\"negatives\":[", row.negatives);
     }
     if let Some(time) = row.time {
-        let _ = write!(out, ",\"timestamp\":{time}");
+        out.extend_from_slice(b",\"timestamp\":");
+        let _ = serde_json::to_writer(&mut *out, &time);
     }
     out.extend_from_slice(b"}\n");
 }
@@ -222,14 +237,16 @@ impl Output {
         };
         Ok(Self { path, writer })
     }
-    /// Adds the rows of a sheet.
-    pub fn append(&mut self, sheet: Sheet) -> Result<()> {
+    /// Adds the rows of a sheet, which is left empty.
+    pub fn append(&mut self, sheet: &mut Sheet) -> Result<()> {
         match (&mut self.writer, sheet) {
             (Writer::Json(out), Sheet::Json(rows)) => {
-                out.write_all(&rows).map_err(|e| Error::io("write", &self.path, e))
+                out.write_all(rows).map_err(|e| Error::io("write", &self.path, e))?;
+                rows.clear();
+                Ok(())
             }
-            (_, Sheet::Columns(mut columns)) => self.append_batch(&columns.finish()?),
-            (_, Sheet::Batch(rows)) => self.append_batch(&rows),
+            (_, Sheet::Columns(columns)) => self.append_batch(&columns.finish()?),
+            (_, Sheet::Batch(rows)) => self.append_batch(rows),
             // Sheets and outputs are made for one format.
             (Writer::Parquet(..), Sheet::Json(_)) => Ok(()),
         }

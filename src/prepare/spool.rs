@@ -41,31 +41,31 @@ const HEAD: usize = size_of::<Head>();
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Event<'a> {
     pub head: Head,
-    query: &'a [u8],
-    history: &'a [u8],
+    /// The query, then the history.
+    tail: &'a [u8],
 }
 
 impl<'a> Event<'a> {
     /// What was typed, as stored.
     pub fn query_bytes(&self) -> &'a [u8] {
-        self.query
+        &self.tail[..self.head.query as usize]
     }
     /// What was typed. Only text is ever stored.
     pub fn query(&self) -> &'a str {
-        std::str::from_utf8(self.query).unwrap_or_default()
+        std::str::from_utf8(self.query_bytes()).unwrap_or_default()
     }
     pub fn is(&self, flag: u8) -> bool {
         self.head.flags & flag != 0
     }
     /// The history that the log gives with it.
     pub fn history(&self) -> impl Iterator<Item = u32> + '_ {
-        self.history.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        let history = &self.tail[self.head.query as usize..];
+        history.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
     /// Appends it to a part.
     pub fn store(&self, part: &mut Vec<u8>) {
         part.extend_from_slice(bytemuck::bytes_of(&self.head));
-        part.extend_from_slice(self.query);
-        part.extend_from_slice(self.history);
+        part.extend_from_slice(self.tail);
     }
 }
 
@@ -75,11 +75,17 @@ pub(super) fn events(part: &[u8]) -> impl Iterator<Item = Event<'_>> {
     std::iter::from_fn(move || {
         let (head, tail) = rest.split_at_checked(HEAD)?;
         let head: Head = bytemuck::pod_read_unaligned(head);
-        let (query, tail) = tail.split_at_checked(head.query as usize)?;
-        let (history, tail) = tail.split_at_checked(head.history as usize * 4)?;
-        rest = tail;
-        Some(Event { head, query, history })
+        let (tail, after) = tail.split_at_checked(head.query as usize + head.history as usize * 4)?;
+        rest = after;
+        Some(Event { head, tail })
     })
+}
+
+/// The same, all at hand.
+pub(super) fn all_events(part: &[u8]) -> Vec<Event<'_>> {
+    let mut all = Vec::with_capacity(part.len() / HEAD);
+    all.extend(events(part));
+    all
 }
 
 /// The events of all users.

@@ -272,8 +272,8 @@ pub fn synth(world: &World, target: &Target, watch: &mut Watch) -> Result<Value>
         let starts: Vec<u64> = (first..world.users.min(first + step)).step_by(BLOCK as usize).collect();
         let make = |start: &u64| block(world, &names, *start..world.users.min(start + BLOCK));
         for block in starts.par_iter().map(make).collect::<Vec<Result<Block>>>() {
-            let block = block?;
-            outputs.iter_mut().zip(block.sheets).try_for_each(|(o, s)| o.append(s))?;
+            let mut block = block?;
+            outputs.iter_mut().zip(&mut block.sheets).try_for_each(|(o, s)| o.append(s))?;
             stems.iter().zip(block.rows).for_each(|(stem, n)| *card.rows.entry(stem).or_default() += n);
             card.test_pairs += block.pairs;
             card.leaked += block.leaked;
@@ -292,7 +292,7 @@ pub fn synth(world: &World, target: &Target, watch: &mut Watch) -> Result<Value>
         let rows: Vec<(String, String)> = chunk.iter().map(|i| (World::id(*i), world.text(*i))).collect();
         let rows: Vec<(&str, Option<&str>)> =
             rows.iter().map(|(i, t)| (i.as_str(), Some(t.as_str()))).collect();
-        output.append(Sheet::items(&rows, world.format)?)?;
+        output.append(&mut Sheet::items(&rows, world.format)?)?;
     }
     output.finish()?;
     target.copy_general(staging.path())?;

@@ -2,10 +2,11 @@
 //!
 //! They are taken while the text is parsed; what is not wanted is passed over.
 
-use super::Cells;
+use super::{Cells, plain};
 use crate::data::fault::{Checked, Fault, short};
 use crate::data::rows;
 use crate::error::Error;
+use crate::prepare::cell::Cell;
 use crate::prepare::literal;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -42,6 +43,11 @@ impl<'c> Wanted<'c> {
 
     /// The wanted fields of an object; the others are passed over.
     pub fn cells<'de>(&self, line: &'de str, cells: &mut Cells<'de>) -> Checked<()> {
+        if self.nested == 0 && plain::fields(line, |name, value| self.put(name, value, cells)).is_some() {
+            self.repeat(cells);
+            return Ok(());
+        }
+        *cells = Default::default();
         let mut source = serde_json::Deserializer::from_str(line);
         let read = Row { wanted: self, cells }.deserialize(&mut source).and_then(|()| source.end());
         match (read, python(line)) {
@@ -56,6 +62,20 @@ impl<'c> Wanted<'c> {
                 let error = Error::data(format!("`{}` is not a JSON object", short(line)));
                 Err(Fault::new("not an object", error.remedy("write one {\"field\": value, ..} a line")))
             }
+        }
+    }
+
+    /// Takes a field, if it is wanted.
+    fn put<'de>(&self, name: &str, value: Cell<'de>, cells: &mut Cells<'de>) {
+        if let Some(column) = self.names.iter().position(|n| n == name) {
+            cells[column] = value;
+        }
+    }
+
+    /// Fills in columns of the same name as one before them.
+    fn repeat(&self, cells: &mut Cells) {
+        for (at, first) in &self.again {
+            cells[*at] = cells[*first].clone();
         }
     }
 
@@ -106,9 +126,7 @@ impl<'de> Visitor<'de> for Row<'_, '_, 'de> {
                 }
             }
         }
-        for (at, first) in &wanted.again {
-            cells[*at] = cells[*first].clone();
-        }
+        wanted.repeat(cells);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ mod json;
 mod lines;
 mod look;
 mod parquet;
+mod plain;
 mod reading;
 
 pub(super) use lines::each_line_of;

@@ -45,10 +45,12 @@ pub(super) fn read(
     let mut number = 0;
     for batch in batches_of(path, Some(&roots))? {
         let batch = batch?;
-        let arrays: Vec<Vec<&dyn Array>> = columns.iter().map(|name| chain(&batch, name)).collect();
+        let chains = columns.iter().map(|name| chain(&batch, name)).enumerate();
+        let arrays: Vec<(usize, Vec<&dyn Array>)> = chains.filter(|(_, chain)| !chain.is_empty()).collect();
         for row in 0..batch.num_rows() {
             number += 1;
-            let outcome = cells(&arrays, columns, row).and_then(|mut cells| each(&mut cells));
+            let mut cells: Cells = Default::default();
+            let outcome = fill(&mut cells, &arrays, columns, row).and_then(|()| each(&mut cells));
             intake.row(outcome.map_err(|f| f.place(path, "row", number)))?;
         }
     }
@@ -74,13 +76,18 @@ fn chain<'b>(batch: &'b RecordBatch, name: &str) -> Vec<&'b dyn Array> {
     arrays
 }
 
-fn cells<'b>(arrays: &[Vec<&'b dyn Array>], names: &[String], row: usize) -> Checked<Cells<'b>> {
-    let mut cells: Cells = Default::default();
-    for ((cell, chain), name) in cells.iter_mut().zip(arrays).zip(names) {
+/// The values of a row.
+fn fill<'b>(
+    cells: &mut Cells<'b>,
+    arrays: &[(usize, Vec<&'b dyn Array>)],
+    names: &[String],
+    row: usize,
+) -> Checked<()> {
+    for (at, chain) in arrays {
         let Some(array) = chain.last().filter(|_| chain.iter().all(|a| !a.is_null(row))) else { continue };
-        *cell = read_cell(*array, row).map_err(|error| Fault::new(UNREADABLE, error.at(name)))?;
+        cells[*at] = read_cell(*array, row).map_err(|error| Fault::new(UNREADABLE, error.at(&names[*at])))?;
     }
-    Ok(cells)
+    Ok(())
 }
 
 fn read_cell(array: &dyn Array, row: usize) -> Result<Cell<'_>> {

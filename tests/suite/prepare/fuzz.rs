@@ -6,6 +6,11 @@ use proptest::prelude::*;
 use serde_json::Value;
 use std::fs;
 
+/// What may stand for a value, valid or not.
+const VALUES: &str = "\"a\"|\"b\"|\"\"|\"é\"|\" a \"|\"a\\tb\"|\"a\tb\"|\"a|a\"|1|12| 12|12 |0|-0|007|-5|1.0|1.5|1e3|1E+2|1e999|\
+    9223372036854775807|9223372036854775808|18446744073709551616|123456789012345678|1234567890123456789|+1|.5|1.|--1|null|nulls|\
+    true|false|[1]|{}||1,|1}|\u{c}1|1,\"user\":\"c\"|NaN";
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
@@ -25,6 +30,30 @@ proptest! {
         let settings = Settings { skip_bad_rows: 1000, ..plain() };
         // No panic, no hang: whether it can be read is chance.
         let _ = prepare(events, &settings, &dir.path().join("out"));
+    }
+
+    #[test]
+    fn a_plain_object_is_read_as_any_other(
+        values in prop::collection::vec(prop::sample::select(VALUES.split('|').collect::<Vec<_>>()), 30),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, out) = (dir.path().join("log.jsonl"), dir.path().join("out"));
+        let good = (0..6).map(|t| (["\"u\"", ["\"a\"", "\"b\""][t % 2], "null"], t));
+        let any = values.chunks_exact(3).map(|v| [v[0], v[1], v[2]]).zip(6..);
+        let rows: Vec<_> = good.chain(any).collect();
+        // A field with an escape behind all others makes a row one that only the parser of all of JSON can read.
+        let read = |more: &str| {
+            let line = |([user, item, query], t): &([&str; 3], usize)| {
+                format!("{{\"user\":{user}, \"item\" :{item},\"query\": {query} ,\"timestamp\":{t}{more}}}\n")
+            };
+            fs::write(&path, rows.iter().map(line).collect::<String>()).unwrap();
+            let events = Events { files: vec![path.clone()], ..Events::default() };
+            let settings = Settings { skip_bad_rows: 1000, ..plain() };
+            let card = prepare(events, &settings, &out).map_err(|e| e.to_string())?;
+            let split = |split: &str| fs::read_to_string(out.join(format!("{split}.jsonl"))).unwrap();
+            Ok::<_, String>((card.read, ["train", "valid", "test"].map(split)))
+        };
+        prop_assert_eq!(read(""), read(",\"more\":\"\\n\""));
     }
 
     #[test]
