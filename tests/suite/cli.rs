@@ -1,5 +1,7 @@
 //! The commands, as a user types them, on a tiny model.
 
+use crate::bad_input::{change_weights, copied};
+use crate::support::numbers;
 use assert_cmd::Command;
 use predicates::prelude::*;
 use serde_json::{Value, json};
@@ -82,46 +84,79 @@ fn logged(out: &Path, key: &str) -> Vec<f64> {
     log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap().get(key)?.as_f64()).collect()
 }
 
-/// Trains on the SIMT machine as on the CPU: losses of every step and the perplexity afterwards.
-fn kernels_train(models: &[&str], precisions: &[(&str, f64)]) {
+/// What a run of 7 steps computes: the loss of every step, then the logarithm of the perplexity, in nats a token like them.
+fn losses(model: &Path, data: &Path, out: &Path, more: &[&str]) -> Vec<f64> {
+    // The machine takes its time: little general text.
+    let few = ["--steps", "7", "--set", "null_space.tokens=200", "--set", "rehearsal.texts=4"];
+    let done = train(model.to_str().unwrap(), data, out, &[&few[..], more].concat()).assert().success();
+    let perplexity = result(&done.get_output().stdout)["after"]["general"]["perplexity"].as_f64().unwrap();
+    let losses = [logged(out, "loss"), vec![perplexity.ln()]].concat();
+    assert!(losses.len() == 8 && losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+    losses
+}
+
+/// A copy of a golden model whose weights are moved by about a rounding, up or down.
+fn moved(model: &str, seed: u64, dir: &Path) -> PathBuf {
+    let model = copied(model, &dir.join(format!("moved-{seed}")));
+    change_weights(&model, |weights| {
+        for (_, values) in weights.values_mut() {
+            let by = numbers(seed, values.len());
+            values.iter_mut().zip(by).for_each(|(x, by)| *x *= 1.0 + 0.5 * f32::EPSILON * by);
+        }
+    });
+    model
+}
+
+/// The largest distance of `others` from `losses` up to each of these, as a share.
+fn parted(losses: &[f64], others: &[Vec<f64>]) -> Vec<f64> {
+    let mut most = 0.0;
+    let at = |i: usize| others.iter().map(move |other| (other[i] - losses[i]).abs() / losses[i]);
+    let up_to = |i| {
+        most = at(i).fold(most, f64::max);
+        most
+    };
+    (0..losses.len()).map(up_to).collect()
+}
+
+/// Trains on the SIMT machine as on the CPU. In f32 a loss may be off by four times what the CPU's own have been off by when
+/// the weights that they start from are moved by a rounding: so much is the order of sums.
+fn kernels_train(model: &str, precisions: &[&str], more: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let data = world(dir.path());
-    for model in models {
-        let run = |name: &str, more: &[&str]| {
-            let out = dir.path().join(format!("{model}-{name}"));
-            // The machine takes its time: little general text.
-            let few = ["--set", "null_space.tokens=200", "--set", "rehearsal.texts=4"];
-            let all = [&["--steps", "7"], &few[..], more].concat();
-            let done = train(model, &data, &out, &all).assert().success();
-            (result(&done.get_output().stdout), logged(&out, "loss"))
-        };
-        let (cpu, losses) = run("cpu", &["--device", "cpu"]);
-        for (precision, tolerance) in precisions {
-            let set = format!("precision={precision}");
-            let (simt, other) = run(precision, &["--device", "simt", "--set", &set]);
-            assert_eq!(losses.len(), other.len());
-            for (a, b) in losses.iter().zip(&other) {
-                assert!((a - b).abs() < tolerance * a, "{model} {precision}: {losses:?}, {other:?}");
-            }
-            let perplexity = |r: &Value| r["after"]["general"]["perplexity"].as_f64().unwrap();
-            let (a, b) = (perplexity(&cpu), perplexity(&simt));
-            // As the losses: in nats a token.
-            let (a, b) = (a.ln(), b.ln());
-            assert!((a - b).abs() < tolerance * a, "{model} {precision}: log perplexity {a}, {b}");
+    let run = |name: &str, model: &Path, own: &[&str]| {
+        losses(model, &data, &dir.path().join(name), &[more, own].concat())
+    };
+    let (golden, on_cpu) = (golden_model(model), ["--device", "cpu"]);
+    let cpu = run("cpu", &golden, &on_cpu);
+    let others = (0..6).map(|seed| run(&format!("cpu-{seed}"), &moved(model, seed, dir.path()), &on_cpu));
+    let rounding = parted(&cpu, &others.collect::<Vec<_>>());
+    for precision in precisions {
+        let set = format!("precision={precision}");
+        let simt = run(precision, &golden, &["--device", "simt", "--set", &set]);
+        let far = parted(&cpu, std::slice::from_ref(&simt));
+        for (i, (far, rounding)) in far.iter().zip(&rounding).enumerate() {
+            let allowed = if *precision == "f32" { 2e-6 + 4.0 * rounding } else { 0.02 };
+            let what = format!("{model} {precision}, loss {i}");
+            assert!(*far <= allowed, "{what}: {far:.1e} > {allowed:.1e}, {cpu:?}, {simt:?}");
         }
     }
 }
 
 #[test]
 fn the_kernels_train_as_the_cpu_does() {
-    kernels_train(&["qwen2_bias"], &[("f32", 2e-4)]);
+    kernels_train("qwen2_bias", &["f32"], &[]);
 }
 
 #[test]
-#[ignore = "slow: two minutes; `just test-all`"]
+#[ignore = "slow: five minutes; `just test-all`"]
 fn the_kernels_train_as_the_cpu_does_in_bf16_and_with_an_encoder() {
-    kernels_train(&["qwen2_bias"], &[("bf16", 0.02)]);
-    kernels_train(&["t5_v11"], &[("f32", 2e-4), ("bf16", 0.02)]);
+    kernels_train("qwen2_bias", &["bf16"], &[]);
+    kernels_train("t5_v11", &["f32"], &["--set", "data.item_identity=text"]);
+    // A decoder that answers in one token reads nothing but the token that it starts with: gradients of its first layer are of
+    // rank one, and of self-attention's queries and keys there are none. What else their bases hold is rounding, and so are
+    // Adam's steps along it. The losses do not see these until the pull at the refresh turns some of them elsewhere: then a
+    // rounding is parts of ten thousand.
+    kernels_train("t5_v11", &["f32", "bf16"], &[]);
 }
 
 #[test]
