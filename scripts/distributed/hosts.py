@@ -73,7 +73,7 @@ def two_hosts():
         subprocess.run("ip -n gemsa link set gemsva down".split(), check=True)
         # mpirun itself may wait for ever; the ranks do not, and their word is in their logs.
         logs, start = lambda: {p.name: p.read_text() for p in (runs.HOME / "cut").glob("log.[0-9].txt")}, time.time()
-        while len(logs()) < 4 and time.time() - start < 15:
+        while len(logs()) < 4 and time.time() - start < 60:
             time.sleep(0.2)
         found = logs()
         process.kill()

@@ -45,7 +45,8 @@ pub fn run(world: &World, minutes: f64) -> Result<usize> {
     let (given, endless) = (world.command(Subject::Train), std::ffi::OsStr::new("10000000"));
     let mut command = Command::new(given.get_program());
     command.args(given.get_args().map(|arg| if arg == "6" { endless } else { arg }));
-    command.args(["--set", "train.validate_every=50", "--set", "checkpoint.every=20"]);
+    // A page keeps 500 validations at most: they are there before the first slice is over.
+    command.args(["--set", "train.validate_every=20", "--set", "checkpoint.every=20"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let (begun, mut samples, mut slices) = (Instant::now(), Vec::new(), Vec::new());
     let every = Duration::from_secs_f64(minutes * 60.0 / (SLICES * LOOKS) as f64);
