@@ -65,7 +65,7 @@ fn forward<A: Nonlinearity>(op: Activate) {
     let Activate { gate, up, mut y, .. } = op;
     let g = host(gate);
     let u = up.map(|u| (host(u), u));
-    each_row(&mut y, |i, out| {
+    each_row!(&mut y, |i, out| {
         let gate = row(g, &gate, i);
         match &u {
             Some((data, up)) => {
@@ -94,7 +94,7 @@ fn backward<A: Nonlinearity>(op: ActivateBackward) {
     let ActivateBackward { gate, up, dy, mut dgate, dup, .. } = op;
     let (g, d) = (host(gate), host(dy));
     let u = up.map(|u| (host(u), u));
-    each_row(&mut dgate, |i, out| {
+    each_row!(&mut dgate, |i, out| {
         let (gate, dy) = (row(g, &gate, i), row(d, &dy, i));
         match &u {
             Some((data, up)) => {
@@ -110,7 +110,7 @@ fn backward<A: Nonlinearity>(op: ActivateBackward) {
         }
     });
     if let Some(mut dup) = dup {
-        each_row(&mut dup, |i, out| {
+        each_row!(&mut dup, |i, out| {
             for ((o, g), dy) in out.iter_mut().zip(row(g, &gate, i)).zip(row(d, &dy, i)) {
                 *o = A::value(*g) * dy;
             }

@@ -36,7 +36,7 @@ fn adam_of_matrix(update: AdamUpdate, known: Option<&[f32]>) -> f64 {
         let (xs, ms, vs) = (host_mut(&mut x), host_mut(&mut m), host_mut(&mut v));
         let mut changes = change.as_mut().map(host_mut);
         let (mut gradient, mut delta) = (vec![0f32; widest(&blocks)], vec![0f32; cols]);
-        fast(|| {
+        fast!(|| {
             for i in 0..rows {
                 for block in &blocks {
                     let columns = block.columns.clone();

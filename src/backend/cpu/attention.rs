@@ -40,12 +40,14 @@ struct Sequence<'a> {
     spec: &'a AttentionSpec<'a>,
     q_rows: Range<usize>,
     k_rows: Range<usize>,
+    distances: Option<Distances<'a>>,
 }
 
 impl<'a> Sequence<'a> {
     fn new(spec: &'a AttentionSpec<'a>, s: usize) -> Self {
-        let q_rows = sequence(&spec.q_offsets.host, s);
-        Self { spec, q_rows, k_rows: sequence(&spec.k_offsets.host, s) }
+        let (q_rows, k_rows) = (sequence(&spec.q_offsets.host, s), sequence(&spec.k_offsets.host, s));
+        let distances = spec.bias.map(|bias| Distances::new(bias, &q_rows, &k_rows));
+        Self { spec, q_rows, k_rows, distances }
     }
     fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let count = self.q_rows.len();
@@ -73,24 +75,21 @@ impl<'a> Sequence<'a> {
     fn kv_head(&self, head: usize) -> usize {
         head / (self.spec.heads / self.spec.kv_heads)
     }
-    /// The buckets of a tile's rows and keys; empty without a bias.
-    fn buckets(&self, rows: &Range<usize>, keys: &Range<usize>) -> Vec<u32> {
-        let Some(bias) = &self.spec.bias else { return Vec::new() };
-        let (i0, j0) = (self.q_rows.start, self.k_rows.start);
-        let of_row = |i: usize| keys.clone().map(move |j| relative_bucket(bias, i0 + i, j0 + j));
-        rows.clone().flat_map(of_row).collect()
+    /// A head's biases by distance; none without a bias.
+    fn biases(&self, head: usize) -> Vec<f32> {
+        self.distances.as_ref().map_or(Vec::new(), |distances| distances.biases(head))
     }
-    /// `cap(scale * q kᵀ) + bias` of a tile and head; `slopes` becomes the derivatives of the cap, if there is one.
+    /// `cap(scale * q kᵀ) + bias` of a tile; `slopes` becomes the derivatives of the cap, if there is one.
     fn scores(
         &self,
         (q, k): (MatRef<f32>, MatRef<f32>),
-        head: usize,
-        buckets: &[u32],
+        (rows, keys): (&Range<usize>, &Range<usize>),
+        biases: &[f32],
         out: &mut [f32],
         slopes: &mut Vec<f32>,
     ) {
-        let (rows, n) = (q.nrows(), k.nrows());
-        product(block_mut(out, n, 0..rows, 0..n), false, self.spec.scale, q, k.transpose());
+        let n = keys.len();
+        product(block_mut(out, n, 0..rows.len(), 0..n), false, self.spec.scale, q, k.transpose());
         slopes.clear();
         if let Some(cap) = self.spec.softcap {
             slopes.extend(out.iter_mut().map(|score| {
@@ -99,19 +98,85 @@ impl<'a> Sequence<'a> {
                 1.0 - t * t
             }));
         }
-        if let Some(bias) = &self.spec.bias {
-            let table = host(bias.table);
-            for (score, bucket) in out.iter_mut().zip(buckets) {
-                *score += table[*bucket as usize * bias.table.ld + head];
+        if let Some(distances) = &self.distances {
+            for (i, scores) in rows.clone().zip(out.chunks_mut(n.max(1))) {
+                for (columns, at) in distances.along(i, keys) {
+                    add(&biases[at..at + columns.len()], &mut scores[columns]);
+                }
             }
         }
     }
 }
 
+/// The distances of a sequence's keys from its queries: a bias depends on nothing else, so that a row of biases is a
+/// piece of all of a head's, which are in the order of distances.
+struct Distances<'a> {
+    table: Mat<'a>,
+    q_positions: &'a [u32],
+    k_positions: &'a [u32],
+    /// Keys at consecutive positions; all of them, of a sequence as it is packed.
+    runs: Vec<Range<usize>>,
+    /// The least distance, key minus query.
+    least: i64,
+    /// The buckets of all distances from the least on.
+    buckets: Vec<usize>,
+}
+
+impl<'a> Distances<'a> {
+    fn new(bias: RelativeBias<'a>, q_rows: &Range<usize>, k_rows: &Range<usize>) -> Self {
+        let q_positions = &bias.q_positions.host[q_rows.clone()];
+        let k_positions = &bias.k_positions.host[k_rows.clone()];
+        let mut runs = Vec::new();
+        for run in k_positions.chunk_by(|a, b| a + 1 == *b) {
+            let start = runs.last().map_or(0, |last: &Range<usize>| last.end);
+            runs.push(start..start + run.len());
+        }
+        let ends = |positions: &[u32]| {
+            let (least, most) = (positions.iter().min(), positions.iter().max());
+            (least.map_or(0, |p| i64::from(*p)), most.map_or(0, |p| i64::from(*p)))
+        };
+        let ((q_least, q_most), (k_least, k_most)) = (ends(q_positions), ends(k_positions));
+        let least = k_least - q_most;
+        let buckets = (least..=k_most - q_least).map(|distance| bucket(&bias, distance)).collect();
+        Self { table: bias.table, q_positions, k_positions, runs, least, buckets }
+    }
+    /// A head's biases by distance.
+    fn biases(&self, head: usize) -> Vec<f32> {
+        let (table, ld) = (host(self.table), self.table.ld);
+        self.buckets.iter().map(|bucket| table[bucket * ld + head]).collect()
+    }
+    /// Columns of a tile with these keys, and where the distances of its row `i` begin there.
+    fn along(&self, i: usize, keys: &Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let query = i64::from(self.q_positions[i]);
+        self.runs.iter().filter_map(move |run| {
+            let (start, end) = (run.start.max(keys.start), run.end.min(keys.end));
+            let at = (start < end).then(|| i64::from(self.k_positions[start]) - query - self.least)?;
+            Some((start - keys.start..end - keys.start, at as usize))
+        })
+    }
+}
+
+/// The bucket of a distance, key minus query.
+fn bucket(bias: &RelativeBias, distance: i64) -> usize {
+    relative_position_bucket(distance, bias.bidirectional, bias.table.rows, bias.max_distance)
+}
+
+/// `to += values`.
+fn add(values: &[f32], to: &mut [f32]) {
+    fast!(|| axpy(1.0, values, to));
+}
+
+/// As many numbers, whatever they are: what a buffer has, or more.
+fn numbers(buffer: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if buffer.len() < count {
+        buffer.resize(count, 0.0);
+    }
+    &mut buffer[..count]
+}
+
 /// The bucket of key row j as query row i sees it.
-fn relative_bucket(bias: &RelativeBias, i: usize, j: usize) -> u32 {
-    let relative = bias.k_positions.host[j] as i64 - bias.q_positions.host[i] as i64;
-    relative_position_bucket(relative, bias.bidirectional, bias.table.rows, bias.max_distance) as u32
+fn relative_bucket(bias: &RelativeBias, i: usize, j: usize) -> usize {
+    bucket(bias, i64::from(bias.k_positions.host[j]) - i64::from(bias.q_positions.host[i]))
 }
 
 /// A tile's row of `keys`, cut into what is before the seen keys, those, and what is after them.
@@ -137,15 +202,15 @@ pub fn attention(op: Attention) {
     outs.into_par_iter().zip(lses).enumerate().for_each(|(s, (out, lse))| {
         let sequence = Sequence::new(&spec, s);
         let (mut scores, mut slopes) = (Vec::new(), Vec::new());
-        for rows in sequence.tiles() {
-            let keys = sequence.keys(&rows);
-            let (n, buckets) = (keys.len(), sequence.buckets(&rows, &keys));
-            scores.resize(rows.len() * n, 0.0);
-            for head in 0..heads {
-                let p = &mut scores[..rows.len() * n];
+        for head in 0..heads {
+            let biases = sequence.biases(head);
+            for rows in sequence.tiles() {
+                let keys = sequence.keys(&rows);
+                let n = keys.len();
+                let p = numbers(&mut scores, rows.len() * n);
                 let factors = (sequence.query((qd, &q), &rows, head), sequence.key((kd, &k), &keys, head));
-                sequence.scores(factors, head, &buckets, p, &mut slopes);
-                fast(|| {
+                sequence.scores(factors, (&rows, &keys), &biases, p, &mut slopes);
+                fast!(|| {
                     for (at, i) in rows.clone().enumerate() {
                         let [before, seen, after] =
                             parts(&mut p[at * n..(at + 1) * n], &keys, sequence.seen(i));
@@ -172,14 +237,14 @@ fn listed(op: Attention, (offsets, keys): (&Indices, &Indices)) {
     let rows = host_mut(&mut out).par_chunks_mut(out_ld).zip(host_mut(&mut lse).par_chunks_mut(lse_ld));
     rows.enumerate().for_each_init(Vec::new, |p: &mut Vec<f32>, (i, (out, lse))| {
         let seen = &keys.host[offsets.host[i] as usize..offsets.host[i + 1] as usize];
-        fast(|| {
+        fast!(|| {
             for (head, lse) in lse.iter_mut().enumerate().take(heads) {
                 let (own, shared) = (columns(head, d), columns(head / group, d));
                 let query = &row(qd, &q, i)[own.clone()];
                 let key = |j: &u32| &row(kd, &k, *j as usize)[shared.clone()];
                 let bias = |j: &u32| {
                     spec.bias.map_or(0.0, |bias| {
-                        let at = relative_bucket(&bias, i, *j as usize) as usize * bias.table.ld + head;
+                        let at = relative_bucket(&bias, i, *j as usize) * bias.table.ld + head;
                         host(bias.table)[at]
                     })
                 };
@@ -252,20 +317,19 @@ fn sequence_backward(
     let (heads, d, kv_ld) = (spec.heads, spec.head_dim, spec.kv_heads * spec.head_dim);
     let (qd, kd, vd, od, dod, lsed) = (host(*q), host(*k), host(*v), host(*out), host(*dout), host(*lse));
     let (mut scores, mut gradients, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
-    for rows in sequence.tiles() {
-        let keys = sequence.keys(&rows);
-        let (n, buckets) = (keys.len(), sequence.buckets(&rows, &keys));
-        scores.resize(rows.len() * n, 0.0);
-        gradients.resize(rows.len() * n, 0.0);
-        for head in 0..heads {
-            let shared = columns(sequence.kv_head(head), d);
-            let (p, ds) = (&mut scores[..rows.len() * n], &mut gradients[..rows.len() * n]);
+    for head in 0..heads {
+        let (shared, biases) = (columns(sequence.kv_head(head), d), sequence.biases(head));
+        let mut by_distance = vec![0f32; if bias_sum.is_empty() { 0 } else { biases.len() }];
+        for rows in sequence.tiles() {
+            let keys = sequence.keys(&rows);
+            let n = keys.len();
+            let (p, ds) = (numbers(&mut scores, rows.len() * n), numbers(&mut gradients, rows.len() * n));
             let (query, key) = (sequence.query((qd, q), &rows, head), sequence.key((kd, k), &keys, head));
             let upstream = sequence.query((dod, dout), &rows, head);
-            sequence.scores((query, key), head, &buckets, p, &mut slopes);
+            sequence.scores((query, key), (&rows, &keys), &biases, p, &mut slopes);
             let value = sequence.key((vd, v), &keys, head);
             product(block_mut(ds, n, 0..rows.len(), 0..n), false, 1.0, upstream, value.transpose());
-            fast(|| {
+            fast!(|| {
                 for (at, i) in rows.clone().enumerate() {
                     let row_of = sequence.q_rows.start + i;
                     let own = columns(head, d);
@@ -281,9 +345,11 @@ fn sequence_backward(
                     [before, after, ds_before, ds_after].into_iter().for_each(|hidden| hidden.fill(0.0));
                 }
             });
-            if !bias_sum.is_empty() {
-                for (ds, bucket) in ds.iter().zip(&buckets) {
-                    bias_sum[*bucket as usize * heads + head] += ds;
+            if let Some(distances) = sequence.distances.as_ref().filter(|_| !by_distance.is_empty()) {
+                for (i, ds) in rows.clone().zip(ds.chunks(n.max(1))) {
+                    for (columns, at) in distances.along(i, &keys) {
+                        add(&ds[columns.clone()], &mut by_distance[at..at + columns.len()]);
+                    }
                 }
             }
             // Of the capped score; from here on of the score.
@@ -303,7 +369,11 @@ fn sequence_backward(
                 all(ds),
                 key,
             );
-            product(block_mut(dk, kv_ld, keys.clone(), shared), true, spec.scale, all(ds).transpose(), query);
+            product(block_mut(dk, kv_ld, keys, shared.clone()), true, spec.scale, all(ds).transpose(), query);
+        }
+        let buckets = sequence.distances.iter().flat_map(|distances| &distances.buckets);
+        for (sum, bucket) in by_distance.iter().zip(buckets) {
+            bias_sum[bucket * heads + head] += sum;
         }
     }
 }

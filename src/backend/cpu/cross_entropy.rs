@@ -39,7 +39,7 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
                 .par_chunks_mut(vocabulary)
                 .enumerate()
                 .map(|(i, row)| {
-                    fast(|| {
+                    fast!(|| {
                         let target = targets.host[start + i] as usize;
                         let at_target = row[target];
                         let slopes: Vec<f32> = match softcap.filter(|_| gradients) {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 pub fn dequantize(op: Dequantize) {
     let Dequantize { from, first_row, mut to } = op;
-    each_row(&mut to, |i, out| dequantized(from, first_row + i, 0..from.shape.1, out));
+    each_row!(&mut to, |i, out| dequantized(from, first_row + i, 0..from.shape.1, out));
 }
 
 /// Some columns of a row.

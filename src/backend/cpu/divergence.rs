@@ -14,7 +14,7 @@ pub fn divergence(op: Divergence) {
     let found: Vec<f32> = host_mut(&mut logits)
         .par_chunks_mut(ld.max(1))
         .enumerate()
-        .map(|(i, now)| fast(|| of_row(&mut now[..cols], row(then, &before, i), factor, inverse_cap)))
+        .map(|(i, now)| fast!(|| of_row(&mut now[..cols], row(then, &before, i), factor, inverse_cap)))
         .collect();
     let kl = host_mut(&mut kl);
     found.into_iter().enumerate().for_each(|(i, value)| kl[i * kl_ld] = value);

@@ -14,7 +14,7 @@ pub fn dots(op: Dots) {
     let one = |(x, y): &(Mat, Mat)| {
         let (a, b) = (host(*x), host(*y));
         let mut total = 0f64;
-        fast(|| {
+        fast!(|| {
             for i in 0..x.rows {
                 total += dot_in_f64(row(a, x, i), row(b, y, i));
             }

@@ -26,7 +26,7 @@ pub fn fold(threads: usize, pool: &HostPool, op: Fold) {
                 let mut from = w.reborrow().row_range(first..first + these.len());
                 let (ld, values) = (from.ld, host_bf16_mut(&mut from));
                 let sums = super::host_mut(&mut to);
-                fast(|| {
+                fast!(|| {
                     let rows = values.chunks(ld.max(1)).zip(sums.chunks_mut(cols.max(1)));
                     rows.for_each(|(from, to)| widened(&from[..cols], to));
                 });
@@ -44,7 +44,7 @@ pub fn fold(threads: usize, pool: &HostPool, op: Fold) {
 pub fn add_rounded(op: AddRounded) {
     let AddRounded { x, mut y, seed } = op;
     let data = super::host(x);
-    each_row_bf16(&mut y, |i, to| {
+    each_row_bf16!(&mut y, |i, to| {
         let sums: Vec<f32> = to.iter().zip(row(data, &x, i)).map(|(y, x)| y.to_f32() + x).collect();
         round(Rounding::Stochastic(seed), i, &sums, to);
     });

@@ -13,20 +13,20 @@ pub fn gather(op: Gather) {
     match (from.dtype, to.dtype) {
         (DType::F32, _) => {
             let data = host(from);
-            each_row(&mut to, |i, out| {
+            each_row!(&mut to, |i, out| {
                 out.iter_mut().zip(row(data, &from, at(i))).for_each(|(y, x)| *y = scale * x);
             });
         }
         (DType::BF16, DType::F32) => {
             let data = host_bf16(from);
-            each_row(&mut to, |i, out| {
+            each_row!(&mut to, |i, out| {
                 widened(row(data, &from, at(i)), out);
                 out.iter_mut().for_each(|y| *y *= scale);
             });
         }
         (DType::BF16, DType::BF16) => {
             let data = host_bf16(from);
-            each_row_bf16(&mut to, |i, out| {
+            each_row_bf16!(&mut to, |i, out| {
                 let values = row(data, &from, at(i)).iter().map(|x| bf16::from_f32(scale * x.to_f32()));
                 out.iter_mut().zip(values).for_each(|(y, x)| *y = x);
             });

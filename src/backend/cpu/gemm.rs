@@ -1,11 +1,26 @@
 //! A product on the calling thread, by faer's GEMM: what all others are made of.
 
 use faer::linalg::matmul::matmul as gemm;
+use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 
+/// Rows of the memory behind a transposed a that are summed over at a time.
+const RUN: usize = 64;
+
 /// `c (+)= alpha a b` on the calling thread.
-pub fn product(c: MatMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
-    gemm(c, if add { Accum::Add } else { Accum::Replace }, a, b, alpha, Par::Seq);
+///
+/// The library goes down the columns of a transposed a once for every few of its rows, as deep as it can. The lines that
+/// it touches lie a whole row of memory apart, often a power of two, and displace each other in the cache before their
+/// other elements are needed: [`RUN`] of them do not.
+pub fn product(mut c: MatMut<f32>, add: bool, alpha: f32, a: MatRef<f32>, b: MatRef<f32>) {
+    let depth = a.ncols();
+    let run = if a.row_stride() == 1 { RUN } else { depth.max(1) };
+    // Of no depth there is one product all the same: c may have to be cleared.
+    for from in (0..depth.max(1)).step_by(run) {
+        let count = run.min(depth - from);
+        let accum = if add || from > 0 { Accum::Add } else { Accum::Replace };
+        gemm(c.rb_mut(), accum, a.subcols(from, count), b.subrows(from, count), alpha, Par::Seq);
+    }
     clear_upper_halves();
 }
 

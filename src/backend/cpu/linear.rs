@@ -19,7 +19,7 @@ pub fn linear(threads: usize, pool: &HostPool, op: Linear) {
     }
     if let Some(bias) = &layer.bias {
         let values = host(bias.mat());
-        each_row(&mut y, |_, out| simd::axpy(1.0, values, out));
+        each_row!(&mut y, |_, out| simd::axpy(1.0, values, out));
     }
     if let (Some(branch), Some(mut h)) = (&layer.branch, h) {
         let (a, b) = (branch.a.mat().t(), branch.b.mat().t());

@@ -188,8 +188,8 @@ impl Backend for Cpu {
         assert_eq!(values.len(), to.rows * cols, "upload");
         let row = |i: usize| &values[i * cols..(i + 1) * cols];
         match to.dtype {
-            DType::F32 => rows::each_row(&mut to, |i, out| out.copy_from_slice(row(i))),
-            DType::BF16 => rows::each_row_bf16(&mut to, |i, out| {
+            DType::F32 => rows::each_row!(&mut to, |i, out| out.copy_from_slice(row(i))),
+            DType::BF16 => rows::each_row_bf16!(&mut to, |i, out| {
                 out.iter_mut().zip(row(i)).for_each(|(to, value)| *to = bf16::from_f32(*value));
             }),
         }

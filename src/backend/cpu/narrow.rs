@@ -106,7 +106,7 @@ impl<'a> Part<'a> {
         let (count, width) = (rows.len(), columns.len());
         let to = &mut to[..count * width];
         let from = self.columns.start + columns.start..self.columns.start + columns.end;
-        fast(|| {
+        fast!(|| {
             for (row, to) in rows.zip(to.chunks_mut(width)) {
                 self.weight.widen(self.rows.start + row, from.clone(), to);
             }

@@ -45,7 +45,7 @@ fn norm(a: &[f64]) -> f64 {
 }
 
 fn dot64(a: &[f64], b: &[f64]) -> f64 {
-    fast(|| {
+    fast!(|| {
         let mut lanes = [0f64; 8];
         let (a_chunks, a_rest) = a.as_chunks::<8>();
         let (b_chunks, b_rest) = b.as_chunks::<8>();

@@ -7,45 +7,43 @@ use crate::backend::{Mat, MatMut, PerSegment, Rmsnorm, RmsnormBackward};
 
 pub fn rmsnorm(op: Rmsnorm) {
     let Rmsnorm { x, residual, w, eps, mut y, mut inv_rms } = op;
-    let weight = host(w);
-    let inverse = |s: &[f32]| 1.0 / (dot(s, s) / s.len() as f32 + eps).sqrt();
-    let normalise = |s: &[f32], inv: f32, out: &mut [f32]| {
-        for ((y, s), w) in out.iter_mut().zip(s).zip(weight) {
-            *y = w * (s * inv);
-        }
-    };
     if let Some((r, mut total)) = residual {
         let (a, b) = (host(x), host(r));
-        each_row(&mut total, |i, out| {
+        each_row!(&mut total, |i, out| {
             for ((s, x), r) in out.iter_mut().zip(row(a, &x, i)).zip(row(b, &r, i)) {
                 *s = x + r;
             }
         });
-        finish(total.as_mat(), &mut y, &mut inv_rms, inverse, normalise);
+        normalise((total.as_mat(), w, eps), &mut y, &mut inv_rms);
     } else {
-        finish(x, &mut y, &mut inv_rms, inverse, normalise);
+        normalise((x, w, eps), &mut y, &mut inv_rms);
     }
+}
 
-    fn finish(
-        s: Mat,
-        y: &mut MatMut,
-        inv_rms: &mut MatMut,
-        inverse: impl Fn(&[f32]) -> f32 + Sync + Send,
-        normalise: impl Fn(&[f32], f32, &mut [f32]) + Sync + Send,
-    ) {
-        let data = host(s);
-        let ld = inv_rms.ld;
-        let inv = host_mut(inv_rms);
-        fast(|| (0..s.rows).for_each(|i| inv[i * ld] = inverse(row(data, &s, i))));
-        let inv = &*inv;
-        each_row(y, |i, out| normalise(row(data, &s, i), inv[i * ld], out));
-    }
+/// The rows of s over their lengths, times w.
+fn normalise((s, w, eps): (Mat, Mat, f32), y: &mut MatMut, inv_rms: &mut MatMut) {
+    let (data, weight) = (host(s), host(w));
+    let ld = inv_rms.ld;
+    let inv = host_mut(inv_rms);
+    fast!(|| {
+        for i in 0..s.rows {
+            let s = row(data, &s, i);
+            inv[i * ld] = 1.0 / (dot(s, s) / s.len() as f32 + eps).sqrt();
+        }
+    });
+    let inv = &*inv;
+    each_row!(y, |i, out| {
+        let inv = inv[i * ld];
+        for ((y, s), w) in out.iter_mut().zip(row(data, &s, i)).zip(weight) {
+            *y = w * (s * inv);
+        }
+    });
 }
 
 pub fn rmsnorm_backward(op: RmsnormBackward) {
     let RmsnormBackward { s, w, inv_rms, dy, mut dx, accumulate, dw } = op;
     let (data, weight, inv, grad) = (host(s), host(w), host(inv_rms), host(dy));
-    each_row(&mut dx, |i, out| {
+    each_row!(&mut dx, |i, out| {
         let (s, dy, inv) = (row(data, &s, i), row(grad, &dy, i), inv[i * inv_rms.ld]);
         // y = w s inv, d inv / d s = -inv^3 s / n: dx = inv (w dy - s inv^2 mean(s w dy)).
         let mut lanes = [0f32; 16];
@@ -61,7 +59,7 @@ pub fn rmsnorm_backward(op: RmsnormBackward) {
     if let Some(PerSegment { segments, out: mut dw }) = dw {
         let (ld, cols) = (dw.ld, dw.cols);
         let out = host_mut(&mut dw);
-        fast(|| {
+        fast!(|| {
             for (segment, rows) in segments.iter().enumerate() {
                 let out = &mut out[segment * ld..segment * ld + cols];
                 for i in rows.clone() {

@@ -46,7 +46,7 @@ pub fn rope(sines: &Sines, op: Rope) {
     let most = positions.host.iter().max().map_or(0, |p| *p as usize + 1);
     let turns = sines.table(&host(inv_freq)[..half], most);
     let sign = if inverse { -1.0 } else { 1.0 };
-    each_row(&mut x, |i, row| {
+    each_row!(&mut x, |i, row| {
         let turns = &turns[positions.host[i] as usize * half..][..half];
         for head in row.chunks_exact_mut(head_dim) {
             let (low, high) = head[..2 * half].split_at_mut(half);

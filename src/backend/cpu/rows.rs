@@ -11,19 +11,43 @@ pub fn rows_per_task(cols: usize) -> usize {
     (32 * 1024 / cols.max(1)).max(1)
 }
 
-/// Calls `f(i, row)` for every row of `to`, in parallel where it pays.
-pub fn each_row(to: &mut MatMut, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
-    let shape = (to.rows, to.cols, to.ld);
-    each_row_of(host_mut(to), shape, f);
+/// Calls `|i, row| ..` for every row of a matrix, in parallel where it pays, compiled as by [`fast!`].
+macro_rules! each_row {
+    ($to:expr, |$i:pat_param, $row:pat_param| $body:expr) => {
+        $crate::backend::cpu::rows::of_each_row(
+            $to,
+            #[inline(always)]
+            |$i, $row| $body,
+        )
+    };
 }
+pub(super) use each_row;
 
 /// The same, of a bf16 matrix.
-pub fn each_row_bf16(to: &mut MatMut, f: impl Fn(usize, &mut [bf16]) + Send + Sync) {
+macro_rules! each_row_bf16 {
+    ($to:expr, |$i:pat_param, $row:pat_param| $body:expr) => {
+        $crate::backend::cpu::rows::of_each_row_bf16(
+            $to,
+            #[inline(always)]
+            |$i, $row| $body,
+        )
+    };
+}
+pub(super) use each_row_bf16;
+
+/// What [`each_row!`] calls.
+pub fn of_each_row(to: &mut MatMut, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
     let shape = (to.rows, to.cols, to.ld);
-    each_row_of(host_bf16_mut(to), shape, f);
+    in_blocks(host_mut(to), shape, f);
 }
 
-fn each_row_of<T: Send>(
+/// What [`each_row_bf16!`] calls.
+pub fn of_each_row_bf16(to: &mut MatMut, f: impl Fn(usize, &mut [bf16]) + Send + Sync) {
+    let shape = (to.rows, to.cols, to.ld);
+    in_blocks(host_bf16_mut(to), shape, f);
+}
+
+fn in_blocks<T: Send>(
     data: &mut [T],
     (rows, cols, ld): (usize, usize, usize),
     f: impl Fn(usize, &mut [T]) + Send + Sync,
@@ -32,13 +56,17 @@ fn each_row_of<T: Send>(
         return;
     }
     let block = rows_per_task(cols);
+    let of_block = |block: &mut [T], first: usize| {
+        fast!(|| {
+            for (i, row) in block.chunks_mut(ld).enumerate() {
+                f(first + i, &mut row[..cols]);
+            }
+        });
+    };
     if rows <= block {
-        fast(|| data.chunks_mut(ld).enumerate().for_each(|(i, row)| f(i, &mut row[..cols])));
-        return;
+        return of_block(data, 0);
     }
-    data.par_chunks_mut(ld * block).enumerate().for_each(|(b, chunk)| {
-        fast(|| chunk.chunks_mut(ld).enumerate().for_each(|(i, row)| f(b * block + i, &mut row[..cols])));
-    });
+    data.par_chunks_mut(ld * block).enumerate().for_each(|(b, rows)| of_block(rows, b * block));
 }
 
 /// Row i of a view.

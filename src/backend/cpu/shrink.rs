@@ -11,7 +11,7 @@ pub fn shrink(mut op: Shrink) {
         _ => 0.0,
     };
     let along = |side: &Eigenvalues, i: usize| side.known.map(|known| host(known)[i]);
-    each_row(&mut op.x, |a, row| {
+    each_row!(&mut op.x, |a, row| {
         let f = along(&rows, a);
         for (b, x) in row.iter_mut().enumerate() {
             let c = along(&cols, b);

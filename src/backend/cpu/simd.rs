@@ -1,16 +1,28 @@
 //! The few inner loops that everything else is made of, compiled for the machine they run on.
 //!
-//! [`fast`] runs a closure compiled for the best instruction set at hand (AVX-512, AVX2, NEON, or the
-//! baseline); whatever it calls must be `#[inline(always)]`. Sums use a fixed number of lanes, so the
-//! result does not depend on the instruction set's width.
+//! [`fast!`] runs a closure compiled for the best instruction set at hand (AVX2, NEON, or the baseline; AVX-512 is the
+//! GEMM library's); whatever it calls must be `#[inline(always)]`. Sums use a fixed number of lanes, so the result
+//! does not depend on the instruction set's width.
 
 use std::sync::LazyLock;
 
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
-/// Runs `f` compiled for the machine's instruction set.
+/// Runs a closure compiled for the machine's instruction set. A macro, because the closure must be inlined where that is
+/// known: of its own accord the compiler leaves a long one outside, compiled for the baseline.
+macro_rules! fast {
+    (|| $body:expr) => {
+        $crate::backend::cpu::simd::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(super) use fast;
+
+/// What [`fast!`] calls.
 #[inline(always)]
-pub fn fast<R>(f: impl FnOnce() -> R) -> R {
+pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     ARCH.dispatch(f)
 }
 
@@ -46,11 +58,17 @@ pub fn sum(a: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    fold_lanes(lanes, |a, b| a + b)
+}
+
+/// The lanes by halves: the first half with the second, and so on.
+#[inline(always)]
+fn fold_lanes(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {
-            lanes[l] += lanes[l + width];
+            lanes[l] = f(lanes[l], lanes[l + width]);
         }
         width /= 2;
     }
@@ -75,7 +93,7 @@ pub fn max(a: &[f32]) -> f32 {
             lanes[l] = if x[l] > lanes[l] { x[l] } else { lanes[l] };
         }
     }
-    let most = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let most = fold_lanes(lanes, |a, b| if b > a { b } else { a });
     rest.iter().copied().fold(most, f32::max)
 }
 

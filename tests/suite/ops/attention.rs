@@ -119,6 +119,11 @@ fn bucket(distance: i64, (buckets, bidirectional, max_distance): (usize, bool, u
     (first + (exact + (ratio * (n - exact) as f32) as i64).min(n - 1)) as usize
 }
 
+/// The position of a sequence's row: of a long one they are not all consecutive.
+fn position(row: usize) -> u32 {
+    (row + row / 40 * 3) as u32
+}
+
 /// Everything of one case, row-major f64: the inputs, and by the definition the outputs.
 struct Reference {
     q: Vec<f64>,
@@ -207,7 +212,7 @@ impl Case {
         let ((h, kv), d) = (self.heads, self.d);
         let (qi, group) = ((i * h + head) * d, head * kv / h);
         let kj = |j: usize| (j * kv + group) * d;
-        let of = |b, j: usize| bucket((j - k0) as i64 - at as i64, b) * h + head;
+        let of = |b, j: usize| bucket(i64::from(position(j - k0)) - i64::from(position(at)), b) * h + head;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let raw = |&j: &usize| self.scale * dot(&r.q[qi..qi + d], &r.k[kj(j)..kj(j) + d]);
         let capped = |s: f64| self.softcap.map_or(s, |cap| cap * (s / cap).tanh());
@@ -255,7 +260,8 @@ impl Case {
             be.indices(&sum).unwrap()
         };
         let positions = |of: fn(&(usize, usize)) -> usize| {
-            be.indices(&self.lengths.iter().flat_map(|l| 0..of(l) as u32).collect::<Vec<_>>()).unwrap()
+            be.indices(&self.lengths.iter().flat_map(|l| (0..of(l)).map(position)).collect::<Vec<_>>())
+                .unwrap()
         };
         let (q_offsets, k_offsets) = (offsets(|l| l.0), offsets(|l| l.1));
         let (q_positions, k_positions) = (positions(|l| l.0), positions(|l| l.1));

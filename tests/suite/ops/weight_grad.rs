@@ -144,3 +144,21 @@ fn task_gradient_and_its_products() {
         }
     }
 }
+
+/// Blocks of the same rows, which a backend may multiply as one: of other factors, over each other, of no columns.
+#[test]
+fn blocks_of_the_same_rows() {
+    let blocks = vec![
+        block(0..130, 0..5, 0, 1.0),
+        block(0..130, 9..12, 7, -0.5),
+        block(0..130, 3..3, 2, 1.0),
+        block(0..130, 2..9, 4, 2.0),
+        block(130..150, 0..7, 11, 1.0),
+        block(130..150, 5..12, 0, 1.5),
+    ];
+    for write in [Write::Replace, Write::Add] {
+        let (size, blocks, pairs) = ((150, 77, 12, 18), blocks.clone(), Some(vec![pair(0, 7, 7)]));
+        check(Gradient { size, blocks, pairs, write }, "blocks of the same rows");
+        check(Gradient { write, ..of_tasks(140, 70, 32) }, "a gradient of two tasks");
+    }
+}
