@@ -64,7 +64,8 @@ def two_hosts():
             sent, outside = line["exchange_bytes"], line["exchange_bytes_outside"]
             assert abs(outside / sent - 1 / 3) < 1e-3, (sent, outside)
         log = open(runs.HOME / "cut.stderr", "w+")
-        arguments = [*four, *command("cut", LONG)]
+        # Who is cut off while a checkpoint is written waits as long as for a phase.
+        arguments = [*four, *command("cut", f"{LONG} distributed.phase_timeout_s=15")]
         process = subprocess.Popen(arguments, cwd=runs.HOME, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=log)
         start = time.time()
         while not any((runs.HOME / "cut").glob("checkpoints/step-*")):
