@@ -66,8 +66,7 @@ impl Tree {
         self.push_node(Node { level: 0, index: leaf, values })
     }
 
-    /// Adds the last leaf, whose numbers are still to come: some at a time they are put into [`Tree::last`] and merged by
-    /// [`Tree::merge`].
+    /// Adds the last leaf, whose numbers are still to come: some at a time they are put into [`Tree::last`] and merged.
     pub fn push_open(&mut self, leaf: usize, values: Tensor) {
         self.nodes.push(Node { level: 0, index: leaf, values });
     }
