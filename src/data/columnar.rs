@@ -3,6 +3,7 @@
 //! NaN and infinities have no JSON form: nested in a value they are null, alone they are asked for with
 //! [`not_finite`].
 
+use super::parquet_file::ParquetFile;
 use crate::error::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::types::*;
@@ -11,7 +12,6 @@ use arrow_schema::{DataType, SchemaRef, TimeUnit};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Map, Number, Value};
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub(crate) fn batches(path: &Path) -> Result<impl Iterator<Item = Result<RecordB
 /// # Errors
 /// A file that cannot be opened or is not Parquet.
 pub(crate) fn layout(path: &Path) -> Result<(SchemaRef, u64)> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let file = ParquetFile::open(path)?;
     let opened = catch_unwind(AssertUnwindSafe(|| ParquetRecordBatchReaderBuilder::try_new(file)));
     let builder = opened.map_err(|_| damaged(path, CAUGHT))?.map_err(|e| damaged(path, &e.to_string()))?;
     let rows = builder.metadata().file_metadata().num_rows();
@@ -53,7 +53,7 @@ pub(crate) fn batches_of(
     path: &Path,
     names: Option<&[&str]>,
 ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let file = ParquetFile::open(path)?;
     let path = path.to_path_buf();
     let reader = catch_unwind(AssertUnwindSafe(|| {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(8192);

@@ -27,6 +27,7 @@ mod general;
 mod kmeans;
 mod markup;
 mod pack;
+mod parquet_file;
 mod prompt;
 mod record;
 pub(crate) mod rows;

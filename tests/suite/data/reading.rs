@@ -238,6 +238,27 @@ proptest! {
     }
 }
 
+/// A page's header that says that 2^31 - 1 numbers follow, which the decoder has no use for: they would be passed over one by
+/// one, for minutes, though the file ends.
+#[test]
+fn a_parquet_page_that_claims_more_than_there_is_is_refused_at_once() {
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch};
+    use std::sync::Arc;
+    let item: ArrayRef = Arc::new(Int64Array::from_iter_values(0..50));
+    let batch = RecordBatch::try_from_iter(vec![("item", item)]).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    // Thrift's compact protocol, behind the magic number: field 1 is the i32 0, field 16 a list of so many doubles.
+    bytes[4..13].copy_from_slice(&[0x15, 0, 0xf9, 0xf7, 0xff, 0xff, 0xff, 0xff, 7]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("items.parquet"), bytes).unwrap();
+    write(dir.path(), "train.jsonl", &[json!({"task": "rec", "history": [1], "target": [2]})]);
+    let error = Dataset::load(dir.path(), &cue()).err().unwrap().to_string();
+    assert!(error.contains("items.parquet") && error.contains("not a readable Parquet file"), "{error}");
+}
+
 #[test]
 fn settings_that_cannot_work_are_refused() {
     let check = |change: fn(&mut DataSettings), part: &str| {
