@@ -14,6 +14,18 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 #endif
 }
 
+// The same place in shared memory, which the compiler keeps in a register from here on: it would find its address anew wherever
+// it is used.
+__device__ __forceinline__ uint8_t* held(uint8_t* p) {
+#ifdef GEMS_SIMT
+  return p;
+#else
+  uint32_t address = shared_address(p);
+  asm volatile("" : "+r"(address));
+  return static_cast<uint8_t*>(__cvta_shared_to_generic(address));
+#endif
+}
+
 // Whether this is the one thread of its warp that the hardware picks; all 32 ask. What only that thread does, the compiler
 // then knows to be one thread's: it needs no loop over the warp around instructions that take uniform registers.
 __device__ __forceinline__ bool elect_one() {
@@ -166,12 +178,17 @@ template <int n> __device__ __forceinline__ void wgmma_hold(float (&c)[n]) {
 }
 
 // A tile for wgmma: chunks of 64 x 64 values, 8 KiB each, as a tensor_load of such a box leaves them. A chunk holds
-// outputs x k, rows along k; or, transposed, k x outputs, rows along the outputs. `k` is a multiple of 16.
-template <bool transposed> __device__ __forceinline__ uint64_t wgmma_descriptor(const uint8_t* tile, int k) {
-  uint32_t start = shared_address(tile) + (transposed ? k * 128 : k * 2);
-  // In units of 16 bytes: bytes from 64 outputs to the next 64 (transposed only), from eight rows to the next eight.
-  uint64_t leading = transposed ? CHUNK_BYTES / 16 : 1, stride = 1024 / 16, swizzle128 = 1;
-  return (uint64_t)(start >> 4 & 0x3fff) | leading << 16 | stride << 32 | swizzle128 << 62;
+// outputs x k, rows along k; or, transposed, k x outputs, rows along the outputs. The lower half of its descriptor: where it
+// starts, and from 64 outputs to the next 64 (transposed only), in units of 16 bytes. What is added to it is added to the start.
+template <bool transposed> __device__ __forceinline__ uint32_t wgmma_operand(const uint8_t* tile) {
+  return (shared_address(tile) >> 4 & 0x3fff) | (transposed ? CHUNK_BYTES / 16 : 1) << 16;
+}
+// From there to the outputs at `k`, a multiple of 16.
+template <bool transposed> __device__ __forceinline__ uint32_t wgmma_step(int k) { return transposed ? k * 8 : k / 8; }
+// The whole of it; its upper half: from eight rows to the next eight, 128-byte swizzle.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t operand) {
+  constexpr uint32_t upper = 1024 / 16 | 1u << 30;
+  return (uint64_t)upper << 32 | operand;
 }
 
 // Accumulators as operands, and where an asm string names them.

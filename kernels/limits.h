@@ -8,7 +8,7 @@ constexpr int SEGMENTS = 64;  // Segments of rows.
 constexpr int ADAM_MATRICES = 14;  // Matrices of Adam.
 constexpr int ADAM_BLOCKS = 24;  // Blocks of columns of Adam's matrices.
 constexpr int FACTOR_TASKS = 16;  // Tasks of a step.
-constexpr int GRAD_PARTS = 32;  // Parts of a weight gradient.
+constexpr int GRAD_PARTS = 32;  // Blocks of a weight gradient, and groups of them.
 constexpr int GRAD_PAIRS = 32;  // Pairs of a weight gradient's blocks whose products are taken.
 constexpr int DOTS_PAIRS = 32;  // Pairs of matrices whose inner products are taken.
 constexpr int MATMUL_MANY = 48;  // Small products.
@@ -40,13 +40,17 @@ constexpr int BIAS_THREADS = 64;  // Threads, and histograms, of a block of the 
 constexpr int TILE_M = 128;  // Rows of a tile on tensor cores.
 constexpr int TILE_BAND = 16;  // Rows of tiles that are taken together, so that their operands stay in L2.
 constexpr int TILE_N = 128;  // Columns of a product's tile.
-constexpr int GRAD_TILE_N = 64;  // Columns of a weight gradient's tile.
+constexpr int GRAD_TILE_M = 64;  // Rows of a weight gradient's tile.
+constexpr int GRAD_TILE_N = 64;  // Its columns.
+constexpr int GRAD_TILE_K = 64;  // Summed elements of its stage.
+constexpr int GRAD_STAGES = 4;  // Its stages in flight.
+constexpr int GRAD_THREADS = 128;  // Threads of its block on tensor cores.
+constexpr int GRAD_TILE_SHARED = GRAD_STAGES * GRAD_TILE_K * 2 * (GRAD_TILE_M + GRAD_TILE_N) + 128;  // Its shared memory.
 constexpr int BRANCH_TILE_N = 64;  // Columns of a low-rank branch's tile.
 constexpr int TILE_K = 32;  // Summed elements of a stage.
 constexpr int TILE_STAGES = 3;  // Stages in flight.
 constexpr int TILE_THREADS = 256;  // Threads of a block on tensor cores.
 constexpr int TILE_SHARED = TILE_STAGES * TILE_K * 2 * (TILE_M + TILE_N);  // Its shared memory, bytes.
-constexpr int GRAD_TILE_SHARED = TILE_STAGES * TILE_K * 2 * (TILE_M + GRAD_TILE_N);  // The same of a weight gradient.
 
 constexpr int PLAIN_TILE = 64;  // Rows and columns of a tile on CUDA cores.
 constexpr int PLAIN_K = 16;  // Summed elements that a block holds.
@@ -60,10 +64,13 @@ constexpr int HOPPER_WARPS = 8;  // Warps of it that multiply and write.
 constexpr int HOPPER_M = 128;  // Rows of their tiles, which have 128 or 256 columns.
 constexpr int HOPPER_STAGES_128 = 6;  // Stages of the ring with 128 columns.
 constexpr int HOPPER_STAGES_256 = 4;  // Stages of the ring with 256 columns.
+constexpr int HOPPER_WRITERS = 3;  // Warps that copy tiles from shared memory to C.
 constexpr int HOPPER_STAGE_128 = (HOPPER_M + 128) / 64 * CHUNK_BYTES;  // Bytes of such a stage with 128 columns.
 constexpr int HOPPER_STAGE_256 = (HOPPER_M + 256) / 64 * CHUNK_BYTES;  // Bytes of such a stage with 256 columns.
-constexpr int HOPPER_SHARED_128 = 1024 + HOPPER_STAGES_128 * (HOPPER_STAGE_128 + 16) + 56;  // Shared memory with 128 columns.
-constexpr int HOPPER_SHARED_256 = 1024 + HOPPER_STAGES_256 * (HOPPER_STAGE_256 + 16) + 56;  // Shared memory with 256 columns.
+constexpr int HOPPER_STAGED = 128;  // Columns of a tile of C that are on their way out at a time.
+constexpr int HOPPER_STAGED_BYTES = HOPPER_M * HOPPER_STAGED * 2;  // Bytes of them.
+constexpr int HOPPER_SHARED_128 = 1104 + HOPPER_STAGES_128 * (HOPPER_STAGE_128 + 16) + HOPPER_STAGED_BYTES;  // Shared memory with 128 columns.
+constexpr int HOPPER_SHARED_256 = 1104 + HOPPER_STAGES_256 * (HOPPER_STAGE_256 + 16) + HOPPER_STAGED_BYTES;  // Shared memory with 256 columns.
 
 // ---- codes --------------------------------------------------------------------------------------------
 

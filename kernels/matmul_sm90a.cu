@@ -19,8 +19,10 @@
 // flight while the next is issued. A tile of C whose S is not written yet waits for it after all of A0 B0, that is, practically
 // never.
 // Warpgroups 1 and 2: with BN = 256 each owns 64 rows of every tile. With BN = 128 they take tiles in turn, so that one
-// multiplies while the other writes: an end of a tile costs nothing where there is a next one. Whose turn it is an mbarrier
-// tells, for the other one's stages have to be full before a wait for the next round of the same stage means anything.
+// multiplies while the other is at its tile's end. Whose turn it is an mbarrier tells, for the other one's stages have to be full
+// before a wait for the next round of the same stage means anything.
+// A tile of C in bf16 leaves by way of shared memory, and the other warps of warpgroup 0 write it (matmul_staged.cuh); the
+// branch's tiles, f32 ones, those that are rounded at random and runs are written by who multiplied.
 // `splits` > 1 (no branch, no second product) cuts K0 into as many runs, for products of few tiles: each run is a tile of its
 // own, whose sums go to `partial`, and the warp that comes last with its rows adds the runs in order and writes C: the same
 // bits whichever that is.
@@ -30,8 +32,7 @@
 //
 // Bytes: A0, B0, A1, B1, C once (C twice when beta != 0), S twice; A0 from L2 ceil(N / BN) times, B0 ceil(M / 128)
 // times; with splits 8 splits M N more. Flops: 2 M (N (K0 + K1) + R K0).
-#include "hopper.cuh"
-#include "matmul.cuh"
+#include "matmul_staged.cuh"
 
 constexpr int HOPPER_K = 64, END = -1;
 
@@ -41,14 +42,15 @@ template <int BN> struct Pipeline {
   static constexpr int STAGES = BN == 256 ? HOPPER_STAGES_256 : HOPPER_STAGES_128;
   static constexpr int STAGE_BYTES = BN == 256 ? HOPPER_STAGE_256 : HOPPER_STAGE_128;
   static constexpr int PARTS = IN_TURN ? 2 : 1;  // of 64 rows that a warpgroup has of a tile
-  static constexpr int WARPS = IN_TURN ? 4 : HOPPER_WARPS;  // that write a tile
+  static constexpr int WARPS = IN_TURN ? 4 : HOPPER_WARPS;  // that multiply a tile
 };
 
 // Where a block keeps its ring: stages and their mbarriers; the numbers of two tiles, with mbarriers that say that one is
-// told and that all consuming warps have read it; and one a warpgroup that says that it is its turn.
+// told and that all warps that want it have read it; one a warpgroup that says that it is its turn; and where tiles leave.
 struct RingMemory {
   uint8_t* tiles;
   uint64_t *full, *empty, *told, *taken, *turn;
+  Staging staging;
   int* number;
 };
 
@@ -134,6 +136,16 @@ __device__ __forceinline__ void announce(const RingMemory& ring, RingPlace& slot
   slot.next(2);
 }
 
+// The number of the next tile, in every thread of a warp.
+__device__ __forceinline__ int next_tile(const RingMemory& ring, RingPlace& slot) {
+  mbarrier_wait(ring.told + slot.stage, slot.round);
+  int index = ring.number[slot.stage];
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(ring.taken + slot.stage);
+  slot.next(2);
+  return index;
+}
+
 template <bool TA, bool TB, int BN>
 __device__ __forceinline__ void produce(const HopperArguments& a, const RingMemory& ring) {
   constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES;
@@ -169,20 +181,21 @@ __device__ __forceinline__ void multiply_ring(float (&acc)[Pipeline<BN>::PARTS][
   constexpr int STAGES = Pipeline<BN>::STAGES, STAGE_BYTES = Pipeline<BN>::STAGE_BYTES, PARTS = Pipeline<BN>::PARTS;
   int part0 = Pipeline<BN>::IN_TURN ? 0 : threadIdx.x / 128 - 1, before = -1;
   bool elected = threadIdx.x % 128 == 0;
+  uint32_t first_a = wgmma_operand<TA>(ring.tiles + part0 * CHUNK_BYTES);
+  uint32_t first_b = wgmma_operand<!TB>(ring.tiles + HOPPER_M / 64 * CHUNK_BYTES);
 #pragma unroll
   for (int part = 0; part < PARTS; part++) wgmma_hold(acc[part]);
   if (Pipeline<BN>::IN_TURN) mbarrier_wait(ring.turn + (threadIdx.x / 128 - 1), round);
   for (int step = 0; step < steps; step++, at.next(STAGES)) {
-    const uint8_t* tile_a = ring.tiles + at.stage * STAGE_BYTES + part0 * CHUNK_BYTES;
-    const uint8_t* tile_b = ring.tiles + at.stage * STAGE_BYTES + HOPPER_M / 64 * CHUNK_BYTES;
+    uint32_t of_a = first_a + at.stage * (STAGE_BYTES / 16), of_b = first_b + at.stage * (STAGE_BYTES / 16);
     mbarrier_wait(ring.full + at.stage, at.round);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HOPPER_K; k += 16) {
 #pragma unroll
       for (int part = 0; part < PARTS; part++) {
-        uint64_t of_a = wgmma_descriptor<TA>(tile_a + part * CHUNK_BYTES, k);
-        wgmma<COLUMNS, TA, !TB>(acc[part], of_a, wgmma_descriptor<!TB>(tile_b, k));
+        uint64_t rows = wgmma_descriptor(of_a + wgmma_step<TA>(k) + part * (CHUNK_BYTES / 16));
+        wgmma<COLUMNS, TA, !TB>(acc[part], rows, wgmma_descriptor(of_b + wgmma_step<!TB>(k)));
       }
     }
     wgmma_commit();
@@ -254,25 +267,33 @@ __device__ __forceinline__ void finish_rows(const HopperArguments& a, const Tile
   }
 }
 
+// Whether a tile leaves by way of shared memory. The branch's are written at once: others wait for them.
+template <class C, int BN> __device__ __forceinline__ bool leaves_staged(const HopperArguments& a, const Tile<BN>& tile) {
+  return !tile.of_branch && a.splits == 1 && is_staged<C>(a.product);
+}
+
+// The warps that write what was staged.
+template <class C, int BN> __device__ __forceinline__ void write_tiles(const HopperArguments& a, const RingMemory& ring) {
+  RingPlace slot;
+  uint32_t use = 0;
+  int turn = 0;
+  for (int index; (index = next_tile(ring, slot)) != END; turn ^= Pipeline<BN>::IN_TURN) {
+    Tile<BN> tile(a, index);
+    if (leaves_staged<C>(a, tile)) write_tile(a.product, ring.staging, tile.m * HOPPER_M, tile.n, tile.chunks * 64, turn, use);
+  }
+}
+
 template <class C, bool TA, bool TB, int BN>
 __device__ __forceinline__ void consume(const HopperArguments& a, const RingMemory& ring) {
   constexpr int WARPS = Pipeline<BN>::WARPS;
   RingPlace at, slot;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4, group = warp / 4, turn = 0;
-  uint32_t round = 1 - group;  // the first warpgroup's first turn is told by nobody
-  for (;; turn ^= 1) {
-    mbarrier_wait(ring.told + slot.stage, slot.round);
-    int index = ring.number[slot.stage];
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(ring.taken + slot.stage);
-    slot.next(2);
-    if (index == END) return;
+  uint32_t round = 1 - group, use = 0;  // the first warpgroup's first turn is told by nobody
+  for (int index; (index = next_tile(ring, slot)) != END; turn ^= 1) {
     Tile<BN> tile(a, index);
-    if (Pipeline<BN>::IN_TURN) {
-      if (turn != group) {
-        at.skip(tile.steps, Pipeline<BN>::STAGES);
-        continue;
-      }
+    if (Pipeline<BN>::IN_TURN && turn != group) {
+      at.skip(tile.steps, Pipeline<BN>::STAGES);
+      continue;
     }
     float acc[Pipeline<BN>::PARTS][BN / 2] = {};
     if (tile.chunks == 1) multiply_ring<TA, TB, BN, 64>(acc, tile.steps, at, ring, round);
@@ -282,6 +303,11 @@ __device__ __forceinline__ void consume(const HopperArguments& a, const RingMemo
     if (a.splits > 1) {
       uint32_t* tickets = a.tickets + 1 + 2 * Tile<BN>::rows_of_tiles(a);
       if (!add_runs(a, acc, (int64_t)tile.number * WARPS + warp % WARPS, tile.split, tickets)) continue;
+    }
+    if (leaves_staged<C>(a, tile)) {
+      int row0 = Pipeline<BN>::IN_TURN ? 0 : group * 64;
+      stage_tile<BN>(a.product, ring.staging, acc, row0, tile.chunks * 64, Pipeline<BN>::IN_TURN ? group : 0, use);
+      continue;
     }
     finish_rows<C, BN>(a, tile, acc);
     if (!tile.of_branch) continue;
@@ -294,10 +320,11 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
   GEMS_SHARED(shared);
   constexpr int STAGES = Pipeline<BN>::STAGES;
   // The swizzle goes by address: tiles start at a multiple of 1024.
-  uint8_t* tiles = shared + (-shared_address(shared) & 1023);
-  uint64_t* full = reinterpret_cast<uint64_t*>(tiles + STAGES * Pipeline<BN>::STAGE_BYTES);
-  uint64_t *empty = full + STAGES, *told = empty + STAGES, *taken = told + 2, *turn = taken + 2;
-  RingMemory ring = {tiles, full, empty, told, taken, turn, reinterpret_cast<int*>(turn + 2)};
+  uint8_t* tiles = held(shared + (-shared_address(shared) & 1023));
+  uint8_t* buffer = tiles + STAGES * Pipeline<BN>::STAGE_BYTES;
+  uint64_t* full = reinterpret_cast<uint64_t*>(buffer + HOPPER_STAGED_BYTES);
+  uint64_t *empty = full + STAGES, *told = empty + STAGES, *taken = told + 2, *turn = taken + 2, *ready = turn + 2;
+  RingMemory ring = {tiles, full, empty, told, taken, turn, {buffer, ready, ready + 2}, reinterpret_cast<int*>(ready + 3)};
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(full + i, 1);
@@ -305,19 +332,22 @@ template <class C, bool TA, bool TB, int BN> __device__ __forceinline__ void mat
     }
     for (int i = 0; i < 2; i++) {
       mbarrier_init(told + i, 1);
-      mbarrier_init(taken + i, HOPPER_WARPS);
+      mbarrier_init(taken + i, HOPPER_WARPS + HOPPER_WRITERS);
       mbarrier_init(turn + i, 4);  // the other warpgroup's warps
+      mbarrier_init(ready + i, HOPPER_WRITERS);
     }
+    mbarrier_init(ring.staging.filled, Pipeline<BN>::WARPS);
     mbarrier_init_fence();
     tensor_prefetch(a.a0);
     tensor_prefetch(a.b0);
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    reg_dealloc<40>();
-    if (threadIdx.x < 32 && elect_one()) produce<TA, TB, BN>(a, ring);
+    reg_dealloc<56>();
+    if (threadIdx.x >= 32) write_tiles<C, BN>(a, ring);
+    else if (elect_one()) produce<TA, TB, BN>(a, ring);
   } else {
-    reg_alloc<232>();
+    reg_alloc<224>();
     consume<C, TA, TB, BN>(a, ring);
   }
 }

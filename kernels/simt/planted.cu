@@ -205,9 +205,12 @@ template <bool FULL, bool EMPTY, bool PRODUCTS> __device__ void ring(const Plant
   for (int step = 0; step < 4; step++) {
     int stage = step % 2;
     if (FULL) mbarrier_wait(full + stage, step / 2 & 1);
-    const uint8_t* tile = shared + stage * 2 * CHUNK_BYTES;
+    uint32_t tile = wgmma_operand<false>(shared + stage * 2 * CHUNK_BYTES);
     wgmma_fence();
-    for (int k = 0; k < 64; k += 16) wgmma<128, false, false>(c, wgmma_descriptor<false>(tile, k), wgmma_descriptor<false>(tile, k));
+    for (int k = 0; k < 64; k += 16) {
+      uint64_t both = wgmma_descriptor(tile + wgmma_step<false>(k));
+      wgmma<128, false, false>(c, both, both);
+    }
     wgmma_commit();
     if (PRODUCTS) wgmma_wait<0>();
     if (threadIdx.x == 0) mbarrier_arrive(empty + stage);

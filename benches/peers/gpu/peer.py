@@ -4,6 +4,7 @@
 
 three-pass      the published GEMS procedure: a forward and backward pass on the whole batch and on each task's part,
                 full gradients, dense SVDs at a refresh, Adam in each subspace (arXiv 2601.09496, from its formulas)
+                three-pass-compiled   the same under torch.compile, for the batch's and the tasks' shapes
 two-pass        the same method as fast as PyTorch alone makes it: one pass a task, coordinates dY'(X A') taken inside
                 the backward pass so that no full gradient exists, randomised SVD at a refresh
 lora            PEFT LoRA with fused AdamW          lora-compiled   the same under torch.compile
@@ -105,9 +106,13 @@ def right_space(gradient, rank, how):
     return torch.svd_lowrank(gradient, q=q, niter=1)[2][:, :rank].T.contiguous()
 
 
+def compiled(model, args):
+    return torch.compile(model, dynamic=False) if args.which.endswith("-compiled") else model
+
+
 class ThreePass:
     def __init__(self, model, targets, whole, halves, args):
-        self.model, self.parts, self.lr = model, [whole, *halves], args.lr
+        self.model, self.parts, self.lr = compiled(model, args), [whole, *halves], args.lr
         self.bases_by = "random" if args.no_refresh else "dense"
         self.weights = [m.weight.requires_grad_(True) for m in linears(model, targets)]
         self.ranks = [args.rank, args.rank // 2, args.rank // 2]
@@ -235,8 +240,7 @@ class Lora:
         self.model, self.whole = peft.get_peft_model(model, settings), whole
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=args.lr, fused=args.device != "cpu")
-        if args.which == "lora-compiled":
-            self.model = torch.compile(self.model)
+        self.model = compiled(self.model, args)
 
     def step(self, refresh):
         self.model(**self.whole).loss.backward()
@@ -274,6 +278,7 @@ class Galore:
 
 CONTENDERS = {
     "three-pass": ThreePass,
+    "three-pass-compiled": ThreePass,
     "two-pass": TwoPass,
     "lora": Lora,
     "lora-compiled": Lora,

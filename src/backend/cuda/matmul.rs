@@ -107,11 +107,10 @@ impl MatmulShape {
         if self.size.1 > 128 && duration(256) <= duration(128) { 256 } else { 128 }
     }
 
-    /// What 64 columns of such a tile take, as measured on an H100 (docs/kernels.md): a stage's products, and with 256 columns the
-    /// end of the tile, which with 128 lies beside the next one's products.
+    /// What 64 columns of such a tile take, as measured on an H100 (docs/kernels.md): a stage's products, and the end of the tile.
     fn nanoseconds(&self, columns: usize) -> u64 {
-        let steps = self.size.2.div_ceil(64) as u64;
-        if columns == 256 { 165 * steps + 1000 } else { 205 * steps + 400 }
+        let stage = if columns == 256 { 165 } else { 205 };
+        stage * self.size.2.div_ceil(64) as u64 + 400
     }
 
     /// Runs into which the summed dimension is cut so that there is a tile for every multiprocessor: where there are fewer than

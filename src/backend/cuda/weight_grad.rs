@@ -2,8 +2,8 @@
 
 use super::Cuda;
 use super::abi::{
-    self, GRAD_PAIRS, GRAD_PARTS, GRAD_TILE_N, GRAD_TILE_SHARED, GradPair, Launch, Matrix, PLAIN_SHARED,
-    PLAIN_THREADS, PLAIN_TILE, TILE_M, TILE_THREADS, WeightGradArguments,
+    self, CHUNK, GRAD_PAIRS, GRAD_PARTS, GRAD_THREADS, GRAD_TILE_M, GRAD_TILE_N, GRAD_TILE_SHARED, GradGroup,
+    GradPair, Launch, PLAIN_SHARED, PLAIN_THREADS, PLAIN_TILE, WeightGradArguments,
 };
 use super::kernels;
 use super::launch::{view, view_mut};
@@ -15,18 +15,35 @@ use bytemuck::Zeroable;
 /// Columns of a matrix whose products one block may take for a tile of rows.
 const NARROW: usize = 2048;
 
-/// How many of `parts` may go into one launch: the longest run from the start whose columns are disjoint.
-fn disjoint(parts: &[GradBlock]) -> usize {
-    let columns = |p: &GradBlock| p.to..p.to + p.columns.len();
+/// How many of `blocks` may go into one launch: the longest run from the start whose columns are disjoint.
+fn disjoint(blocks: &[GradBlock]) -> usize {
+    let columns = |b: &GradBlock| b.to..b.to + b.columns.len();
     let meets =
         |p: &GradBlock, q: &GradBlock| columns(p).start < columns(q).end && columns(q).start < columns(p).end;
-    let clash = (0..parts.len()).find(|&i| parts[..i].iter().any(|p| meets(p, &parts[i])));
-    clash.unwrap_or(parts.len()).min(GRAD_PARTS)
+    let clash = (0..blocks.len()).find(|&i| blocks[..i].iter().any(|b| meets(b, &blocks[i])));
+    clash.unwrap_or(blocks.len()).min(GRAD_PARTS)
 }
 
-/// The parts that add something.
-fn real(parts: &[GradBlock]) -> Vec<GradBlock> {
-    parts.iter().filter(|p| !p.rows.is_empty() && !p.columns.is_empty()).cloned().collect()
+/// Blocks of the same rows, which read dY together, one after the other.
+fn grouped(blocks: &[GradBlock]) -> Vec<Vec<&GradBlock>> {
+    let mut groups: Vec<Vec<&GradBlock>> = Vec::new();
+    for block in blocks {
+        match groups.iter_mut().find(|g| g[0].rows == block.rows) {
+            Some(group) => group.push(block),
+            None => groups.push(vec![block]),
+        }
+    }
+    groups
+}
+
+/// Columns of a group's tiles in units of eight, of which no unit is of two blocks.
+fn units(group: &[&GradBlock]) -> usize {
+    group.iter().map(|b| b.columns.len().div_ceil(CHUNK)).sum()
+}
+
+/// The blocks that add something.
+fn real(blocks: &[GradBlock]) -> Vec<GradBlock> {
+    blocks.iter().filter(|b| !b.rows.is_empty() && !b.columns.is_empty()).cloned().collect()
 }
 
 impl Cuda {
@@ -77,15 +94,17 @@ impl Cuda {
         let both = dy.dtype == DType::BF16 && x.dtype == DType::BF16;
         let fast = both && aligned && view(*dy).aligned(dy.dtype) && view(*x).aligned(x.dtype);
         let (tile_m, threads, shared) = match fast {
-            true => (TILE_M, TILE_THREADS, GRAD_TILE_SHARED),
+            true => (GRAD_TILE_M, GRAD_THREADS, GRAD_TILE_SHARED),
             false => (PLAIN_TILE, PLAIN_THREADS, PLAIN_SHARED),
         };
-        let (tiles_m, tiles_n): (usize, usize) =
-            (dy.cols.div_ceil(tile_m), blocks.iter().map(|b| b.columns.len().div_ceil(GRAD_TILE_N)).sum());
+        let groups = if fast { grouped(blocks) } else { blocks.iter().map(|b| vec![b]).collect() };
+        let tiles_m = dy.cols.div_ceil(tile_m);
+        let tiles_n: usize = groups.iter().map(|g| (units(g) * CHUNK).div_ceil(GRAD_TILE_N)).sum();
         let longest = blocks.iter().map(|b| b.rows.len()).max().unwrap_or(0);
-        // Enough thread blocks for the device, but runs of at least 256 tokens.
-        let splits = (2 * self.info.sms / (tiles_m * tiles_n)).clamp(1, longest.div_ceil(256));
-        let partial = if splits > 1 { Some(self.scratch(splits * dy.cols, out.cols)?) } else { None };
+        // Three thread blocks for two multiprocessors, but runs of at least 512 tokens (measured on an H100, docs/kernels.md).
+        let splits = (3 * self.info.sms).div_ceil(2 * tiles_m * tiles_n).clamp(1, longest.div_ceil(512));
+        let values = tiles_m * tiles_n * splits * tile_m * GRAD_TILE_N;
+        let partial = if splits > 1 { Some(self.arena.take(4 * values)?) } else { None };
         let sums = self.arena.take((tiles_m * pairs.len() * 8).max(8))?;
         let covered: usize = blocks.iter().map(|b| b.columns.len()).sum();
         let meets = splits > 1 || fresh || products != 0;
@@ -93,21 +112,26 @@ impl Cuda {
             y: view(*dy),
             x: view(*x),
             out: view_mut(out),
-            partial: partial.as_ref().map_or(Matrix::NONE, |t| view(t.mat())),
+            partial: partial.as_ref().map_or(0, |memory| memory.address),
             tickets: if meets { self.tickets(tiles_m * tiles_n + tiles_m + 1)? } else { 0 },
             sums: sums.address,
             products,
             splits: splits as i32,
-            parts: blocks.len() as i32,
+            groups: groups.len() as i32,
+            blocks: blocks.len() as i32,
             pairs: pairs.len() as i32,
             fresh: i32::from(fresh),
             uncovered: i32::from(covered < out.cols),
             ..WeightGradArguments::zeroed()
         };
-        for (to, b) in arguments.part.iter_mut().zip(blocks) {
+        let mut first = 0;
+        for (to, group) in arguments.group.iter_mut().zip(&groups) {
+            let (rows, blocks) = (&group[0].rows, group.len() as i32);
+            *to = GradGroup { row0: rows.start as i32, rows: rows.len() as i32, first, blocks };
+            first += blocks;
+        }
+        for (to, b) in arguments.block.iter_mut().zip(groups.iter().flatten()) {
             *to = abi::GradBlock {
-                row0: b.rows.start as i32,
-                rows: b.rows.len() as i32,
                 col0: b.columns.start as i32,
                 cols: b.columns.len() as i32,
                 to: b.to as i32,

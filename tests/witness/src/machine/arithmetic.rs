@@ -33,6 +33,7 @@ pub fn word(op: WordOp, i: &Instruction, r: &mut Registers, mask: u32) {
         WordOp::Xor => u!(|a, b| a ^ b),
         WordOp::Not => u!(|a| !a),
         WordOp::Neg => u!(|a| a.wrapping_neg()),
+        WordOp::NegHalf => u!(|a| a.wrapping_neg() & 0xffff),
         WordOp::AbsS => s!(|a| a.wrapping_abs()),
         WordOp::Shl => u!(|a, b| a.checked_shl(b).unwrap_or(0)),
         WordOp::ShrU => u!(|a, b| a.checked_shr(b).unwrap_or(0)),

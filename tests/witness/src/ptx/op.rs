@@ -58,6 +58,8 @@ pub enum WordOp {
     Xor,
     Not,
     Neg,
+    /// Of 16 bits.
+    NegHalf,
     AbsS,
     Shl,
     ShrS,
@@ -343,6 +345,7 @@ impl Op {
             Op::Word(op) => match op {
                 WordOp::Not
                 | WordOp::Neg
+                | WordOp::NegHalf
                 | WordOp::AbsS
                 | WordOp::Popc
                 | WordOp::Clz

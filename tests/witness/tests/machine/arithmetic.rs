@@ -164,6 +164,7 @@ fn integers_of_32_bits() {
             "cvt.u16.u32 %rs20, %r10; cvt.u16.u32 %rs21, %r11; xor.b16 %rs22, %rs20, %rs21; cvt.u32.u16 %r20, %rs22",
             |a, b, _| (a ^ b) & 0xffff,
         ),
+        ("cvt.u16.u32 %rs20, %r10; neg.s16 %rs22, %rs20; cvt.u32.u16 %r20, %rs22", |a, _, _| -a & 0xffff),
         ("cvt.u16.u32 %rs20, %r10; shr.u16 %rs22, %rs20, 3; cvt.u32.u16 %r20, %rs22", |a, _, _| {
             (a & 0xffff) >> 3
         }),

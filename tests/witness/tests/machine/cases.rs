@@ -234,7 +234,7 @@ pub fn linear_tc(size: (usize, usize, usize), rank: usize, tb: bool) -> Case {
 
 fn hopper_step(kernel: String, tiles: usize, columns: usize, arguments: Arguments) -> Step {
     let stages = if columns == 256 { 4 } else { 6 };
-    let shared = 1024 + stages * ((128 + columns) / 64 * 8192 + 16) + 56;
+    let shared = 1104 + stages * ((128 + columns) / 64 * 8192 + 16) + 128 * 128 * 2;
     Step { kernel, grid: [tiles.min(3) as u32, 1, 1], block: [384, 1, 1], shared: shared as u32, arguments }
 }
 
@@ -282,38 +282,34 @@ pub fn hopper_linear(size: (usize, usize, usize), branch: &Branch, columns: usiz
     Case { file: "matmul_sm90a", arch: "90a", steps, buffers: l.buffers, wanted }
 }
 
-/// `weight_grad_tc`: one part, its product with itself.
+/// `weight_grad_tc`: one block, its product with itself.
 pub fn weight_grad((t, m, n): (usize, usize, usize), splits: usize) -> Case {
     let mut random = Random::new(10);
     let (y, x) = (random.values(t * m), random.values(t * n));
-    let (tiles_m, tiles_n) = (m.div_ceil(128), n.div_ceil(64));
+    let (tiles_m, tiles_n) = (m.div_ceil(64), n.div_ceil(64));
     let buffers = vec![
         Buffer::of_bf16(&y),
         Buffer::of_bf16(&x),
         Buffer::unwritten(m * n * 4),
-        Buffer::unwritten(splits * m * n * 4),
+        Buffer::unwritten(splits * tiles_m * tiles_n * 64 * 64 * 4),
         Buffer::zeros(4 * (tiles_m * tiles_n + tiles_m + 1)),
         Buffer::unwritten(8 * tiles_m),
         Buffer::unwritten(4),
     ];
     let matrices =
         Arguments::default().matrix(&buffers[0], t, m).matrix(&buffers[1], t, n).matrix(&buffers[2], m, n);
-    let matrices =
-        matrices.matrix(&buffers[3], splits * m, n).at(&buffers[4]).at(&buffers[5]).at(&buffers[6]);
-    let part = matrices
-        .i32s(&[splits as i32, 1, 1, 1, 0, 0])
-        .i32s(&[0, t as i32, 0, n as i32, 0])
-        .f32(0.25)
-        .zeros(31 * 24);
-    let arguments = part.i32s(&[0, 0, n as i32]).zeros(31 * 12);
+    let matrices = matrices.at(&buffers[3]).at(&buffers[4]).at(&buffers[5]).at(&buffers[6]);
+    let group = matrices.i32s(&[splits as i32, 1, 1, 1, 1, 0]).i32s(&[0, t as i32, 0, 1]).zeros(31 * 16);
+    let block = group.i32s(&[0, n as i32, 0]).f32(0.25).zeros(31 * 16);
+    let arguments = block.i32s(&[0, 0, n as i32]).zeros(31 * 12);
     let want: Vec<f64> = product(&y, &x, (m, n, t), true, false).iter().map(|v| v * 0.25).collect();
     let square = want.iter().map(|v| v * v).sum();
     let grid = [tiles_m as u32, tiles_n as u32, splits as u32];
     let step = Step {
         kernel: "weight_grad_tc".into(),
         grid,
-        block: [256, 1, 1],
-        shared: 3 * 32 * 2 * 192,
+        block: [128, 1, 1],
+        shared: 4 * 64 * 2 * 128 + 128,
         arguments,
     };
     let zeros = vec![0.0; tiles_m * tiles_n + tiles_m + 1];

@@ -55,6 +55,14 @@ fn remove_before(anchor: &'static str, text: &'static str) -> impl Fn(&mut Lines
     }
 }
 
+/// Removes the last wait for an mbarrier before the first line with `anchor`.
+fn remove_wait_before(anchor: &'static str) -> impl Fn(&mut Lines) {
+    move |lines| {
+        remove_before(anchor, "mbarrier.try_wait")(lines);
+        remove_before(anchor, "@!done bra again")(lines);
+    }
+}
+
 /// Replaces one thing by another wherever it stands.
 fn replace_all(from: &'static str, to: &'static str) -> impl Fn(&mut Lines) {
     move |lines| {
@@ -382,12 +390,12 @@ fn in_hopper_products() {
         wrong(
             "a wrong field in a matrix descriptor",
             anything,
-            replace_all("4611686293305360384", "4611686430744313856"),
+            replace_all("4611686293305294848", "4611686430744248320"),
         ),
         bug(
             "a descriptor without its swizzle",
             &[Kind::Descriptor],
-            replace_all("4611686293305360384", "274877972480"),
+            replace_all("4611686293305294848", "274877906944"),
         ),
         wrong(
             "coordinates of a bulk copy exchanged",
@@ -414,4 +422,22 @@ fn in_hopper_products() {
     ];
     find(|| hopper((200, 136, 584), false, true, true, 128), &bugs);
     find(|| hopper((136, 264, 584), false, true, true, 256), &bugs);
+}
+
+/// Tiles on their way out by way of shared memory, of two warpgroups that take tiles in turn and of two that share them.
+#[test]
+fn in_tiles_on_their_way_out() {
+    let early: &[Kind] = &[Kind::Race, Kind::Unwritten];
+    let bugs = [
+        bug("a buffer that is filled before it is ready", early, remove_wait_before("st.shared.u32")),
+        bug("a buffer that is copied before it is filled", early, remove_wait_before("ld.shared.v4.u32")),
+        bug(
+            "no __syncwarp before it is said to be filled",
+            early,
+            remove_after("st.shared.u32", "bar.warp.sync"),
+        ),
+        bug("a buffer that nobody says is ready", &[Kind::Deadlock], remove("mbarrier.arrive.shared", 0)),
+    ];
+    find(|| hopper((200, 328, 584), false, true, false, 128), &bugs);
+    find(|| hopper((136, 264, 584), false, true, false, 256), &bugs);
 }

@@ -42,6 +42,7 @@ fn word(op: &str) -> Option<W> {
         "xor.b32" | "xor.b16" => W::Xor,
         "not.b32" => W::Not,
         "neg.s32" => W::Neg,
+        "neg.s16" => W::NegHalf,
         "abs.s32" => W::AbsS,
         "shl.b32" => W::Shl,
         "shr.s32" => W::ShrS,
