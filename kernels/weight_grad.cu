@@ -138,14 +138,14 @@ __device__ __forceinline__ void products_of_rows(const WeightGradArguments& a, c
   int lane = threadIdx.x % 32;
   for (int q = threadIdx.x / 32; q < a.pairs; q += blockDim.x / 32) {
     GradPair pair = a.pair[q];
-    int row = lane / pair.width, col = lane % pair.width, rows_on = 32 / pair.width, cols_on = 32 % pair.width;
+    int width = pair.width > 0 ? pair.width : 1, row = lane / width, col = lane % width, rows_on = 32 / width, cols_on = 32 % width;
     double sum = 0.0;
 #pragma unroll 8
     for (int i = lane; i < rows * pair.width; i += 32) {
       const float* at = out + row * ld + col;
       sum += (double)at[pair.a] * (double)at[pair.b];
       row += rows_on, col += cols_on;
-      if (col >= pair.width) col -= pair.width, row++;
+      if (col >= width) col -= width, row++;
     }
     sum = warp_sum(sum);
     if (lane == 0) a.sums[(int64_t)blockIdx.x * a.pairs + q] = sum;
@@ -180,7 +180,7 @@ __device__ __forceinline__ void finish_tile(const WeightGradArguments& a, int m0
 
 // ---- tensor cores: 64 x 8 UNITS of a tile, a warp 16 rows --------------------------------------------------------
 
-// Rows of both tiles are 128 bytes, eight pieces of 16; a thread copies the same piece of every eighth of a stage's rows.
+// Rows of both tiles are 128 bytes, eight pieces of 16; a thread copies the same piece of every 16th row of a stage.
 constexpr int GRAD_ROW = 128, GRAD_ROWS_ON = GRAD_THREADS / 8, GRAD_OPERAND = GRAD_TILE_K * GRAD_ROW;
 static_assert(GRAD_TILE_M * 2 == GRAD_ROW && GRAD_TILE_N * 2 == GRAD_ROW, "both tiles have such rows");
 

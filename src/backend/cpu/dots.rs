@@ -12,6 +12,9 @@ const PARALLEL: usize = 1 << 17;
 pub fn dots(op: Dots) {
     let Dots { pairs, mut out } = op;
     let one = |(x, y): &(Mat, Mat)| {
+        if x.cols == 0 {
+            return 0.0;
+        }
         let (a, b) = (host(*x), host(*y));
         let mut total = 0f64;
         fast!(|| {

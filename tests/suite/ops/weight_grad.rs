@@ -116,7 +116,7 @@ fn weight_grad_of_parts() {
 
 /// The task gradient of a step: written afresh or added to, with products of blocks of columns of the result. One tile;
 /// runs that are split, columns that no block writes, several tiles of rows; products of columns that no block of this
-/// launch touches.
+/// launch touches, and of none.
 #[test]
 fn task_gradient_and_its_products() {
     let cases = [
@@ -133,7 +133,7 @@ fn task_gradient_and_its_products() {
         (
             (600, 300, 32, 64),
             vec![block(0..600, 0..32, 0, 1.0)],
-            vec![pair(0, 32, 32), pair(0, 0, 64), pair(32, 32, 1)],
+            vec![pair(0, 32, 32), pair(0, 0, 64), pair(32, 32, 1), pair(5, 9, 0)],
         ),
         ((40, 20, 80, 80), vec![block(0..40, 0..80, 0, 1.0)], vec![]),
     ];
