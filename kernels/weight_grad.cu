@@ -138,10 +138,11 @@ __device__ __forceinline__ void products_of_rows(const WeightGradArguments& a, c
   int lane = threadIdx.x % 32;
   for (int q = threadIdx.x / 32; q < a.pairs; q += blockDim.x / 32) {
     GradPair pair = a.pair[q];
-    int width = pair.width > 0 ? pair.width : 1, row = lane / width, col = lane % width, rows_on = 32 / width, cols_on = 32 % width;
     double sum = 0.0;
+    int width = max(pair.width, 1), end = pair.width > 0 ? rows : 0; // of no columns there is nothing to add
+    int row = lane / width, col = lane % width, rows_on = 32 / width, cols_on = 32 % width;
 #pragma unroll 8
-    for (int i = lane; i < rows * pair.width; i += 32) {
+    while (row < end) {
       const float* at = out + row * ld + col;
       sum += (double)at[pair.a] * (double)at[pair.b];
       row += rows_on, col += cols_on;
