@@ -4,16 +4,21 @@
 //! [`not_finite`].
 
 use super::parquet_file::ParquetFile;
+use super::parquet_pages::{BATCH_ROWS, Pages};
 use crate::error::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::types::*;
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::{DataType, SchemaRef, TimeUnit};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use arrow_schema::{DataType, Field, FieldRef, SchemaRef, TimeUnit};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, RowGroups,
+};
+use parquet::arrow::{ProjectionMask, parquet_to_arrow_field_levels};
 use serde_json::{Map, Number, Value};
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Opens a Parquet file and yields its row batches.
 ///
@@ -29,15 +34,19 @@ pub(crate) fn batches(path: &Path) -> Result<impl Iterator<Item = Result<RecordB
 /// A file that cannot be opened or is not Parquet.
 pub(crate) fn layout(path: &Path) -> Result<(SchemaRef, u64)> {
     let file = ParquetFile::open(path)?;
-    let opened = catch_unwind(AssertUnwindSafe(|| ParquetRecordBatchReaderBuilder::try_new(file)));
-    let builder = opened.map_err(|_| damaged(path, CAUGHT))?.map_err(|e| damaged(path, &e.to_string()))?;
-    let rows = builder.metadata().file_metadata().num_rows();
-    Ok((builder.schema().clone(), rows.max(0) as u64))
+    let opened = caught(path, || ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))?;
+    let rows = opened.metadata().file_metadata().num_rows();
+    Ok((opened.schema().clone(), rows.max(0) as u64))
 }
 
-/// The decoder checks most of what a damaged file can say, but not all of it: a panic in it is an error about the
-/// file.
-const CAUGHT: &str = "its contents contradict its header";
+/// What the decoder makes of a file. It checks most of what a damaged one can say, but not all of it: a panic in it is an
+/// error about the file.
+fn caught<T, E: Display>(path: &Path, decode: impl FnOnce() -> std::result::Result<T, E>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(outcome) => outcome.map_err(|e| damaged(path, &e.to_string())),
+        Err(_) => Err(damaged(path, "its contents contradict its header")),
+    }
+}
 
 fn damaged(path: &Path, what: &str) -> Error {
     // The decoder says so of codecs that it was built without.
@@ -55,32 +64,48 @@ pub(crate) fn batches_of(
 ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
     let file = ParquetFile::open(path)?;
     let path = path.to_path_buf();
-    let reader = catch_unwind(AssertUnwindSafe(|| {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(8192);
-        let roots: Vec<usize> = match names {
-            None => return builder.build(),
-            Some(names) => {
-                let fields = builder.schema().fields().iter().enumerate();
-                fields.filter(|(_, f)| names.contains(&f.name().as_str())).map(|(i, _)| i).collect()
-            }
-        };
-        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-        builder.with_projection(mask).build()
-    }));
-    let mut reader =
-        reader.map_err(|_| damaged(&path, CAUGHT))?.map_err(|e| damaged(&path, &e.to_string()))?;
+    let mut reader = caught(&path, || reader(file, names))?;
     let mut failed = false;
     Ok(std::iter::from_fn(move || {
         if failed {
             return None;
         }
-        let next = match catch_unwind(AssertUnwindSafe(|| reader.next())) {
-            Ok(next) => next?.map_err(|e| damaged(&path, &e.to_string())),
-            Err(_) => Err(damaged(&path, CAUGHT)),
-        };
-        failed = next.is_err();
-        Some(next)
+        let next = caught(&path, || reader.next().transpose()).transpose();
+        failed = next.as_ref().is_some_and(Result::is_err);
+        next
     }))
+}
+
+fn reader(file: ParquetFile, names: Option<&[&str]>) -> parquet::errors::Result<ParquetRecordBatchReader> {
+    let opened = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())?;
+    let fields = opened.schema().fields().iter().map(viewed_field).collect();
+    let named = opened.schema().fields().iter().enumerate();
+    let named = named.filter(|(_, field)| names.is_none_or(|names| names.contains(&field.name().as_str())));
+    let roots = ProjectionMask::roots(opened.parquet_schema(), named.map(|(at, _)| at));
+    let levels = parquet_to_arrow_field_levels(opened.parquet_schema(), roots, Some(&fields))?;
+    let pages = Pages { file: Arc::new(file), metadata: opened.metadata().clone() };
+    let rows = BATCH_ROWS.min(pages.num_rows());
+    ParquetRecordBatchReader::try_new_with_row_groups(&levels, &pages, rows, None)
+}
+
+/// The type to decode into: text and bytes as views of pages, so that there is one copy of a value that a dictionary gives to
+/// many rows.
+fn viewed(of: &DataType) -> DataType {
+    match of {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
+        DataType::Dictionary(_, value) => viewed(value),
+        DataType::List(field) => DataType::List(viewed_field(field)),
+        DataType::LargeList(field) => DataType::LargeList(viewed_field(field)),
+        DataType::FixedSizeList(field, size) => DataType::FixedSizeList(viewed_field(field), *size),
+        DataType::Map(field, sorted) => DataType::Map(viewed_field(field), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(viewed_field).collect()),
+        other => other.clone(),
+    }
+}
+
+fn viewed_field(field: &FieldRef) -> FieldRef {
+    Arc::new(Field::clone(field).with_data_type(viewed(field.data_type())))
 }
 
 /// The name of a float at `row` that is not finite.
@@ -98,8 +123,16 @@ pub(crate) fn not_finite(array: &dyn Array, row: usize) -> Option<&'static str> 
     }
 }
 
-/// Bytes that are text: what Hive and Impala call a string.
-pub(crate) fn binary_text(bytes: &[u8]) -> Result<&str> {
+/// Text, or bytes that are text: what Hive and Impala call a string. Text is looked at too: the decoder does so page by page,
+/// where a value may begin within a character.
+///
+/// # Errors
+/// What is not UTF-8.
+pub(crate) fn text_at(array: &dyn Array, row: usize) -> Result<&str> {
+    let bytes = match array.data_type() {
+        DataType::Utf8View => array.as_string_view().value(row).as_bytes(),
+        _ => array.as_binary_view().value(row),
+    };
     std::str::from_utf8(bytes).map_err(|_| {
         Error::data("binary data that is not UTF-8").remedy("write the column as strings or integers")
     })
@@ -148,12 +181,7 @@ pub(crate) fn value_at(array: &dyn Array, row: usize) -> Result<Value> {
         DataType::Float16 => float(array.as_primitive::<Float16Type>().value(row).to_f64()),
         DataType::Float32 => float(array.as_primitive::<Float32Type>().value(row) as f64),
         DataType::Float64 => float(array.as_primitive::<Float64Type>().value(row)),
-        DataType::Utf8 => Value::from(array.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => Value::from(array.as_string::<i64>().value(row)),
-        DataType::Utf8View => Value::from(array.as_string_view().value(row)),
-        DataType::Binary => Value::from(binary_text(array.as_binary::<i32>().value(row))?),
-        DataType::LargeBinary => Value::from(binary_text(array.as_binary::<i64>().value(row))?),
-        DataType::BinaryView => Value::from(binary_text(array.as_binary_view().value(row))?),
+        DataType::Utf8View | DataType::BinaryView => Value::from(text_at(array, row)?),
         DataType::Date32 => integer!(Date32Type),
         DataType::Date64 => integer!(Date64Type),
         DataType::Timestamp(TimeUnit::Second, _) => integer!(TimestampSecondType),
@@ -167,11 +195,6 @@ pub(crate) fn value_at(array: &dyn Array, row: usize) -> Result<Value> {
             let columns = array.as_struct().columns();
             let pairs = fields.iter().zip(columns).map(|(f, c)| Ok((f.name().clone(), value_at(c, row)?)));
             Value::Object(pairs.collect::<Result<Map<_, _>>>()?)
-        }
-        DataType::Dictionary(..) => {
-            let cell = array.slice(row, 1);
-            let dictionary = cell.as_any_dictionary();
-            value_at(dictionary.values().as_ref(), dictionary.normalized_keys()[0])?
         }
         DataType::Decimal32(..)
         | DataType::Decimal64(..)

@@ -28,6 +28,7 @@ mod kmeans;
 mod markup;
 mod pack;
 mod parquet_file;
+mod parquet_pages;
 mod prompt;
 mod record;
 pub(crate) mod rows;

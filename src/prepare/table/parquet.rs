@@ -1,7 +1,7 @@
 //! Rows of Parquet files.
 
 use super::Cells;
-use crate::data::columnar::{batches_of, binary_text, decimal_text, layout, value_at};
+use crate::data::columnar::{batches_of, decimal_text, layout, text_at, value_at};
 use crate::data::fault::{Checked, Fault, UNREADABLE};
 use crate::error::{Error, Result};
 use crate::prepare::cell::Cell;
@@ -97,16 +97,11 @@ fn read_cell(array: &dyn Array, row: usize) -> Result<Cell<'_>> {
         };
     }
     Ok(match array.data_type() {
-        DataType::Utf8 => Cell::Text(array.as_string::<i32>().value(row).into()),
-        DataType::LargeUtf8 => Cell::Text(array.as_string::<i64>().value(row).into()),
-        DataType::Utf8View => Cell::Text(array.as_string_view().value(row).into()),
+        DataType::Utf8View | DataType::BinaryView => Cell::Text(text_at(array, row)?.into()),
         DataType::Int32 => Cell::Int(value!(Int32Type).into()),
         DataType::Int64 => Cell::Int(value!(Int64Type)),
         DataType::Float32 => Cell::Float(value!(Float32Type).into()),
         DataType::Float64 => Cell::Float(value!(Float64Type)),
-        DataType::Binary => Cell::Text(binary_text(array.as_binary::<i32>().value(row))?.into()),
-        DataType::LargeBinary => Cell::Text(binary_text(array.as_binary::<i64>().value(row))?.into()),
-        DataType::BinaryView => Cell::Text(binary_text(array.as_binary_view().value(row))?.into()),
         DataType::Date32 => Cell::Date(value!(Date32Type)),
         DataType::Date64 => Cell::Time(value!(Date64Type), Unit::Milliseconds),
         DataType::Timestamp(TimeUnit::Second, _) => Cell::Time(value!(TimestampSecondType), Unit::Seconds),
@@ -125,17 +120,6 @@ fn read_cell(array: &dyn Array, row: usize) -> Result<Cell<'_>> {
         | DataType::Decimal256(..) => {
             // As a decimal says it, exactly.
             decimal_text(array, row).map_or(Cell::Missing, |text| Cell::Field(text.into()))
-        }
-        DataType::Dictionary(..) => {
-            let cell = array.slice(row, 1);
-            let dictionary = cell.as_any_dictionary();
-            let key = dictionary.normalized_keys().first().copied();
-            match key {
-                Some(key) if !dictionary.values().is_null(key) => {
-                    value_at(dictionary.values().as_ref(), key)?.into()
-                }
-                _ => Cell::Missing,
-            }
         }
         DataType::FixedSizeBinary(_) | DataType::Interval(_) | DataType::Duration(_) => {
             return Err(Error::data(format!("a column of type {} cannot be read", array.data_type()))

@@ -4,6 +4,7 @@ mod balance;
 mod encoding;
 mod general;
 mod packing;
+mod parquet;
 mod prompts;
 mod reading;
 mod rows;

@@ -2,10 +2,8 @@
 
 use super::{cue, directory, write};
 use gems_engine::data::*;
-use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 fn load_error(train: &[&str], settings: &DataSettings) -> String {
     let dir = directory(4, &[]);
@@ -157,106 +155,6 @@ fn items_and_directories_that_cannot_be_used_are_named() {
     let settings = DataSettings { tasks: vec!["rec".into()], ..cue() };
     let message = load_error(&[r#"{"task":"search","query":"q","target":[1]}"#], &settings);
     assert!(message.contains("add it to data.tasks"), "{message}");
-}
-
-#[test]
-fn parquet_and_jsonl_give_the_same_records() {
-    use arrow_array::builder::{Int64Builder, ListBuilder};
-    use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
-    use std::sync::Arc;
-    let lists = |rows: &[&[i64]]| -> ArrayRef {
-        let mut builder = ListBuilder::new(Int64Builder::new());
-        rows.iter().for_each(|row| builder.append_value(row.iter().map(|x| Some(*x))));
-        Arc::new(builder.finish())
-    };
-    let save = |path: PathBuf, columns: Vec<(&str, ArrayRef)>| {
-        let batch = RecordBatch::try_from_iter(columns).unwrap();
-        let file = std::fs::File::create(path).unwrap();
-        let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-        writer.write(&batch).unwrap();
-        writer.close().unwrap();
-    };
-    let a = directory(
-        4,
-        &[
-            json!({"task": "rec", "user": "u", "history": [0, 1], "target": [2], "timestamp": 5}),
-            json!({"task": "search", "history": [], "query": "tea", "target": [3, 1]}),
-        ],
-    );
-    let b = tempfile::tempdir().unwrap();
-    save(
-        b.path().join("items.parquet"),
-        vec![
-            ("item", Arc::new(Int64Array::from(vec![0, 1, 2, 3]))),
-            ("text", Arc::new(StringArray::from(vec!["title 0", "title 1", "title 2", "title 3"]))),
-        ],
-    );
-    let train: Vec<(&str, ArrayRef)> = vec![
-        ("task", Arc::new(StringArray::from(vec!["rec", "search"]))),
-        ("user", Arc::new(StringArray::from(vec![Some("u"), None]))),
-        ("history", lists(&[&[0, 1], &[]])),
-        ("query", Arc::new(StringArray::from(vec![None, Some("tea")]))),
-        ("target", lists(&[&[2], &[3, 1]])),
-        ("timestamp", Arc::new(Float64Array::from(vec![Some(5.0), None]))),
-    ];
-    save(b.path().join("train.parquet"), train);
-    let (a, c) = (Dataset::load(a.path(), &cue()).unwrap(), Dataset::load(b.path(), &cue()).unwrap());
-    assert_eq!(a.train, c.train);
-    assert_eq!(a.items.text(3), c.items.text(3));
-    // A timestamp that is not a number is an error with its row, as in JSONL.
-    let train: Vec<(&str, ArrayRef)> = vec![
-        ("task", Arc::new(StringArray::from(vec!["rec", "rec"]))),
-        ("history", lists(&[&[0], &[1]])),
-        ("target", lists(&[&[2], &[3]])),
-        ("timestamp", Arc::new(Float64Array::from(vec![1.0, f64::NAN]))),
-    ];
-    save(b.path().join("train.parquet"), train);
-    let message = Dataset::load(b.path(), &cue()).unwrap_err().to_string();
-    assert!(message.contains("train.parquet row 2: timestamp: NaN instead of"), "{message}");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn damaged_parquet_is_an_error_and_never_a_panic(at in 0usize..1000, byte in any::<u8>(), cut in 0usize..1000) {
-        use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-        use std::sync::Arc;
-        let item: ArrayRef = Arc::new(Int64Array::from_iter_values(0..50));
-        let text: ArrayRef = Arc::new(StringArray::from_iter_values((0..50).map(|i| format!("t{}", i % 7))));
-        let batch = RecordBatch::try_from_iter(vec![("item", item), ("text", text)]).unwrap();
-        let mut bytes = Vec::new();
-        let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
-        writer.write(&batch).unwrap();
-        writer.close().unwrap();
-        let n = bytes.len();
-        bytes[at * n / 1000] ^= byte;
-        bytes.truncate(n - (cut * n / 1000) / 2);
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("items.parquet"), bytes).unwrap();
-        write(dir.path(), "train.jsonl", &[json!({"task": "rec", "history": [1], "target": [2]})]);
-        let _ = Dataset::load(dir.path(), &cue());
-    }
-}
-
-/// A page's header that says that 2^31 - 1 numbers follow, which the decoder has no use for: they would be passed over one by
-/// one, for minutes, though the file ends.
-#[test]
-fn a_parquet_page_that_claims_more_than_there_is_is_refused_at_once() {
-    use arrow_array::{ArrayRef, Int64Array, RecordBatch};
-    use std::sync::Arc;
-    let item: ArrayRef = Arc::new(Int64Array::from_iter_values(0..50));
-    let batch = RecordBatch::try_from_iter(vec![("item", item)]).unwrap();
-    let mut bytes = Vec::new();
-    let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    // Thrift's compact protocol, behind the magic number: field 1 is the i32 0, field 16 a list of so many doubles.
-    bytes[4..13].copy_from_slice(&[0x15, 0, 0xf9, 0xf7, 0xff, 0xff, 0xff, 0xff, 7]);
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("items.parquet"), bytes).unwrap();
-    write(dir.path(), "train.jsonl", &[json!({"task": "rec", "history": [1], "target": [2]})]);
-    let error = Dataset::load(dir.path(), &cue()).err().unwrap().to_string();
-    assert!(error.contains("items.parquet") && error.contains("not a readable Parquet file"), "{error}");
 }
 
 #[test]
