@@ -18,10 +18,12 @@ SHAPES = ROOT / "benches" / "shapes"
 LABELS = 3  # an item's tokens and the end of sequence
 CONTENDERS = [("engine", "gems"), ("peer", "three-pass"), ("engine", "lora"), ("peer", "lora")]
 COMPILED = [("peer", "three-pass-compiled"), ("peer", "lora-compiled")]  # by torch.compile
+BF16 = [("peer", "three-pass bf16"), ("peer", "lora bf16")]  # products in bf16
 # On a checkpoint of one's own; "bf16": weights are kept so.
 OF_CHECKPOINT = [("engine", "gems"), ("engine", "gems bf16"), ("engine", "lora"), ("engine", "lora bf16"), ("peer", "lora")]
 PAIRS = [("engine gems", "peer three-pass"), ("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems", "engine lora")]
 PAIRS_COMPILED = [("engine gems", f"{kind} {method}") for kind, method in COMPILED]
+PAIRS_BF16 = [("engine gems", f"{kind} {method}") for kind, method in BF16]
 PAIRS_OF_CHECKPOINT = [("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems bf16", "peer lora"), ("engine lora bf16", "peer lora"),
                        ("engine gems bf16", "engine gems"), ("engine lora bf16", "engine lora")]
 
@@ -89,7 +91,7 @@ def measure(shape, args):
         checkpoint(shape, model)
     batch(json.loads((model / "config.json").read_text()), data, args.sequences, args.length)
     contenders = []
-    for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS + COMPILED * args.compiled:
+    for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS + COMPILED * args.compiled + BF16 * args.bf16:
         if not args.only or f"{kind} {method}" in args.only:
             contenders.append(Contender(kind, method, args, model, data))
     for _ in range(args.rounds):
@@ -113,7 +115,7 @@ def measure(shape, args):
     print(f"{'':18}{'first loss':>12}{'step ms':>10}{'least ms':>10}{'cpu ms':>10}{'first s':>10}{'peak MB':>10}")
     for name, r in rows.items():
         print(f"{name:18}{r['first loss']:12.5f}{r['step'] * 1e3:10.1f}{r['least'] * 1e3:10.1f}{r['cpu'] * 1e3:10.1f}{r['first']:10.2f}{r['peak']:10.0f}")
-    for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS + PAIRS_COMPILED * args.compiled:
+    for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS + PAIRS_COMPILED * args.compiled + PAIRS_BF16 * args.bf16:
         if not {ours, theirs} <= rows.keys():
             continue
         ratio = {k: rows[theirs][k] / rows[ours][k] for k in ("step", "least", "cpu", "first", "peak")}
@@ -132,6 +134,7 @@ def main():
     parser.add_argument("--sequences", type=int, default=8, help="sequences of each task")
     parser.add_argument("--length", type=int, default=64, help="tokens of a sequence (of the encoder's, for T5)")
     parser.add_argument("--compiled", action="store_true", help="the peers under torch.compile too")
+    parser.add_argument("--bf16", action="store_true", help="the peers with products in bf16 too")
     parser.add_argument("--only", action="append", help="this contender (`engine gems bf16`); all of them wait in memory at once")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

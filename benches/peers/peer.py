@@ -1,10 +1,12 @@
-"""One contender in PyTorch, f32 on the CPU: reads "step" lines, does one step each, answers with JSON.
+"""One contender in PyTorch on the CPU: reads "step" lines, does one step each, answers with JSON.
 
 three-pass   the published GEMS procedure: one forward pass on the whole batch and one on each task's part, three
              backward passes with full gradients, three dense SVDs a matrix at a refresh, Adam in each subspace
              (arXiv 2601.09496), written from the paper's formulas. Only the target matrices are trained.
 lora         PEFT LoRA on the same matrices with torch.optim.AdamW, one pass over the whole batch.
              Either with -compiled behind it: the model goes through torch.compile.
+
+--bf16: products in bf16 by torch.autocast, over weights that are f32 (three-pass, which changes them) or bf16 (lora).
 """
 
 import argparse
@@ -23,13 +25,16 @@ TARGETS = {
 }
 
 
-def load(path):
+def load(path, method, bf16):
     config = transformers.AutoConfig.from_pretrained(path)
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(path, dtype=torch.float32, attn_implementation="eager" if config.is_encoder_decoder else "sdpa")
+    weights = torch.bfloat16 if bf16 and method.startswith("lora") else torch.float32
+    model = kind.from_pretrained(path, dtype=weights, attn_implementation="eager" if config.is_encoder_decoder else "sdpa")
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if bf16:
+        model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
     return model.train(), TARGETS[config.model_type]
 
 
@@ -117,10 +122,11 @@ def main():
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--refresh-every", type=int, default=200)
+    parser.add_argument("--bf16", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model, targets = load(args.model)
+    model, targets = load(args.model, args.method, args.bf16)
     batch, tasks = inputs(args.batch)
     if args.method.startswith("three-pass"):
         contender = ThreePass(model, targets, batch, tasks, args.rank, args.refresh_every)
