@@ -18,12 +18,13 @@ SHAPES = ROOT / "benches" / "shapes"
 LABELS = 3  # an item's tokens and the end of sequence
 CONTENDERS = [("engine", "gems"), ("peer", "three-pass"), ("engine", "lora"), ("peer", "lora")]
 COMPILED = [("peer", "three-pass-compiled"), ("peer", "lora-compiled")]  # by torch.compile
-BF16 = [("peer", "three-pass bf16"), ("peer", "lora bf16")]  # products in bf16
+# Products in bf16.
+BF16 = [("engine", "gems mixed"), ("peer", "three-pass bf16"), ("engine", "lora mixed"), ("peer", "lora bf16")]
 # On a checkpoint of one's own; "bf16": weights are kept so.
 OF_CHECKPOINT = [("engine", "gems"), ("engine", "gems bf16"), ("engine", "lora"), ("engine", "lora bf16"), ("peer", "lora")]
 PAIRS = [("engine gems", "peer three-pass"), ("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems", "engine lora")]
 PAIRS_COMPILED = [("engine gems", f"{kind} {method}") for kind, method in COMPILED]
-PAIRS_BF16 = [("engine gems", f"{kind} {method}") for kind, method in BF16]
+PAIRS_BF16 = [("engine gems mixed", name) for name in ("peer three-pass bf16", "peer lora bf16", "engine lora mixed", "engine gems")]
 PAIRS_OF_CHECKPOINT = [("engine gems", "peer lora"), ("engine lora", "peer lora"), ("engine gems bf16", "peer lora"), ("engine lora bf16", "peer lora"),
                        ("engine gems bf16", "engine gems"), ("engine lora bf16", "engine lora")]
 
@@ -134,7 +135,7 @@ def main():
     parser.add_argument("--sequences", type=int, default=8, help="sequences of each task")
     parser.add_argument("--length", type=int, default=64, help="tokens of a sequence (of the encoder's, for T5)")
     parser.add_argument("--compiled", action="store_true", help="the peers under torch.compile too")
-    parser.add_argument("--bf16", action="store_true", help="the peers with products in bf16 too")
+    parser.add_argument("--bf16", action="store_true", help="all of them with products in bf16 too")
     parser.add_argument("--only", action="append", help="this contender (`engine gems bf16`); all of them wait in memory at once")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -4,7 +4,7 @@
 mod shapes;
 
 use clap::Parser;
-use gems_engine::backend::cpu::Cpu;
+use gems_engine::backend::cpu::{Cpu, Products};
 use gems_engine::gems::Method;
 use gems_engine::model::{LoadOptions, Model, Narrow, Packed};
 use serde_json::{Value, json};
@@ -28,13 +28,17 @@ struct Args {
     /// Weights stay bf16 in memory.
     #[arg(long)]
     bf16: bool,
+    /// Products of layers in bf16.
+    #[arg(long)]
+    mixed: bool,
 }
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
-    let backend = Cpu::open(Some(args.threads))?;
+    let products = if args.mixed { Products::Bf16 } else { Products::F32 };
+    let backend = Cpu::open_with(Some(args.threads), products)?;
     let narrow = Narrow { layers: args.bf16, tables: args.bf16 };
     let model = Model::load(&args.model, backend, &LoadOptions { narrow, ..LoadOptions::default() })?;
     let batch = batch(&serde_json::from_str(&std::fs::read_to_string(&args.batch)?)?, &model)?;

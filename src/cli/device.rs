@@ -2,7 +2,7 @@
 
 use super::options::DeviceArgs;
 use super::ranks;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Products, tiles};
 use crate::backend::cuda::{Cuda, DeviceSpec, Faults, architectures, driver_present};
 use crate::backend::{Backend, DType};
 use crate::config::{Config, Device, Precision};
@@ -12,9 +12,11 @@ use std::sync::Arc;
 /// The backend of `config`. `auto` takes a GPU when there is a driver, a device and kernels for it, else the
 /// CPU; why not is said on stderr when there is a driver.
 pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
-    let refuse = |what: &str, remedy: &str| Err(Error::usage(what).at("precision").remedy(remedy));
     match (config.device, config.precision) {
-        (Device::Cpu, _) => Ok(Cpu::open(ranks::threads(args.threads))?),
+        (Device::Cpu, precision) => cpu(precision, args),
+        (Device::Simt | Device::Cuda(_), Precision::Mixed) => {
+            refuse("precision mixed is the CPU's", "use precision bf16 or auto, or --device cpu")
+        }
         (Device::Simt, Precision::Bf16) => simt(DType::BF16),
         (Device::Simt, _) => simt(DType::F32),
         (Device::Cuda(_), Precision::F32) => {
@@ -23,6 +25,24 @@ pub fn open(config: &Config, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
         (Device::Cuda(ordinal), _) => gpu(ordinal),
         (Device::Auto, precision) => auto(precision, args),
     }
+}
+
+fn refuse<T>(what: &str, remedy: &str) -> Result<T> {
+    Err(Error::usage(what).at("precision").remedy(remedy))
+}
+
+fn cpu(precision: Precision, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
+    let products = match precision {
+        Precision::Mixed if tiles::available() => Products::Bf16,
+        Precision::Mixed => {
+            return refuse(
+                "this processor does not multiply bf16 by itself (Intel's AMX)",
+                "use precision auto or f32, which are faster here",
+            );
+        }
+        Precision::Auto | Precision::F32 | Precision::Bf16 => Products::F32,
+    };
+    Cpu::open_with(ranks::threads(args.threads), products)
 }
 
 fn gpu(ordinal: usize) -> Result<Arc<dyn Backend>> {
@@ -41,8 +61,8 @@ fn simt(dtype: DType) -> Result<Arc<dyn Backend>> {
 
 /// What `auto` takes: the first GPU (of several ranks, each its own), if it works (`None`: the CPU), and why.
 pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
-    if precision == Precision::F32 {
-        return (None, "precision is f32, which is the CPU's".into());
+    if of_cpu(precision) {
+        return (None, "precision is f32 or mixed, which are the CPU's".into());
     }
     if !driver_present() {
         return (None, "there is no CUDA driver on this machine".into());
@@ -56,10 +76,14 @@ pub fn automatic(precision: Precision) -> (Option<Arc<dyn Backend>>, String) {
     }
 }
 
+fn of_cpu(precision: Precision) -> bool {
+    matches!(precision, Precision::F32 | Precision::Mixed)
+}
+
 fn auto(precision: Precision, args: &DeviceArgs) -> Result<Arc<dyn Backend>> {
     let (gpu, why) = automatic(precision);
-    if gpu.is_none() && precision != Precision::F32 && driver_present() {
+    if gpu.is_none() && !of_cpu(precision) && driver_present() {
         super::say(&format!("note: computing on the CPU, because {why} (`gems-engine doctor` says more)"));
     }
-    gpu.map_or_else(|| Ok(Cpu::open(ranks::threads(args.threads))? as Arc<dyn Backend>), Ok)
+    gpu.map_or_else(|| cpu(precision, args), Ok)
 }

@@ -85,7 +85,7 @@ fn narrow(config: &Config, base: &Path, device: &DeviceInfo) -> Result<Narrow> {
         return Ok(Narrow::default());
     }
     Ok(match config.precision {
-        Precision::F32 => Narrow::default(),
+        Precision::F32 | Precision::Mixed => Narrow::default(),
         Precision::Bf16 => Narrow { layers: true, tables: true },
         Precision::Auto => {
             let frozen = config.model.init == Init::Pretrained && !config.tuner().writes_weights();

@@ -28,7 +28,7 @@ pub struct Config {
     pub seed: u64,
     /// What to compute on: auto, cpu, cuda, cuda:N or simt.
     pub device: Device,
-    /// What layers compute in on a GPU, and weights are kept in on the CPU, which computes in f32.
+    /// What layers compute in on a GPU, and weights are kept in on the CPU, which computes in f32 unless this is mixed.
     pub precision: Precision,
     /// The base model.
     pub model: ModelSettings,
@@ -108,6 +108,8 @@ pub enum Precision {
     F32,
     /// On the CPU half the memory: what is folded into weights, and items' rows, are rounded as on a GPU.
     Bf16,
+    /// On a CPU that multiplies bf16 by itself (Intel's AMX): f32 weights, rounded to bf16 in products of layers and the head.
+    Mixed,
 }
 
 /// The base model (section `[model]`).

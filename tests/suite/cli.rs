@@ -85,7 +85,7 @@ fn logged(out: &Path, key: &str) -> Vec<f64> {
 }
 
 /// What a run of 7 steps computes: the loss of every step, then the logarithm of the perplexity, in nats a token like them.
-fn losses(model: &Path, data: &Path, out: &Path, more: &[&str]) -> Vec<f64> {
+pub fn losses(model: &Path, data: &Path, out: &Path, more: &[&str]) -> Vec<f64> {
     // The machine takes its time: little general text.
     let few = ["--steps", "7", "--set", "null_space.tokens=200", "--set", "rehearsal.texts=4"];
     let done = train(model.to_str().unwrap(), data, out, &[&few[..], more].concat()).assert().success();

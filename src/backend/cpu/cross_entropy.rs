@@ -1,9 +1,9 @@
 //! [`crate::backend::CrossEntropy`], a few rows of logits at a time.
 
-use super::matmul::matmul;
+use super::matmul::{layer_matmul, matmul};
 use super::rows::softmax;
 use super::simd::fast;
-use super::{elementwise, host, host_mut};
+use super::{Products, elementwise, host, host_mut};
 use crate::backend::ops::chunk_end;
 use crate::backend::{CrossEntropy, HostPool, Matmul, Softcap, Storage, Tensor};
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 /// Most logits held at once (16 MB).
 pub const LOGITS: usize = 4 << 20;
 
-pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
+pub fn cross_entropy(threads: usize, products: Products, pool: &HostPool, op: CrossEntropy) {
     let CrossEntropy { x, head, logit_scale, softcap, targets, weights, mut nll, mut dx, mut head_gradient } =
         op;
     let (labels, vocabulary) = (x.rows, head.rows);
@@ -27,7 +27,7 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
         let mut logits = Tensor::new(Storage::Host(pool.take(n * vocabulary)), n, vocabulary, x.dtype);
         let rows = x.row_range(start..end);
         let scores = Matmul { c: logits.mat_mut(), beta: 0.0, alpha: logit_scale, a: rows.n(), b: head.t() };
-        matmul(threads, pool, scores);
+        layer_matmul(threads, products, pool, scores);
         if let Some(cap) = softcap {
             elementwise::softcap(Softcap { x: logits.mat_mut(), cap });
         }
@@ -63,7 +63,8 @@ pub fn cross_entropy(threads: usize, pool: &HostPool, op: CrossEntropy) {
         }
         if let Some(dx) = &mut dx {
             let c = dx.reborrow().row_range(start..end);
-            matmul(threads, pool, Matmul { c, beta: 0.0, alpha: 1.0, a: logits.mat().n(), b: head.n() });
+            let op = Matmul { c, beta: 0.0, alpha: 1.0, a: logits.mat().n(), b: head.n() };
+            layer_matmul(threads, products, pool, op);
         }
         if let (Some(gradient), Some(segment)) = (&mut head_gradient, segment) {
             let trained = vocabulary - gradient.first_row;

@@ -1,17 +1,18 @@
 //! [`crate::backend::Linear`] and its gradient, as products.
 
-use super::matmul::{matmul, matmul_with_codes};
+use super::matmul::{layer_matmul, matmul, matmul_with_codes};
 use super::rows::each_row;
-use super::{host, simd};
+use super::{Products, host, simd};
 use crate::backend::{HostPool, Linear, LinearInputGrad, Matmul, Weight};
 
-pub fn linear(threads: usize, pool: &HostPool, op: Linear) {
+pub fn linear(threads: usize, products: Products, pool: &HostPool, op: Linear) {
     let Linear { layer, x, h, mut y } = op;
     match &layer.weight {
         Weight::Quantised(w) => matmul_with_codes(threads, pool, (y.reborrow(), 0.0), x, (w, true)),
         Weight::Whole(w) => {
-            matmul(
+            layer_matmul(
                 threads,
+                products,
                 pool,
                 Matmul { c: y.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: w.mat().t() },
             );
@@ -28,13 +29,18 @@ pub fn linear(threads: usize, pool: &HostPool, op: Linear) {
     }
 }
 
-pub fn linear_input_grad(threads: usize, pool: &HostPool, op: LinearInputGrad) {
+pub fn linear_input_grad(threads: usize, products: Products, pool: &HostPool, op: LinearInputGrad) {
     let LinearInputGrad { layer, dy, z, mut dx, accumulate } = op;
     let beta = if accumulate { 1.0 } else { 0.0 };
     match &layer.weight {
         Weight::Quantised(w) => matmul_with_codes(threads, pool, (dx.reborrow(), beta), dy, (w, false)),
         Weight::Whole(w) => {
-            matmul(threads, pool, Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: w.mat().n() });
+            layer_matmul(
+                threads,
+                products,
+                pool,
+                Matmul { c: dx.reborrow(), beta, alpha: 1.0, a: dy.n(), b: w.mat().n() },
+            );
         }
     }
     if let (Some(branch), Some(mut z)) = (&layer.branch, z) {

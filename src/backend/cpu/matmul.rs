@@ -3,7 +3,7 @@
 use super::elementwise::fill;
 use super::gemm::product;
 use super::narrow::{Kept, Part};
-use super::{host, host_mut};
+use super::{Products, host, host_mut, tiles};
 use crate::backend::{DType, Fill, HostPool, Mat, MatMut, Matmul, MatmulMany, Operand, Quantised};
 use faer::{MatMut as FaerMut, MatRef};
 use std::ops::Range;
@@ -14,6 +14,9 @@ const TILE: usize = 16;
 /// Below this many multiply-adds, handing work to another thread costs more than it saves
 /// (measured: about 5 us a hand-off, 20 to 50 GFLOP/s a core).
 const PARALLEL_FROM: usize = 1 << 20;
+
+/// Rows, columns and depth from which a product of layers is rounded.
+const ROUNDED_FROM: usize = 64;
 
 fn view(m: Mat<'_>) -> MatRef<'_, f32> {
     let (rows, cols, ld) = (m.rows, m.cols, m.ld);
@@ -84,6 +87,8 @@ struct Shared<'a> {
     pool: &'a HostPool,
     add: bool,
     alpha: f32,
+    /// Of two f32 sides, rounded.
+    products: Products,
 }
 
 impl Shared<'_> {
@@ -93,6 +98,9 @@ impl Shared<'_> {
         let at = |size: usize| (size * left / threads).next_multiple_of(TILE).min(size);
         if threads < 2 || m.max(n) <= TILE {
             match b {
+                Right::F32(b) if self.products == Products::Bf16 => {
+                    tiles::product(self.pool, c, self.add, self.alpha, a, b);
+                }
                 Right::F32(b) => product(c, self.add, self.alpha, a, b),
                 Right::Narrow(part) => part.product(self.pool, c, self.add, self.alpha, a),
             }
@@ -112,8 +120,15 @@ impl Shared<'_> {
 }
 
 pub fn matmul(threads: usize, pool: &HostPool, op: Matmul) {
+    layer_matmul(threads, Products::F32, pool, op);
+}
+
+/// A product of layers: one with few rows or columns, such as a branch's, stays f32, since rounding costs more than it.
+pub fn layer_matmul(threads: usize, products: Products, pool: &HostPool, op: Matmul) {
     let Matmul { c, beta, alpha, a, b } = op;
-    into(threads, pool, (c, beta), alpha, a, (b.shape().0, Right::of(&b)));
+    let (m, n) = c.shape();
+    let products = if m.min(n).min(b.shape().0) < ROUNDED_FROM { Products::F32 } else { products };
+    into(threads, products, pool, (c, beta), alpha, a, (b.shape().0, Right::of(&b)));
 }
 
 /// `c = beta c + a W`, or with Wᵀ, of a weight in codes.
@@ -126,6 +141,7 @@ pub fn matmul_with_codes(
 ) {
     into(
         threads,
+        Products::F32,
         pool,
         (c, beta),
         1.0,
@@ -136,6 +152,7 @@ pub fn matmul_with_codes(
 
 fn into(
     threads: usize,
+    products: Products,
     pool: &HostPool,
     (mut c, beta): (MatMut, f32),
     alpha: f32,
@@ -153,7 +170,7 @@ fn into(
         return;
     }
     let threads = if m * n * k >= PARALLEL_FROM { threads } else { 1 };
-    let shared = Shared { pool, add: beta != 0.0, alpha };
+    let shared = Shared { pool, add: beta != 0.0, alpha, products };
     shared.run(threads, view_mut(&mut c), oriented(&a), b);
 }
 

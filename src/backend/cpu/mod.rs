@@ -1,4 +1,4 @@
-//! The native CPU backend: f32 (weights may be bf16 in memory), threads, SIMD through the GEMM library and auto-vectorised loops.
+//! The native CPU backend: f32 (weights may be bf16 in memory, products of layers in bf16), threads, SIMD through the GEMM library and auto-vectorised loops.
 //!
 //! This is the specification of every operation: written to be read, and as fast as that allows.
 
@@ -25,6 +25,7 @@ mod rows;
 mod shrink;
 mod simd;
 mod step_factors;
+pub mod tiles;
 mod weight_grad;
 
 use super::*;
@@ -32,10 +33,22 @@ use crate::error::{Error, Kind, Result};
 use half::bf16;
 use std::sync::Arc;
 
+/// What the products of layers round their operands to. Sums, and everything else, are f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Products {
+    /// They do not.
+    #[default]
+    F32,
+    /// To bf16: layers, their input gradients, the head's logits and theirs, as on a GPU. Where the processor has no tiles
+    /// ([`tiles::available`]) this is much slower than f32.
+    Bf16,
+}
+
 /// The CPU backend.
 pub struct Cpu {
     info: DeviceInfo,
     threads: usize,
+    products: Products,
     pool: HostPool,
     sines: rope::Sines,
     stopwatch: Stopwatch,
@@ -45,6 +58,11 @@ impl Cpu {
     /// A backend on `threads` threads (all by default). The thread pool is the process's: the first
     /// backend decides.
     pub fn open(threads: Option<usize>) -> Result<Arc<dyn Backend>> {
+        Self::open_with(threads, Products::F32)
+    }
+
+    /// The same, with products of layers as given.
+    pub fn open_with(threads: Option<usize>, products: Products) -> Result<Arc<dyn Backend>> {
         if threads == Some(0) {
             return Err(Error::usage("0 threads").at("--threads").remedy("give at least 1"));
         }
@@ -54,7 +72,7 @@ impl Cpu {
         }
         let (threads, pool) = (rayon::current_num_threads(), HostPool::default());
         let (sines, stopwatch) = (rope::Sines::default(), Stopwatch::default());
-        Ok(Arc::new(Self { info: info(threads), threads, pool, sines, stopwatch }))
+        Ok(Arc::new(Self { info: info(threads, products), threads, products, pool, sines, stopwatch }))
     }
 }
 
@@ -69,9 +87,13 @@ impl Cpu {
     }
 }
 
-fn info(threads: usize) -> DeviceInfo {
+fn info(threads: usize, products: Products) -> DeviceInfo {
+    let more = match products {
+        Products::F32 => "",
+        Products::Bf16 => ", products in bf16",
+    };
     DeviceInfo {
-        name: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
+        name: format!("cpu ({threads} thread{}{more})", if threads == 1 { "" } else { "s" }),
         compute_dtype: DType::F32,
         max_logits: cross_entropy::LOGITS,
         max_widened: threads * narrow::PIECE,
@@ -210,7 +232,7 @@ impl Backend for Cpu {
     }
 
     fn execute(&self, op: Operation) -> Result<()> {
-        let (threads, pool) = (self.threads, &self.pool);
+        let (threads, products, pool) = (self.threads, self.products, &self.pool);
         match op {
             Operation::Copy(op) => elementwise::copy(op),
             Operation::Fill(op) => elementwise::fill(op),
@@ -223,8 +245,8 @@ impl Backend for Cpu {
             Operation::Matmul(op) => matmul::matmul(threads, pool, op),
             Operation::MatmulSplit(op) => matmul::matmul(threads, pool, op.0),
             Operation::MatmulMany(op) => matmul::matmul_many(threads, pool, op),
-            Operation::Linear(op) => linear::linear(threads, pool, op),
-            Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, pool, op),
+            Operation::Linear(op) => linear::linear(threads, products, pool, op),
+            Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, products, pool, op),
             Operation::WeightGrad(op) => weight_grad::weight_grad(threads, pool, op),
             Operation::ColumnSums(op) => column_sums::column_sums(op),
             Operation::Rmsnorm(op) => rmsnorm::rmsnorm(op),
@@ -234,7 +256,7 @@ impl Backend for Cpu {
             Operation::AttentionBackward(op) => attention::attention_backward(op),
             Operation::Activate(op) => activation::activate(op),
             Operation::ActivateBackward(op) => activation::activate_backward(op),
-            Operation::CrossEntropy(op) => cross_entropy::cross_entropy(threads, pool, op),
+            Operation::CrossEntropy(op) => cross_entropy::cross_entropy(threads, products, pool, op),
             Operation::Dequantize(op) => dequantize::dequantize(op),
             Operation::Divergence(op) => divergence::divergence(op),
             Operation::Dots(op) => dots::dots(op),

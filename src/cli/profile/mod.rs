@@ -9,7 +9,7 @@ use super::{demo, device, products};
 use crate::backend::cuda::{Cuda, DeviceSpec};
 use crate::backend::trace::{self, Ended, Record};
 use crate::backend::work::{Peaks, Work};
-use crate::backend::{Backend, DType};
+use crate::backend::{AdaptedLinear, Backend, DType, Linear};
 use crate::config::{Config, Layer};
 use crate::error::{Error, Result};
 use crate::gems::NullSide;
@@ -253,8 +253,12 @@ fn peaks(backend: &Arc<dyn Backend>) -> Result<Option<Peaks>> {
     let mut to = backend.zeros(n, n, DType::F32)?;
     let copy = best(5, &mut || backend.copy(from.mat(), to.mat_mut()))?;
     let m = 1 << 10;
-    let (a, mut c) = (backend.tensor(&vec![0.5; m * m], m, m, DType::F32)?, backend.zeros(m, m, DType::F32)?);
-    let mut product = || backend.product(c.mat_mut(), 0.0, 1.0, a.mat().n(), a.mat().t());
+    let square = || backend.tensor(&vec![0.5; m * m], m, m, DType::F32);
+    let (x, mut y) = (square()?, backend.zeros(m, m, DType::F32)?);
+    // A layer: its products may be faster than others.
+    let layer = AdaptedLinear { weight: square()?.into(), bias: None, branch: None };
+    let mut product =
+        || backend.execute(Linear { layer: &layer, x: x.mat(), h: None, y: y.mat_mut() }.into());
     let product = best(5, &mut product)?;
     Ok(Some(Peaks {
         bytes_per_second: (2 * 4 * n * n) as f64 / copy,

@@ -23,6 +23,7 @@ mod rmsnorm;
 mod rope;
 mod shrink;
 mod step_factors;
+mod tiles;
 mod weight_grad;
 
 use crate::support::{assert_close, kernel_devices, numbers};

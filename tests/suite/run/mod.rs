@@ -8,7 +8,7 @@ mod resume;
 mod saving;
 mod threads;
 
-use crate::cli::{FAST, engine, train, world};
+use crate::cli::{FAST, engine, golden_model, losses, train, world};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,7 @@
 //! What `precision` means on the CPU: weights of half the size, and a run that knows of them.
 
 use super::*;
+use gems_engine::backend::cpu::tiles;
 use serde_json::json;
 
 const BF16: [&str; 4] = ["--device", "cpu", "--set", "precision=bf16"];
@@ -73,4 +74,34 @@ fn layers_that_lora_leaves_stay_as_they_are_stored() {
     });
     let [(a, _), (b, _)] = &losses;
     assert!((a - b).abs() < 1e-3 * b.abs() && losses[0].1 != json!(null), "{losses:?}");
+}
+
+/// Products of layers in bf16, on a processor that multiplies it by itself; elsewhere it is refused.
+#[test]
+fn layers_multiply_bf16_where_the_processor_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (world(dir.path()), dir.path().join("run"));
+    let on = |device: &'static str| ["--device", device, "--set", "precision=mixed"];
+    let refused = |device: &'static str, part: &str| {
+        let failed = train("llama_tied", &data, &run, &on(device)).assert().failure().code(2);
+        let said = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+        assert!(said.contains("precision") && said.contains(part), "{said}");
+    };
+    refused("simt", "use precision bf16 or auto");
+    if !tiles::available() {
+        return refused("cpu", "use precision auto or f32");
+    }
+    let model = golden_model("llama_tied");
+    let of = |name: &str, flags: &[&str]| losses(&model, &data, &dir.path().join(name), flags);
+    let (whole, rounded) = (of("whole", &["--device", "cpu"]), of("rounded", &on("cpu")));
+    let far = whole.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(far > 0.0 && far < 0.02, "{whole:?}, {rounded:?}");
+    // It goes on to the same end.
+    let flags = [&on("cpu")[..], &["--steps", "9", "--set", "checkpoint.every=4"]].concat();
+    train("llama_tied", &data, &run, &flags).assert().success();
+    let newest = run.join("checkpoints/step-00000009");
+    let bytes = fs::read(newest.join("weights.safetensors")).unwrap();
+    fs::remove_dir_all(&newest).unwrap();
+    engine().args(["train", "--json", "--resume", "--out"]).arg(&run).assert().success();
+    assert!(bytes == fs::read(newest.join("weights.safetensors")).unwrap());
 }
