@@ -1,6 +1,7 @@
 //! The machine around the GPU: what makes a run slow, or stops it, without being wrong.
 
 use super::{Check, fail, note, pass, warn};
+use crate::backend::cpu::tiles;
 use crate::cli::ranks;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,9 @@ fn processor() -> Check {
     let vectors = ranks::vector_units().join(", ");
     let all = read.lines().filter(|l| l.starts_with("processor")).count();
     let of_all = if all > threads { format!(" of {all}") } else { String::new() };
-    let found = format!("{}, {threads}{of_all} threads, {vectors}", model.unwrap_or(std::env::consts::ARCH));
+    let model = model.unwrap_or(std::env::consts::ARCH);
+    let bf16 = if tiles::available() { ", AMX (--set precision=mixed)" } else { "" };
+    let found = format!("{model}, {threads}{of_all} threads, {vectors}{bf16}");
     match all > threads {
         true => note(
             "processor",
