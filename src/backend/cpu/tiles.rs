@@ -21,7 +21,7 @@ const LINES: usize = 16;
 const STEP: usize = 2 * LINES;
 /// Depth of a tile.
 const TILE_DEPTH: usize = 32;
-/// Depth that is summed in tiles, and rows of the left-hand side beside it: half a megabyte less than a core's second cache.
+/// Depth that is summed in tiles, and rows of the left-hand side beside it: a megabyte, half of a core's second cache.
 const DEPTH: usize = 512;
 const ROWS: usize = 960;
 
@@ -223,7 +223,6 @@ mod unit {
     mod amx {
         use super::{Aligned, Sums, Tile};
         use std::arch::asm;
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
         use std::ffi::c_long;
         use std::sync::LazyLock;
 
@@ -232,10 +231,11 @@ mod unit {
             *AVAILABLE
         }
 
+        /// Whether the system knows of them.
         fn has_tiles() -> bool {
-            const BF16: u32 = 1 << 22;
-            const TILE: u32 = 1 << 24;
-            __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE
+            let told = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            let flags = told.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+            ["amx_tile", "amx_bf16"].iter().all(|name| flags.split_whitespace().any(|flag| flag == *name))
         }
 
         /// Asks the system for the state of tiles, which a process does not have by itself.
