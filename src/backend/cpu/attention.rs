@@ -1,10 +1,9 @@
 //! Attention over packed sequences, one sequence a task; a tile of rows' scores is all that is ever held.
 
-use super::gemm::product;
 use super::matmul::{block, block_mut};
 use super::rows::{row, softmax};
 use super::simd::{axpy, dot, exp, fast};
-use super::{host, host_mut};
+use super::{Products, host, host_mut};
 use crate::backend::relative_bias::relative_position_bucket;
 use crate::backend::{
     Attention, AttentionBackward, AttentionSpec, Indices, Mask, Mat, MatMut, PerSegment, RelativeBias,
@@ -38,16 +37,17 @@ const TILE: usize = 64;
 /// One sequence of an attention call. Rows are counted from its first.
 struct Sequence<'a> {
     spec: &'a AttentionSpec<'a>,
+    products: Products,
     q_rows: Range<usize>,
     k_rows: Range<usize>,
     distances: Option<Distances<'a>>,
 }
 
 impl<'a> Sequence<'a> {
-    fn new(spec: &'a AttentionSpec<'a>, s: usize) -> Self {
+    fn new(spec: &'a AttentionSpec<'a>, products: Products, s: usize) -> Self {
         let (q_rows, k_rows) = (sequence(&spec.q_offsets.host, s), sequence(&spec.k_offsets.host, s));
         let distances = spec.bias.map(|bias| Distances::new(bias, &q_rows, &k_rows));
-        Self { spec, q_rows, k_rows, distances }
+        Self { spec, products, q_rows, k_rows, distances }
     }
     fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let count = self.q_rows.len();
@@ -89,7 +89,8 @@ impl<'a> Sequence<'a> {
         slopes: &mut Vec<f32>,
     ) {
         let n = keys.len();
-        product(block_mut(out, n, 0..rows.len(), 0..n), false, self.spec.scale, q, k.transpose());
+        let to = block_mut(out, n, 0..rows.len(), 0..n);
+        self.products.product(to, false, self.spec.scale, q, k.transpose());
         slopes.clear();
         if let Some(cap) = self.spec.softcap {
             slopes.extend(out.iter_mut().map(|score| {
@@ -190,7 +191,7 @@ fn columns(head: usize, d: usize) -> Range<usize> {
     head * d..(head + 1) * d
 }
 
-pub fn attention(op: Attention) {
+pub fn attention(products: Products, op: Attention) {
     if let Mask::Listed { offsets, keys } = op.spec.mask {
         return listed(op, (offsets, keys));
     }
@@ -200,7 +201,7 @@ pub fn attention(op: Attention) {
     let outs = cut(&mut out, &spec.q_offsets.host);
     let lses = cut(&mut lse, &spec.q_offsets.host);
     outs.into_par_iter().zip(lses).enumerate().for_each(|(s, (out, lse))| {
-        let sequence = Sequence::new(&spec, s);
+        let sequence = Sequence::new(&spec, products, s);
         let (mut scores, mut slopes) = (Vec::new(), Vec::new());
         for head in 0..heads {
             let biases = sequence.biases(head);
@@ -221,7 +222,7 @@ pub fn attention(op: Attention) {
                 });
                 let to = block_mut(out, heads * d, rows.clone(), columns(head, d));
                 let value = sequence.key((vd, &v), &keys, head);
-                product(to, false, 1.0, block(p, n, 0..rows.len(), 0..n), value);
+                products.product(to, false, 1.0, block(p, n, 0..rows.len(), 0..n), value);
             }
         }
     });
@@ -262,7 +263,7 @@ fn listed(op: Attention, (offsets, keys): (&Indices, &Indices)) {
     });
 }
 
-pub fn attention_backward(op: AttentionBackward) {
+pub fn attention_backward(products: Products, op: AttentionBackward) {
     let AttentionBackward { spec, q, k, v, out, lse, dout, mut dq, mut dk, mut dv, dbias } = op;
     let (q_offsets, k_offsets) = (&spec.q_offsets.host, &spec.k_offsets.host);
     let table_len = spec.bias.map_or(0, |b| b.table.rows * spec.heads);
@@ -278,7 +279,7 @@ pub fn attention_backward(op: AttentionBackward) {
             let mut bias_sum = vec![0f32; if want_bias { table_len } else { 0 }];
             dk.fill(0.0);
             dv.fill(0.0);
-            sequence_backward(&Sequence::new(&spec, s), &given, (dq, dk, dv), &mut bias_sum);
+            sequence_backward(&Sequence::new(&spec, products, s), &given, (dq, dk, dv), &mut bias_sum);
             bias_sum
         })
         .collect();
@@ -328,7 +329,8 @@ fn sequence_backward(
             let upstream = sequence.query((dod, dout), &rows, head);
             sequence.scores((query, key), (&rows, &keys), &biases, p, &mut slopes);
             let value = sequence.key((vd, v), &keys, head);
-            product(block_mut(ds, n, 0..rows.len(), 0..n), false, 1.0, upstream, value.transpose());
+            let to = block_mut(ds, n, 0..rows.len(), 0..n);
+            sequence.products.product(to, false, 1.0, upstream, value.transpose());
             fast!(|| {
                 for (at, i) in rows.clone().enumerate() {
                     let row_of = sequence.q_rows.start + i;
@@ -355,21 +357,13 @@ fn sequence_backward(
             // Of the capped score; from here on of the score.
             ds.iter_mut().zip(&slopes).for_each(|(ds, slope)| *ds *= slope);
             let all = |data| block(data, n, 0..rows.len(), 0..n);
-            product(
-                block_mut(dv, kv_ld, keys.clone(), shared.clone()),
-                true,
-                1.0,
-                all(p).transpose(),
-                upstream,
-            );
-            product(
-                block_mut(dq, heads * d, rows.clone(), columns(head, d)),
-                false,
-                spec.scale,
-                all(ds),
-                key,
-            );
-            product(block_mut(dk, kv_ld, keys, shared.clone()), true, spec.scale, all(ds).transpose(), query);
+            let product = |c, add, alpha, a, b| sequence.products.product(c, add, alpha, a, b);
+            let to = block_mut(dv, kv_ld, keys.clone(), shared.clone());
+            product(to, true, 1.0, all(p).transpose(), upstream);
+            let to = block_mut(dq, heads * d, rows.clone(), columns(head, d));
+            product(to, false, spec.scale, all(ds), key);
+            let to = block_mut(dk, kv_ld, keys, shared.clone());
+            product(to, true, spec.scale, all(ds).transpose(), query);
         }
         let buckets = sequence.distances.iter().flat_map(|distances| &distances.buckets);
         for (sum, bucket) in by_distance.iter().zip(buckets) {

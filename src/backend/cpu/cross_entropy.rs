@@ -1,6 +1,6 @@
 //! [`crate::backend::CrossEntropy`], a few rows of logits at a time.
 
-use super::matmul::{layer_matmul, matmul};
+use super::matmul::layer_matmul;
 use super::rows::softmax;
 use super::simd::fast;
 use super::{Products, elementwise, host, host_mut};
@@ -70,7 +70,12 @@ pub fn cross_entropy(threads: usize, products: Products, pool: &HostPool, op: Cr
             let trained = vocabulary - gradient.first_row;
             let c = gradient.grad.out.reborrow().row_range(segment * trained..(segment + 1) * trained);
             let part = logits.mat().col_range(gradient.first_row..vocabulary);
-            matmul(threads, pool, Matmul { c, beta: 1.0, alpha: 1.0, a: part.t(), b: rows.n() });
+            layer_matmul(
+                threads,
+                products,
+                pool,
+                Matmul { c, beta: 1.0, alpha: 1.0, a: part.t(), b: rows.n() },
+            );
         }
         start = end;
     }

@@ -1,6 +1,6 @@
 //! [`crate::backend::Linear`] and its gradient, as products.
 
-use super::matmul::{layer_matmul, matmul, matmul_with_codes};
+use super::matmul::{layer_matmul, matmul_with_codes};
 use super::rows::each_row;
 use super::{Products, host, simd};
 use crate::backend::{HostPool, Linear, LinearInputGrad, Matmul, Weight};
@@ -24,8 +24,9 @@ pub fn linear(threads: usize, products: Products, pool: &HostPool, op: Linear) {
     }
     if let (Some(branch), Some(mut h)) = (&layer.branch, h) {
         let (a, b) = (branch.a.mat().t(), branch.b.mat().t());
-        matmul(threads, pool, Matmul { c: h.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: a });
-        matmul(threads, pool, Matmul { c: y, beta: 1.0, alpha: 1.0, a: h.as_mat().n(), b });
+        let product = |op: Matmul| layer_matmul(threads, products, pool, op);
+        product(Matmul { c: h.reborrow(), beta: 0.0, alpha: 1.0, a: x.n(), b: a });
+        product(Matmul { c: y, beta: 1.0, alpha: 1.0, a: h.as_mat().n(), b });
     }
 }
 
@@ -45,7 +46,8 @@ pub fn linear_input_grad(threads: usize, products: Products, pool: &HostPool, op
     }
     if let (Some(branch), Some(mut z)) = (&layer.branch, z) {
         let (a, b) = (branch.a.mat().n(), branch.b.mat().n());
-        matmul(threads, pool, Matmul { c: z.reborrow(), beta: 0.0, alpha: 1.0, a: dy.n(), b });
-        matmul(threads, pool, Matmul { c: dx, beta: 1.0, alpha: 1.0, a: z.as_mat().n(), b: a });
+        let product = |op: Matmul| layer_matmul(threads, products, pool, op);
+        product(Matmul { c: z.reborrow(), beta: 0.0, alpha: 1.0, a: dy.n(), b });
+        product(Matmul { c: dx, beta: 1.0, alpha: 1.0, a: z.as_mat().n(), b: a });
     }
 }

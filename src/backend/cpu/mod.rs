@@ -39,7 +39,7 @@ pub enum Products {
     /// They do not.
     #[default]
     F32,
-    /// To bf16: layers, their input gradients, the head's logits and theirs, as on a GPU. Where the processor has no tiles
+    /// To bf16: layers and their gradients, the head, attention, as on a GPU. Where the processor has no tiles
     /// ([`tiles::available`]) this is much slower than f32.
     Bf16,
 }
@@ -247,13 +247,13 @@ impl Backend for Cpu {
             Operation::MatmulMany(op) => matmul::matmul_many(threads, pool, op),
             Operation::Linear(op) => linear::linear(threads, products, pool, op),
             Operation::LinearInputGrad(op) => linear::linear_input_grad(threads, products, pool, op),
-            Operation::WeightGrad(op) => weight_grad::weight_grad(threads, pool, op),
+            Operation::WeightGrad(op) => weight_grad::weight_grad(threads, products, pool, op),
             Operation::ColumnSums(op) => column_sums::column_sums(op),
             Operation::Rmsnorm(op) => rmsnorm::rmsnorm(op),
             Operation::RmsnormBackward(op) => rmsnorm::rmsnorm_backward(op),
             Operation::Rope(op) => rope::rope(&self.sines, op),
-            Operation::Attention(op) => attention::attention(op),
-            Operation::AttentionBackward(op) => attention::attention_backward(op),
+            Operation::Attention(op) => attention::attention(products, op),
+            Operation::AttentionBackward(op) => attention::attention_backward(products, op),
             Operation::Activate(op) => activation::activate(op),
             Operation::ActivateBackward(op) => activation::activate_backward(op),
             Operation::CrossEntropy(op) => cross_entropy::cross_entropy(threads, products, pool, op),

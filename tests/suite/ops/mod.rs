@@ -28,7 +28,7 @@ mod weight_grad;
 
 use crate::support::{assert_close, kernel_devices, numbers};
 use cases::{Case, Inputs, Padded, Prepared, Sizes, Timed, values};
-use gems_engine::backend::cpu::Cpu;
+use gems_engine::backend::cpu::{Cpu, Products};
 use gems_engine::backend::cuda::{Cuda, DeviceSpec, DriverKind};
 use gems_engine::backend::*;
 use std::sync::Arc;
@@ -80,15 +80,26 @@ fn parity_on(device: &dyn Backend, case: &Case) {
     }
 }
 
-/// The same on the SIMT machine (and a GPU, where there is one) in both types.
+/// The same on the SIMT machine (and a GPU, where there is one) in both types, and on the CPU with products in bf16.
 #[track_caller]
 fn parity(case: Case) {
+    with_products_in_bf16(&case);
     for dtype in TYPES {
         for (d, device) in kernel_devices(dtype).into_iter().enumerate() {
             parity_on(&*device, &case);
             // The machine is this test's own, a GPU is shared by all tests.
             assert!(d > 0 || device.memory().live == 0, "{}: memory is left over", case.name);
         }
+    }
+}
+
+/// Compares the CPU with products in bf16 with itself, of inputs that bf16 can hold.
+#[track_caller]
+fn with_products_in_bf16(case: &Case) {
+    let [got, want] = [Products::Bf16, Products::F32]
+        .map(|products| outputs(&*Cpu::open_with(None, products).unwrap(), DType::BF16, case));
+    for ((name, got), (_, want)) in got.iter().zip(&want) {
+        close(&format!("{}: {name} (products in bf16)", case.name), DType::BF16, got, want);
     }
 }
 

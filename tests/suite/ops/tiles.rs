@@ -2,7 +2,6 @@
 //! without tiles the same packing feeds a loop.
 
 use super::*;
-use gems_engine::backend::cpu::Products;
 use half::bf16;
 
 fn mixed() -> Arc<dyn Backend> {
@@ -117,7 +116,7 @@ fn values_are_rounded_to_the_nearest() {
 /// The head's logits and their gradient are rounded, the losses near those of f32; what is small is not rounded at all.
 #[test]
 fn the_head_in_bf16() {
-    for (labels, width, vocabulary, rounded) in [(70, 64, 131, true), (70, 40, 131, false)] {
+    for (labels, width, vocabulary, rounded) in [(70, 64, 131, true), (70, 15, 131, false)] {
         let run = |be: &dyn Backend| {
             let tensor = |seed: u64, rows: usize| {
                 be.tensor(&numbers(seed, rows * width), rows, width, DType::F32).unwrap()

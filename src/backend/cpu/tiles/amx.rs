@@ -1,0 +1,191 @@
+//! The instructions: AMX for products, AVX-512 (which every processor with AMX has) to round into tiles.
+
+use super::{LINES, Order, Sums, TILE_DEPTH, Tile};
+use faer::MatRef;
+use std::arch::asm;
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_permutexvar_epi16, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
+};
+use std::ffi::c_long;
+use std::sync::LazyLock;
+
+pub fn available() -> bool {
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| has_tiles() && permitted());
+    *AVAILABLE
+}
+
+/// Whether the system knows of them.
+fn has_tiles() -> bool {
+    let told = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = told.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |name| flags.split_whitespace().any(|flag| flag == name);
+    ["amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512_bf16"].into_iter().all(has)
+}
+
+/// Asks the system for the state of tiles, which a process does not have by itself.
+fn permitted() -> bool {
+    unsafe extern "C" {
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+    const ARCH_PRCTL: c_long = 158;
+    const REQUEST_PERMISSION: c_long = 0x1023;
+    const TILE_DATA: c_long = 18;
+    // SAFETY: the system's own function, with a request of two numbers; what it does not know it refuses.
+    unsafe { syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0 }
+}
+
+/// Eight tiles of 16 lines of 64 bytes.
+pub fn configure() {
+    #[repr(C, align(64))]
+    struct Settings([u8; 64]);
+    let mut settings = Settings([0; 64]);
+    settings.0[0] = 1; // the palette
+    for tile in 0..8 {
+        settings.0[16 + 2 * tile] = 64;
+        settings.0[48 + tile] = 16;
+    }
+    // SAFETY: `available` has found the instruction, and the system allows it; it reads the 64 bytes.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &settings, options(nostack, preserves_flags)) }
+}
+
+pub fn release() {
+    // SAFETY: as above; nothing of this thread is in tiles any more.
+    unsafe { asm!("tilerelease", options(nostack, preserves_flags)) }
+}
+
+pub fn multiply(a: (&[Tile], &[Tile]), b: (&[Tile], &[Tile]), sums: &mut Sums) {
+    let tiles = a.0.len();
+    assert!(tiles > 0 && [a.1.len(), b.0.len(), b.1.len()] == [tiles; 3], "lines of tiles of one length");
+    // SAFETY: the unit is configured as long as there is a `Unit`, which calls this; each of four lines of `tiles` tiles
+    // is read from its first to its last kilobyte, and the 32 lines of `sums` are written.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{a0} + {line}*1]",
+            "tileloadd tmm6, [{b0} + {line}*1]",
+            "tileloadd tmm7, [{b1} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a1} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
+            "dec {left}", "jnz 2b",
+            "tilestored [{sums} + {row}*1], tmm0",
+            "tilestored [{sums} + {row}*1 + 64], tmm1",
+            "tilestored [{sums} + {row}*1 + 2048], tmm2",
+            "tilestored [{sums} + {row}*1 + 2112], tmm3",
+            line = in(reg) 64usize,
+            row = in(reg) 128usize,
+            a0 = inout(reg) a.0.as_ptr() => _,
+            a1 = inout(reg) a.1.as_ptr() => _,
+            b0 = inout(reg) b.0.as_ptr() => _,
+            b1 = inout(reg) b.1.as_ptr() => _,
+            left = inout(reg) tiles => _,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Rounds 16 rows of 32 depths, of which rows or depths lie in one piece; for fewer says false, and does nothing.
+pub fn pack(part: MatRef<f32>, order: Order, to: &mut Tile) -> bool {
+    let whole = (part.nrows(), part.ncols()) == (LINES, TILE_DEPTH);
+    if whole {
+        // SAFETY: `available` has found the instructions, and a `Unit` that is real calls this.
+        unsafe { pack_whole(part, order, to) };
+    }
+    whole
+}
+
+/// 16 lines of 16 pairs.
+type Lines = [__m512i; LINES];
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_whole(part: MatRef<f32>, order: Order, to: &mut Tile) {
+    let mut lines: Lines = [_mm512_setzero_si512(); LINES];
+    let given = if part.col_stride() == 1 { Order::Rows } else { Order::Depths };
+    if given == Order::Rows {
+        for (line, row) in lines.iter_mut().zip(part.row_iter()) {
+            let row = row.try_as_row_major().map(|row| row.as_slice().as_chunks().0);
+            if let Some([first, second]) = row {
+                *line = rounded(first, second);
+            }
+        }
+    } else {
+        for (pair, line) in lines.iter_mut().enumerate() {
+            let depth = |at| part.col(at).try_as_col_major().map(|column| column.as_slice().as_chunks().0);
+            if let (Some([first]), Some([second])) = (depth(2 * pair), depth(2 * pair + 1)) {
+                *line = _mm512_permutexvar_epi16(alternating(), rounded(first, second));
+            }
+        }
+    }
+    if given != order {
+        lines = transposed(lines);
+    }
+    for (to, line) in to.0.iter_mut().zip(lines) {
+        // SAFETY: 64 bytes, and any are numbers.
+        *to = unsafe { std::mem::transmute::<__m512i, [u32; 16]>(line) };
+    }
+}
+
+/// 32 values in their order, to nearest and even; below the smallest normal number they are zero.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn rounded(first: &[f32; 16], second: &[f32; 16]) -> __m512i {
+    // SAFETY: 64 bytes, and any are numbers, as above.
+    unsafe {
+        let [first, second] =
+            [*first, *second].map(|values| std::mem::transmute::<[f32; 16], __m512>(values));
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
+    }
+}
+
+/// Takes a value of the first half and one of the second in turn.
+#[target_feature(enable = "avx512f")]
+fn alternating() -> __m512i {
+    const FROM: [u16; 32] = {
+        let (mut from, mut at) = ([0; 32], 0);
+        while at < 32 {
+            from[at] = (at / 2 + at % 2 * 16) as u16;
+            at += 1;
+        }
+        from
+    };
+    // SAFETY: 64 bytes, and any are numbers, as above.
+    unsafe { std::mem::transmute::<[u16; 32], __m512i>(FROM) }
+}
+
+/// Lines and places in them change roles: by pairs of lines, by fours, then by quarters of a register.
+#[target_feature(enable = "avx512f")]
+fn transposed(lines: Lines) -> Lines {
+    let mut twos = lines;
+    for at in (0..LINES).step_by(2) {
+        twos[at] = _mm512_unpacklo_epi32(lines[at], lines[at + 1]);
+        twos[at + 1] = _mm512_unpackhi_epi32(lines[at], lines[at + 1]);
+    }
+    let mut fours = twos;
+    for at in (0..LINES).step_by(4) {
+        for half in 0..2 {
+            let (one, other) = (twos[at + half], twos[at + half + 2]);
+            fours[at + 2 * half] = _mm512_unpacklo_epi64(one, other);
+            fours[at + 2 * half + 1] = _mm512_unpackhi_epi64(one, other);
+        }
+    }
+    // Of every four lines a register has their columns c, 4 + c, 8 + c and 12 + c now, a quarter each.
+    let mut result = fours;
+    for c in 0..4 {
+        let [a, b, x, y] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let even = [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(x, y)];
+        let odd = [_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(x, y)];
+        result[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
+        result[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
+        result[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
+        result[12 + c] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
+    }
+    result
+}
