@@ -1,7 +1,6 @@
 //! The instructions: AMX for products, AVX-512 (which every processor with AMX has) to round into tiles.
 
-use super::{LINES, Order, Sums, TILE_DEPTH, Tile};
-use faer::MatRef;
+use super::{LINES, Sums, Tile, padded};
 use std::arch::asm;
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_permutexvar_epi16, _mm512_setzero_si512,
@@ -93,54 +92,69 @@ pub fn multiply(a: (&[Tile], &[Tile]), b: (&[Tile], &[Tile]), sums: &mut Sums) {
     }
 }
 
-/// Rounds 16 rows of 32 depths, of which rows or depths lie in one piece; for fewer says false, and does nothing.
-pub fn pack(part: MatRef<f32>, order: Order, to: &mut Tile) -> bool {
-    let whole = (part.nrows(), part.ncols()) == (LINES, TILE_DEPTH);
-    if whole {
-        // SAFETY: `available` has found the instructions, and a `Unit` that is real calls this.
-        unsafe { pack_whole(part, order, to) };
+/// See [`super::unit::Unit::row`].
+pub fn row(values: &[f32], line: usize, to: &mut [Tile]) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn row(values: &[f32], line: usize, to: &mut [Tile]) {
+        for (at, tile) in to.iter_mut().enumerate() {
+            let from = 2 * LINES * at;
+            tile.0[line] = numbers(rounded(padded(values, from), padded(values, from + LINES)));
+        }
     }
-    whole
+    // SAFETY: `available` has found the instructions, and a `Unit` that is real calls this.
+    unsafe { row(values, line, to) }
+}
+
+/// See [`super::unit::Unit::pair`].
+pub fn pair<'a>(depths: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn pair<'a>([first, second]: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
+        let alternating = alternating();
+        for (at, tile) in to.enumerate() {
+            let both = rounded(padded(first, LINES * at), padded(second, LINES * at));
+            tile.0[line] = numbers(_mm512_permutexvar_epi16(alternating, both));
+        }
+    }
+    // SAFETY: as in `row`.
+    unsafe { pair(depths, line, to) }
+}
+
+pub fn turn_over(tile: &mut Tile) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn turn_over(tile: &mut Tile) {
+        let mut lines = [_mm512_setzero_si512(); LINES];
+        for (line, from) in lines.iter_mut().zip(&tile.0) {
+            *line = register(*from);
+        }
+        for (to, line) in tile.0.iter_mut().zip(transposed(lines)) {
+            *to = numbers(line);
+        }
+    }
+    // SAFETY: as in `row`.
+    unsafe { turn_over(tile) }
 }
 
 /// 16 lines of 16 pairs.
 type Lines = [__m512i; LINES];
 
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pack_whole(part: MatRef<f32>, order: Order, to: &mut Tile) {
-    let mut lines: Lines = [_mm512_setzero_si512(); LINES];
-    let given = if part.col_stride() == 1 { Order::Rows } else { Order::Depths };
-    if given == Order::Rows {
-        for (line, row) in lines.iter_mut().zip(part.row_iter()) {
-            let row = row.try_as_row_major().map(|row| row.as_slice().as_chunks().0);
-            if let Some([first, second]) = row {
-                *line = rounded(first, second);
-            }
-        }
-    } else {
-        for (pair, line) in lines.iter_mut().enumerate() {
-            let depth = |at| part.col(at).try_as_col_major().map(|column| column.as_slice().as_chunks().0);
-            if let (Some([first]), Some([second])) = (depth(2 * pair), depth(2 * pair + 1)) {
-                *line = _mm512_permutexvar_epi16(alternating(), rounded(first, second));
-            }
-        }
-    }
-    if given != order {
-        lines = transposed(lines);
-    }
-    for (to, line) in to.0.iter_mut().zip(lines) {
-        // SAFETY: 64 bytes, and any are numbers.
-        *to = unsafe { std::mem::transmute::<__m512i, [u32; 16]>(line) };
-    }
+#[target_feature(enable = "avx512f")]
+fn register(line: [u32; 16]) -> __m512i {
+    // SAFETY: 64 bytes, and any are numbers.
+    unsafe { std::mem::transmute(line) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn numbers(line: __m512i) -> [u32; 16] {
+    // SAFETY: 64 bytes, and any are numbers.
+    unsafe { std::mem::transmute(line) }
 }
 
 /// 32 values in their order, to nearest and even; below the smallest normal number they are zero.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn rounded(first: &[f32; 16], second: &[f32; 16]) -> __m512i {
-    // SAFETY: 64 bytes, and any are numbers, as above.
+fn rounded(first: [f32; 16], second: [f32; 16]) -> __m512i {
+    // SAFETY: 64 bytes each, and any are numbers.
     unsafe {
-        let [first, second] =
-            [*first, *second].map(|values| std::mem::transmute::<[f32; 16], __m512>(values));
+        let [first, second] = [std::mem::transmute::<[f32; 16], __m512>(first), std::mem::transmute(second)];
         std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
     }
 }
@@ -148,16 +162,15 @@ fn rounded(first: &[f32; 16], second: &[f32; 16]) -> __m512i {
 /// Takes a value of the first half and one of the second in turn.
 #[target_feature(enable = "avx512f")]
 fn alternating() -> __m512i {
-    const FROM: [u16; 32] = {
-        let (mut from, mut at) = ([0; 32], 0);
-        while at < 32 {
-            from[at] = (at / 2 + at % 2 * 16) as u16;
+    const FROM: [u32; 16] = {
+        let (mut from, mut at) = ([0; 16], 0);
+        while at < 16 {
+            from[at] = at as u32 | (16 + at as u32) << 16;
             at += 1;
         }
         from
     };
-    // SAFETY: 64 bytes, and any are numbers, as above.
-    unsafe { std::mem::transmute::<[u16; 32], __m512i>(FROM) }
+    register(FROM)
 }
 
 /// Lines and places in them change roles: by pairs of lines, by fours, then by quarters of a register.

@@ -117,19 +117,46 @@ fn write(c: MatMut<f32>, add: bool, alpha: f32, sums: &Sums) {
 }
 
 /// Rounds rows into lines of tiles, each as long as the rows are; zeros beyond the last row, up to whole steps, and beyond the
-/// last depth. Goes along what lies in one piece.
+/// last depth. Goes along what lies in one piece, and turns tiles over where that is not their order.
 fn pack<'a>(unit: &Unit, rows: MatRef<f32>, order: Order, to: &'a mut [Tile]) -> &'a [Tile] {
     let (height, depth) = (rows.nrows(), rows.ncols());
     let (lines, tiles) = (height.next_multiple_of(STEP) / LINES, depth.div_ceil(TILE_DEPTH));
-    let mut one = |line: usize, at: usize| {
-        let (top, from) = ((line * LINES).min(height), at * TILE_DEPTH);
-        let part = rows.submatrix(top, from, LINES.min(height - top), TILE_DEPTH.min(depth - from));
-        unit.pack(part, order, &mut to[line * tiles + at]);
-    };
+    let to = &mut to[..lines * tiles];
     if rows.col_stride() == 1 {
-        (0..lines).for_each(|line| (0..tiles).for_each(|at| one(line, at)));
+        let row = |at: usize| {
+            let row = (at < height).then(|| rows.row(at).try_as_row_major()).flatten();
+            row.map_or(&[][..], |row| row.as_slice())
+        };
+        for (line, to) in to.chunks_exact_mut(tiles).enumerate() {
+            (0..LINES).for_each(|at| unit.row(row(line * LINES + at), at, to));
+            if order == Order::Depths {
+                to.iter_mut().for_each(|tile| unit.turn_over(tile));
+            }
+        }
     } else {
-        (0..tiles).for_each(|at| (0..lines).for_each(|line| one(line, at)));
+        let column = |at: usize| {
+            let column = (at < depth).then(|| rows.col(at).try_as_col_major()).flatten();
+            column.map_or(&[][..], |column| column.as_slice())
+        };
+        for at in 0..tiles {
+            for pair in 0..LINES {
+                let first = at * TILE_DEPTH + 2 * pair;
+                unit.pair([column(first), column(first + 1)], pair, to[at..].iter_mut().step_by(tiles));
+            }
+            if order == Order::Rows {
+                to[at..].iter_mut().step_by(tiles).for_each(|tile| unit.turn_over(tile));
+            }
+        }
     }
-    &to[..lines * tiles]
+    to
+}
+
+/// Sixteen values from a place on; zeros beyond the last.
+#[inline(always)]
+fn padded(values: &[f32], from: usize) -> [f32; LINES] {
+    if let Some(Some(whole)) = values.get(from..).map(<[f32]>::first_chunk) {
+        return *whole;
+    }
+    let rest = values.get(from..).unwrap_or_default();
+    std::array::from_fn(|at| rest.get(at).copied().unwrap_or_default())
 }

@@ -1,41 +1,27 @@
-//! What [`super::amx`] does, in loops: tiles at the edges of an operand; and for tests where there is no such processor,
-//! all of it, slowly.
+//! What [`super::amx`] does, in loops: for tests where there is no such processor. Slow.
 
-use super::{LINES, Order, STEP, Sums, TILE_DEPTH, Tile};
-use faer::MatRef;
+use super::{LINES, STEP, Sums, Tile, padded};
 
-/// Rounds up to 16 rows of up to 32 depths, which lie in rows or in depths; zeros beyond.
-pub fn pack(part: MatRef<f32>, order: Order, tile: &mut Tile) {
-    tile.0 = [[0; LINES]; LINES];
-    let given = if part.col_stride() == 1 { Order::Rows } else { Order::Depths };
-    if given == Order::Rows {
-        for (row, to) in part.row_iter().zip(&mut tile.0) {
-            let values = padded::<TILE_DEPTH>(row.try_as_row_major().map(|row| row.as_slice()));
-            for (to, [first, second]) in to.iter_mut().zip(values.as_chunks().0) {
-                *to = pair(*first, *second);
-            }
-        }
-    } else {
-        let depth = part.ncols();
-        let column = |at: usize| {
-            let at = (at < depth).then(|| part.col(at).try_as_col_major().map(|column| column.as_slice()));
-            padded::<LINES>(at.flatten())
-        };
-        for (to, at) in tile.0.iter_mut().zip((0..depth).step_by(2)) {
-            let (first, second) = (column(at), column(at + 1));
-            *to = std::array::from_fn(|line| pair(first[line], second[line]));
-        }
-    }
-    if given != order {
-        let lines = tile.0;
-        tile.0 = std::array::from_fn(|line| std::array::from_fn(|at| lines[at][line]));
+/// See [`super::unit::Unit::row`].
+pub fn row(values: &[f32], line: usize, to: &mut [Tile]) {
+    for (at, tile) in to.iter_mut().enumerate() {
+        let from = |pair: usize| values.get(2 * LINES * at + pair).copied().unwrap_or_default();
+        tile.0[line] = std::array::from_fn(|place| pair(from(2 * place), from(2 * place + 1)));
     }
 }
 
-fn padded<const N: usize>(values: Option<&[f32]>) -> [f32; N] {
-    let (mut padded, values) = ([0.0; N], values.unwrap_or_default());
-    padded[..values.len()].copy_from_slice(values);
-    padded
+/// See [`super::unit::Unit::pair`].
+pub fn pair_of_depths<'a>([first, second]: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
+    for (at, tile) in to.enumerate() {
+        let (first, second) = (padded(first, LINES * at), padded(second, LINES * at));
+        tile.0[line] = std::array::from_fn(|place| pair(first[place], second[place]));
+    }
+}
+
+/// Lines and places in them change roles.
+pub fn turn_over(tile: &mut Tile) {
+    let lines = tile.0;
+    tile.0 = std::array::from_fn(|line| std::array::from_fn(|at| lines[at][line]));
 }
 
 fn pair(first: f32, second: f32) -> u32 {

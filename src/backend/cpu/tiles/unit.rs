@@ -2,8 +2,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
-use super::{Order, Sums, Tile, portable};
-use faer::MatRef;
+use super::{Sums, Tile, portable};
 use std::marker::PhantomData;
 
 /// Whether this processor has tiles and the system lets the process use them.
@@ -30,13 +29,31 @@ impl Unit {
         Self { real, here: PhantomData }
     }
 
-    /// Rounds up to 16 rows of up to 32 depths, of which rows or depths lie in one piece; zeros beyond.
-    pub fn pack(&self, part: MatRef<f32>, order: Order, to: &mut Tile) {
+    /// Rounds a row into a line of tiles that lie one behind the other, 32 depths each; zeros beyond its last.
+    pub fn row(&self, values: &[f32], line: usize, to: &mut [Tile]) {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if self.real && amx::pack(part, order, to) {
-            return;
+        if self.real {
+            return amx::row(values, line, to);
         }
-        portable::pack(part, order, to);
+        portable::row(values, line, to);
+    }
+
+    /// Rounds two depths into a line of tiles, 16 rows each; zeros beyond the last.
+    pub fn pair<'a>(&self, depths: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if self.real {
+            return amx::pair(depths, line, to);
+        }
+        portable::pair_of_depths(depths, line, to);
+    }
+
+    /// Makes lines of rows those of pairs of depths, or the other way round.
+    pub fn turn_over(&self, tile: &mut Tile) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if self.real {
+            return amx::turn_over(tile);
+        }
+        portable::turn_over(tile);
     }
 
     /// `sums = a b` of two lines of tiles each, all of one length.
