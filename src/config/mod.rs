@@ -108,7 +108,7 @@ pub enum Precision {
     F32,
     /// On the CPU half the memory: what is folded into weights, and items' rows, are rounded as on a GPU.
     Bf16,
-    /// On a CPU that multiplies bf16 by itself (Intel's AMX): f32 weights, rounded to bf16 in products of layers and the head.
+    /// On a CPU that multiplies bf16 by itself (Intel's AMX): f32 weights, and bf16 in the products of layers, head and attention.
     Mixed,
 }
 

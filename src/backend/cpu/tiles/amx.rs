@@ -154,7 +154,8 @@ fn numbers(line: __m512i) -> [u32; 16] {
 fn rounded(first: [f32; 16], second: [f32; 16]) -> __m512i {
     // SAFETY: 64 bytes each, and any are numbers.
     unsafe {
-        let [first, second] = [std::mem::transmute::<[f32; 16], __m512>(first), std::mem::transmute(second)];
+        let first = std::mem::transmute::<[f32; 16], __m512>(first);
+        let second = std::mem::transmute::<[f32; 16], __m512>(second);
         std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
     }
 }
