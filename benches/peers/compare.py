@@ -92,7 +92,10 @@ def measure(shape, args):
         checkpoint(shape, model)
     batch(json.loads((model / "config.json").read_text()), data, args.sequences, args.length)
     contenders = []
-    for kind, method in OF_CHECKPOINT if args.checkpoint else CONTENDERS + COMPILED * args.compiled + BF16 * args.bf16:
+    chosen = CONTENDERS + COMPILED * args.compiled + BF16 * args.bf16
+    if args.checkpoint:
+        chosen = OF_CHECKPOINT + [c for c in BF16 if c != ("peer", "three-pass bf16")] * args.bf16
+    for kind, method in chosen:
         if not args.only or f"{kind} {method}" in args.only:
             contenders.append(Contender(kind, method, args, model, data))
     for _ in range(args.rounds):
@@ -116,7 +119,7 @@ def measure(shape, args):
     print(f"{'':18}{'first loss':>12}{'step ms':>10}{'least ms':>10}{'cpu ms':>10}{'first s':>10}{'peak MB':>10}")
     for name, r in rows.items():
         print(f"{name:18}{r['first loss']:12.5f}{r['step'] * 1e3:10.1f}{r['least'] * 1e3:10.1f}{r['cpu'] * 1e3:10.1f}{r['first']:10.2f}{r['peak']:10.0f}")
-    for ours, theirs in PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS + PAIRS_COMPILED * args.compiled + PAIRS_BF16 * args.bf16:
+    for ours, theirs in (PAIRS_OF_CHECKPOINT if args.checkpoint else PAIRS + PAIRS_COMPILED * args.compiled) + PAIRS_BF16 * args.bf16:
         if not {ours, theirs} <= rows.keys():
             continue
         ratio = {k: rows[theirs][k] / rows[ours][k] for k in ("step", "least", "cpu", "first", "peak")}

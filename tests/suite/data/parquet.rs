@@ -7,7 +7,7 @@ use gems_engine::data::*;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter};
 use parquet::column::writer::ColumnCloseResult;
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 use parquet::schema::parser::parse_message_type;
@@ -205,6 +205,19 @@ fn with_pages(text: &str, pages: Vec<Page>) -> Vec<u8> {
     bytes
 }
 
+/// The file's row group so many times: all name the same bytes.
+fn repeated(file: &[u8], groups: usize) -> Vec<u8> {
+    let metadata =
+        ParquetMetaDataReader::new().parse_and_finish(&bytes::Bytes::copy_from_slice(file)).unwrap();
+    let (rest, _) = file.split_last_chunk::<4>().unwrap();
+    let (rest, length) = rest.split_last_chunk::<4>().unwrap();
+    let mut bytes = rest[..rest.len() - u32::from_le_bytes(*length) as usize].to_vec();
+    let group = metadata.row_group(0).clone();
+    let metadata = metadata.into_builder().set_row_groups(vec![group; groups]).build();
+    ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().unwrap();
+    bytes
+}
+
 fn page(encoding: Encoding, num_values: u32, values: &[u8]) -> Page {
     Page::DataPage {
         buf: values.to_vec().into(),
@@ -264,6 +277,14 @@ fn pages_made_by_hand_are_read() {
     }
 }
 
+/// A million nulls of a list, its first or further ones: levels of repetition (0, then a run of 1) and of definition (a run of 2).
+fn elements(first: bool) -> Page {
+    let repeated: &[u8] = if first { &[2, 0, 0xfe, 0xff, 0x7f, 1] } else { &[0x80, 0x80, 0x80, 1, 1] };
+    let length = |part: &[u8]| (part.len() as u32).to_le_bytes();
+    let defined: &[u8] = &[0x80, 0x80, 0x80, 1, 2];
+    page(Encoding::PLAIN, 1 << 20, &[&length(repeated), repeated, &length(defined), defined].concat())
+}
+
 /// What a page claims of sizes is not believed: a decoder that does takes all memory, or passes hours.
 #[test]
 fn claims_of_pages_are_refused_before_anything_is_allocated() {
@@ -272,13 +293,6 @@ fn claims_of_pages_are_refused_before_anything_is_allocated() {
     // A run of levels: 2^31 - 1 nulls.
     let nulls = |count: u32| page(Encoding::PLAIN, count, &[6, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0xf, 0]);
     let many = i32::MAX as u32;
-    // A row's list of a million nulls: levels of repetition (0, then a run of 1) and of definition (a run of 2).
-    let elements = |first: bool| {
-        let repeated: &[u8] = if first { &[2, 0, 0xfe, 0xff, 0x7f, 1] } else { &[0x80, 0x80, 0x80, 1, 1] };
-        let length = |part: &[u8]| (part.len() as u32).to_le_bytes();
-        let defined: &[u8] = &[0x80, 0x80, 0x80, 1, 2];
-        page(Encoding::PLAIN, 1 << 20, &[&length(repeated), repeated, &length(defined), defined].concat())
-    };
     let long = vec![b'a'; 3 << 20];
     let cases = [
         (
@@ -320,6 +334,16 @@ fn claims_of_pages_are_refused_before_anything_is_allocated() {
             load(&with_pages(text, pages)).err().unwrap_or_else(|| panic!("{what}: read")).to_string();
         assert!(error.contains("items.parquet") && error.contains(part), "{what}: {error}");
     }
+}
+
+/// A file that would be read to its end has to be as large as what it claims, though every page may be counted again.
+#[test]
+fn row_groups_of_the_same_bytes_count_each() {
+    let file = with_pages(LIST, vec![elements(true), elements(true)]);
+    let said = |file: &[u8]| load(file).err().map(|error| error.to_string()).unwrap_or_default();
+    let (once, often) = (said(&file), said(&repeated(&file, 8)));
+    assert!(!once.contains("and more"), "{once}");
+    assert!(often.contains("items.parquet") && often.contains("and more"), "{often}");
 }
 
 /// The decoder sees that the text of a page is UTF-8, not that of each value.
