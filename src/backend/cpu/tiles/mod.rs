@@ -7,6 +7,16 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+mod amx {
+    //! No such processor.
+    pub use super::portable::{multiply, pair, row, turn_over};
+    pub fn available() -> bool {
+        false
+    }
+    pub fn configure() {}
+    pub fn release() {}
+}
 mod portable;
 mod unit;
 

@@ -6,15 +6,15 @@ use super::{LINES, STEP, Sums, Tile, padded};
 pub fn row(values: &[f32], line: usize, to: &mut [Tile]) {
     for (at, tile) in to.iter_mut().enumerate() {
         let from = |pair: usize| values.get(2 * LINES * at + pair).copied().unwrap_or_default();
-        tile.0[line] = std::array::from_fn(|place| pair(from(2 * place), from(2 * place + 1)));
+        tile.0[line] = std::array::from_fn(|place| beside(from(2 * place), from(2 * place + 1)));
     }
 }
 
 /// See [`super::unit::Unit::pair`].
-pub fn pair_of_depths<'a>([first, second]: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
+pub fn pair<'a>([first, second]: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
     for (at, tile) in to.enumerate() {
         let (first, second) = (padded(first, LINES * at), padded(second, LINES * at));
-        tile.0[line] = std::array::from_fn(|place| pair(first[place], second[place]));
+        tile.0[line] = std::array::from_fn(|place| beside(first[place], second[place]));
     }
 }
 
@@ -24,7 +24,7 @@ pub fn turn_over(tile: &mut Tile) {
     tile.0 = std::array::from_fn(|line| std::array::from_fn(|at| lines[at][line]));
 }
 
-fn pair(first: f32, second: f32) -> u32 {
+fn beside(first: f32, second: f32) -> u32 {
     rounded(first) | rounded(second) << 16
 }
 

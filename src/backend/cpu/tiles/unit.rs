@@ -1,16 +1,11 @@
 //! What rounds into tiles and multiplies them: the processor's own, or where it has none, loops.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::amx;
-use super::{Sums, Tile, portable};
+use super::{Sums, Tile, amx, portable};
 use std::marker::PhantomData;
 
 /// Whether this processor has tiles and the system lets the process use them.
 pub fn available() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    return amx::available();
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    false
+    amx::available()
 }
 
 /// The calling thread's unit, made ready; at its end it is given back, so that a change of threads need not save it.
@@ -22,7 +17,6 @@ pub struct Unit {
 impl Unit {
     pub fn new() -> Self {
         let real = available();
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if real {
             amx::configure();
         }
@@ -31,7 +25,6 @@ impl Unit {
 
     /// Rounds a row into a line of tiles that lie one behind the other, 32 depths each; zeros beyond its last.
     pub fn row(&self, values: &[f32], line: usize, to: &mut [Tile]) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self.real {
             return amx::row(values, line, to);
         }
@@ -40,16 +33,14 @@ impl Unit {
 
     /// Rounds two depths into a line of tiles, 16 rows each; zeros beyond the last.
     pub fn pair<'a>(&self, depths: [&[f32]; 2], line: usize, to: impl Iterator<Item = &'a mut Tile>) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self.real {
             return amx::pair(depths, line, to);
         }
-        portable::pair_of_depths(depths, line, to);
+        portable::pair(depths, line, to);
     }
 
     /// Makes lines of rows those of pairs of depths, or the other way round.
     pub fn turn_over(&self, tile: &mut Tile) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self.real {
             return amx::turn_over(tile);
         }
@@ -58,7 +49,6 @@ impl Unit {
 
     /// `sums = a b` of two lines of tiles each, all of one length.
     pub fn multiply(&self, a: (&[Tile], &[Tile]), b: (&[Tile], &[Tile]), sums: &mut Sums) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self.real {
             return amx::multiply(a, b, sums);
         }
@@ -68,7 +58,6 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self.real {
             amx::release();
         }
